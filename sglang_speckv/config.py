@@ -1,0 +1,93 @@
+"""What a user can set, in one frozen record, and the error that names what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+DEFAULT_CANDIDATE_STEPS = (0, 1, 2, 3, 5, 7)
+MAX_NUM_STEPS = 16
+POLICY_NAMES = ("throughput", "ema", "static:K")
+_STATIC = re.compile(r"static:(\d+)\Z")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be served: one sentence with the bad value and the remedy.
+
+    Becomes exit code 2 at the command line's edge and stays a ``ValueError`` in Python.
+    """
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """``"0,1,3"`` -> ``(0, 1, 3)``; raises :class:`ConfigError` on anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"candidate steps {text!r} are not comma-separated integers, such as 0,1,3,5"
+        ) from None
+
+
+def static_steps(policy: str) -> int | None:
+    """The K of ``static:K``, or None where ``policy`` is another one."""
+    match = _STATIC.match(policy)
+    return int(match.group(1)) if match else None
+
+
+@dataclass(frozen=True)
+class SpecKVConfig:
+    """Settings of the plugin; travels to every process under the ``"speckv"`` key of the
+    ``--speculative-adaptive-config`` JSON.
+
+    ``candidate_steps`` are the tiers that are built at start-up, ascending; 0 is "do not draft".
+    """
+
+    policy: str = "throughput"
+    candidate_steps: tuple[int, ...] = DEFAULT_CANDIDATE_STEPS
+    artifact: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "candidate_steps", _checked_steps(self.candidate_steps))
+        _check_policy(self.policy, self.candidate_steps)
+        if self.artifact is not None and not isinstance(self.artifact, str):
+            raise ConfigError(f"artifact {self.artifact!r} is not a path")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SpecKVConfig:
+        """Build from JSON; an unknown key is refused by name."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f'the "speckv" settings are {values!r}, not a JSON object')
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"unknown speckv setting {unknown[0]!r}; the settings are {', '.join(known)}"
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "candidate_steps": list(self.candidate_steps)}
+
+
+def _checked_steps(steps: Any) -> tuple[int, ...]:
+    if not isinstance(steps, list | tuple) or not steps:
+        raise ConfigError(f"candidate steps {steps!r} are not a non-empty list of integers")
+    for step in steps:
+        if type(step) is not int or not 0 <= step <= MAX_NUM_STEPS:
+            raise ConfigError(f"candidate step {step!r} is not an integer in 0..{MAX_NUM_STEPS}")
+    return tuple(sorted(set(steps)))
+
+
+def _check_policy(policy: Any, candidate_steps: tuple[int, ...]) -> None:
+    if not isinstance(policy, str) or (
+        policy not in ("throughput", "ema") and static_steps(policy) is None
+    ):
+        raise ConfigError(f"unknown policy {policy!r}; choose from {', '.join(POLICY_NAMES)}")
+    pinned = static_steps(policy)
+    if pinned is not None and pinned not in candidate_steps:
+        raise ConfigError(
+            f"policy {policy!r} pins a step that is not a candidate; add {pinned} to the "
+            f"candidate steps {','.join(map(str, candidate_steps))}"
+        )
