@@ -42,17 +42,19 @@ class SpecKVConfig:
     ``--speculative-adaptive-config`` JSON.
 
     ``candidate_steps`` are the tiers that are built at start-up, ascending; 0 is "do not draft".
+    ``ema_config`` holds the user's own batch-size slots in SGLang's adaptive-config form, for the
+    ``ema`` policy; None means SGLang's defaults.
     """
 
     policy: str = "throughput"
     candidate_steps: tuple[int, ...] = DEFAULT_CANDIDATE_STEPS
-    artifact: str | None = None
+    ema_config: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate_steps", _checked_steps(self.candidate_steps))
         _check_policy(self.policy, self.candidate_steps)
-        if self.artifact is not None and not isinstance(self.artifact, str):
-            raise ConfigError(f"artifact {self.artifact!r} is not a path")
+        if self.ema_config is not None and not isinstance(self.ema_config, Mapping):
+            raise ConfigError(f"ema_config {self.ema_config!r} is not a JSON object")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpecKVConfig:

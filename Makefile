@@ -1,0 +1,39 @@
+# Everything runs in the project's own .venv, which the first target to need it builds.
+# Progress goes to stderr; stdout belongs to the command.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+.PHONY: setup demo test check bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "speckv: no Python 3.11 or 3.12 found (outlines_core, which sglang needs, has no wheel beyond); name one with: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@echo "setting up .venv with $(PYTHON): SGLang and CUDA libraries take about 10 GB of disk" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 >&2
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock >&2
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . >&2
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/speckv demo $(if $(QUICK),--quick)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/decision.py
+	@$(BIN)/python benchmarks/switching.py
+
+clean:
+	@rm -rf .venv out .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,79 @@
+"""How long the policies take: decide and observe, in microseconds, quietest of five runs.
+
+    python benchmarks/decision.py
+
+A table first; the last line is the same figures as one JSON object. The bars for 64 requests
+and 8 tiers: decide median <= 30 and p99 <= 50, observe p99 <= 200.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+from time import perf_counter_ns
+
+from sglang_speckv.policy import Batch, Round, StepPolicy, create_policy
+
+TIERS = (0, 1, 2, 3, 4, 5, 6, 7)
+RUNS, ROUNDS, WARM_UP = 5, 2000, 300
+
+
+def rounds(rng: random.Random, sizes: list[int]) -> list[tuple[int, list[int], float]]:
+    """Per round: batch size, how deep each request would go, jitter of the time."""
+    return [
+        (size, [min(7, int(rng.expovariate(0.7))) for _ in range(size)], rng.lognormvariate(0, 0.1))
+        for size in (rng.choice(sizes) for _ in range(ROUNDS))
+    ]
+
+
+def one_run(policy: StepPolicy, outcomes: list[tuple[int, list[int], float]]) -> dict[str, float]:
+    decide, observe = [], []
+    for size, depths, jitter in outcomes:
+        start = perf_counter_ns()
+        steps = policy.decide(Batch(size)).num_steps
+        decide.append(perf_counter_ns() - start)
+        seconds = (0.04 + 0.003 * steps + 0.0004 * size * (steps + 1)) * jitter
+        outcome = Round(steps, size, [min(depth, steps) for depth in depths], seconds)
+        start = perf_counter_ns()
+        policy.observe(outcome)
+        observe.append(perf_counter_ns() - start)
+    figures = {}
+    for what, nanoseconds in (("decide", decide), ("observe", observe)):
+        ordered = sorted(nanoseconds[WARM_UP:])
+        figures[f"{what}_median_us"] = ordered[len(ordered) // 2] / 1e3
+        figures[f"{what}_p99_us"] = ordered[int(0.99 * len(ordered))] / 1e3
+    return figures
+
+
+def measure(spec: str, sizes: list[int]) -> dict[str, float]:
+    outcomes = rounds(random.Random(0), sizes)
+    gc.collect()
+    gc.disable()
+    try:
+        runs = [one_run(create_policy(spec, TIERS, 3), outcomes) for _ in range(RUNS)]
+    finally:
+        gc.enable()
+    return {key: round(min(run[key] for run in runs), 2) for key in runs[0]}
+
+
+def main() -> None:
+    loads = {"1": [1], "64": [64], "60-64": [60, 61, 62, 63, 64]}
+    rows = [
+        {"policy": spec, "batch": batch, **measure(spec, sizes)}
+        for spec in ("throughput", "ema", "static:3")
+        for batch, sizes in loads.items()
+    ]
+    print(f"{'policy':<12}{'batch':>8}{'decide median, p99':>24}{'observe median, p99':>24}  (us)")
+    for row in rows:
+        figures = [row[f"{what}_us"] for what in ("decide_median", "decide_p99")]
+        learned = [row[f"{what}_us"] for what in ("observe_median", "observe_p99")]
+        print(
+            f"{row['policy']:<12}{row['batch']:>8}"
+            f"{figures[0]:>14.1f}{figures[1]:>10.1f}{learned[0]:>14.1f}{learned[1]:>10.1f}"
+        )
+    print(json.dumps({"benchmark": "decision", "tiers": len(TIERS), "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+from sglang_speckv.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""What a SpecKV server counts (``internal_states[0]["speckv"]``), and differences of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sglang_speckv.bench.client import ServerError
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """Cumulative since start, or what one block added.
+
+    ``rounds`` are decode rounds by step count, ``request_rounds`` the same times requests;
+    ``recent`` the newest rounds as (seconds since start, num_steps, batch size).
+    """
+
+    rounds: dict[str, int]
+    request_rounds: int
+    proposed_drafts: int
+    correct_drafts: int
+    switches: int = 0
+    fallbacks: int = 0
+    recent: tuple[tuple[float, int, int], ...] = ()
+
+    def since(self, before: Counters) -> Counters:
+        rounds = {tier: n - before.rounds.get(tier, 0) for tier, n in self.rounds.items()}
+        new = sum(rounds.values())
+        return Counters(
+            rounds,
+            self.request_rounds - before.request_rounds,
+            self.proposed_drafts - before.proposed_drafts,
+            self.correct_drafts - before.correct_drafts,
+            self.switches - before.switches,
+            self.fallbacks - before.fallbacks,
+            self.recent[-new:] if new > 0 else (),
+        )
+
+    def __add__(self, other: Counters) -> Counters:
+        tiers = self.rounds.keys() | other.rounds.keys()
+        return Counters(
+            {tier: self.rounds.get(tier, 0) + other.rounds.get(tier, 0) for tier in tiers},
+            self.request_rounds + other.request_rounds,
+            self.proposed_drafts + other.proposed_drafts,
+            self.correct_drafts + other.correct_drafts,
+            self.switches + other.switches,
+            self.fallbacks + other.fallbacks,
+            self.recent + other.recent,
+        )
+
+    @property
+    def accept_rate(self) -> float | None:
+        """Correct / proposed, with what was really proposed; None where nothing was."""
+        return self.correct_drafts / self.proposed_drafts if self.proposed_drafts else None
+
+    @property
+    def accept_length(self) -> float | None:
+        """Tokens per request and decode round, bonus token included."""
+        return 1 + self.correct_drafts / self.request_rounds if self.request_rounds else None
+
+    def shares(self) -> dict[str, float]:
+        """Part of the rounds by step count, ascending."""
+        total = sum(self.rounds.values())
+        tiers = sorted((tier for tier, n in self.rounds.items() if n), key=int)
+        return {tier: self.rounds[tier] / total for tier in tiers}
+
+
+def read_counters(state: dict[str, Any], server: str) -> Counters | None:
+    """The counters in one ``internal_states`` entry; None where SpecKV is not active."""
+    speckv = state.get("speckv")
+    if not isinstance(speckv, dict) or speckv.get("active") is not True:
+        return None
+    try:
+        return msgspec.convert(speckv, Counters)
+    except msgspec.ValidationError as error:
+        raise ServerError(
+            f"server {server}: its SpecKV counters are unreadable ({error})"
+        ) from None

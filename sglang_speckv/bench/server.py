@@ -1,0 +1,148 @@
+"""``speckv serve`` as a child: own process group, log in a file, gone when we are."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from sglang_speckv.bench.client import Client, ServerError
+from sglang_speckv.config import ConfigError
+
+COMMAND = (sys.executable, "-m", "sglang_speckv", "serve")
+_PR_SET_PDEATHSIG = 1
+
+
+class Server:
+    """One server process and everything it spawned."""
+
+    def __init__(
+        self, name: str, args: Sequence[str], log: Path, command: Sequence[str] = COMMAND
+    ) -> None:
+        self.name = name
+        self.log = log
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.argv = [*command, *args, "--host", "127.0.0.1", "--port", str(port)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(),
+            )
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        async with Client(self.name, self.url, timeout_s=30) as client:
+            while time.monotonic() < deadline:
+                self.check_alive()
+                if await client.ready():
+                    return
+                await asyncio.sleep(1)
+        raise ServerError(
+            f"server {self.name} was not ready after {timeout_s:.0f} s; the end of {self.log}:\n"
+            f"{last_lines(self.log)}"
+        )
+
+    def check_alive(self) -> None:
+        assert self._process is not None, "the server was never started"
+        code = self._process.poll()
+        if code is None:
+            return
+        if code == 2:  # refused its arguments, with one sentence
+            raise ConfigError(f"server {self.name}: {last_lines(self.log, 1)}")
+        raise ServerError(
+            f"server {self.name} ended with code {code}; the end of {self.log}:\n"
+            f"{last_lines(self.log)}"
+        )
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """End the whole process group, politely first; safe to call twice."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        family = _family(process.pid)
+        _signal_group(process.pid, signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=grace_s)
+        _signal_group(process.pid, signal.SIGKILL)
+        for stray in alive:  # one that left the group
+            with suppress(psutil.NoSuchProcess):
+                stray.kill()
+        psutil.wait_procs(alive, timeout=5)
+        process.wait()
+
+
+@asynccontextmanager
+async def running(
+    servers: Sequence[Server], ready_timeout_s: float
+) -> AsyncIterator[dict[str, Client]]:
+    """All ``servers`` up, started together; a client for each by name. All end on any exit."""
+    try:
+        for server in servers:
+            server.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for server in servers:
+                    group.create_task(server.wait_ready(ready_timeout_s))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        async with AsyncExitStack() as stack:
+            clients = [Client(server.name, server.url) for server in servers]
+            yield {client.name: await stack.enter_async_context(client) for client in clients}
+    finally:
+        with ThreadPoolExecutor(len(servers)) as pool:
+            list(pool.map(Server.stop, servers))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def last_lines(log: Path, count: int = 15) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 65536))
+        lines = deque((line for line in file if line.strip()), maxlen=count)
+    return b"".join(lines).decode("utf-8", "replace").strip()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """The process and its descendants, found before they are orphaned."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal_group(pid: int, sign: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, sign)
+
+
+def _die_with_parent() -> Callable[[], object] | None:
+    """What the child runs before exec so that the kernel ends it if we are killed; Linux only."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # loaded before the fork
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

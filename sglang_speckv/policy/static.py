@@ -1,0 +1,28 @@
+"""One depth for every round: the arms that an adaptive policy has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sglang_speckv.config import static_steps
+from sglang_speckv.policy.base import Batch, Decision, Round
+
+
+class StaticPolicy:
+    """``static:K`` drafts K tokens whatever happens."""
+
+    def __init__(self, name: str, candidate_steps: Sequence[int]):
+        num_steps = static_steps(name)
+        assert num_steps in candidate_steps, (name, candidate_steps)
+        self.name = name
+        self.candidate_steps = tuple(candidate_steps)
+        self._decision = Decision(num_steps, "pinned")
+
+    def decide(self, batch: Batch) -> Decision:
+        return self._decision
+
+    def observe(self, outcome: Round) -> None:
+        pass
+
+    def snapshot(self) -> dict[str, object]:
+        return {"num_steps": self._decision.num_steps}

@@ -1,0 +1,254 @@
+"""The launcher's side: flags become carried settings, settings become SGLang's own arguments.
+
+Everything that can be refused is refused here, in the process that the user started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from sglang_speckv.config import (
+    DEFAULT_CANDIDATE_STEPS,
+    MAX_NUM_STEPS,
+    POLICY_NAMES,
+    ConfigError,
+    SpecKVConfig,
+    parse_steps,
+    static_steps,
+)
+from sglang_speckv.srt import carrier, compat
+from sglang_speckv.srt.draft_check import check_draft
+from sglang_speckv.srt.refusals import refuse_unsupported
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NUM_STEPS = 3  # where serving starts and falls back to, when nobody says
+
+
+# ---------------------------------------------------------------------------- flags
+
+
+def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
+    """AFTER ``ServerArgs.add_cli_args``."""
+    group = parser.add_argument_group("SpecKV")
+    group.add_argument(
+        "--speckv",
+        nargs="?",
+        const="",
+        default=None,
+        metavar="ARTIFACT",
+        help="Choose speculative_num_steps per batch at run time. Needs --speculative-algorithm "
+        "EAGLE, EAGLE3, NEXTN or STANDALONE.",
+    )
+    group.add_argument(
+        "--speckv-policy",
+        default=None,
+        metavar="POLICY",
+        help=f"Who chooses: {', '.join(POLICY_NAMES)} (default: throughput). Turns --speckv on.",
+    )
+    group.add_argument(
+        "--speckv-candidate-steps",
+        default=None,
+        metavar="K,K,...",
+        help="Depths to build at start-up and choose from, 0 = do not draft (default: "
+        f"{','.join(map(str, DEFAULT_CANDIDATE_STEPS))}). Turns --speckv on.",
+    )
+
+
+def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
+    """AROUND ``ServerArgs.from_cli_args``: flags become the carrier file."""
+    try:
+        config = config_from_flags(args)
+        if config is not None:
+            args.speculative_adaptive = True
+            args.speculative_adaptive_config = carrier.write(config)
+    except ConfigError as error:
+        exit_with(error)
+    server_args = original(cls, args)
+    server_args._speckv_from_cli = True
+    return server_args
+
+
+def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
+    """Merge the flags over the user's own adaptive-config file; None where nothing was asked."""
+    artifact = getattr(args, "speckv", None)
+    policy = getattr(args, "speckv_policy", None)
+    steps = getattr(args, "speckv_candidate_steps", None)
+    if artifact is None and policy is None and steps is None:
+        return None
+    _check_artifact(artifact)
+    path = args.speculative_adaptive_config
+    values = carrier.load_json(path) if path else {}
+    asked = carrier.with_slots(values.get(carrier.KEY, {}), carrier.own_slots(values))
+    if policy is not None:
+        asked["policy"] = policy
+    if steps is not None:
+        asked["candidate_steps"] = parse_steps(steps)
+    elif "candidate_steps" not in asked:
+        asked["candidate_steps"] = joined(DEFAULT_CANDIDATE_STEPS, static_steps(policy or ""))
+    return SpecKVConfig.from_dict(asked)
+
+
+def _check_artifact(artifact: str | None) -> None:
+    if not artifact:
+        return
+    if artifact.lower() in ("true", "false"):
+        raise ConfigError(
+            f"--speckv {artifact} is neither a switch nor an artifact; write --speckv alone "
+            "(in a YAML config: speckv: '')"
+        )
+    raise ConfigError(
+        f"--speckv {artifact!r} names an artifact, which this version cannot read yet; "
+        "write --speckv alone"
+    )
+
+
+def exit_with(error: ConfigError) -> None:
+    """The command line's edge: one sentence, exit code 2."""
+    print(f"speckv: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+# ---------------------------------------------------------------------------- resolution
+
+
+def requested(server_args: Any) -> SpecKVConfig | None:
+    """The settings these server arguments carry, None where SpecKV was not asked for."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    return carrier.read(resolving_view(server_args).speculative_adaptive_config)
+
+
+def is_active(server_args: Any) -> bool:
+    """Did :func:`resolve` accept SpecKV for this record? Survives pickling to the scheduler."""
+    return bool(getattr(server_args, "_speckv_active", False))
+
+
+def resolve(original: Callable[..., Any], server_args: Any) -> Any:
+    """AROUND ``handle_speculative_decoding``: check, then state what SGLang has to build."""
+    try:
+        config = requested(server_args)
+        if config is not None:
+            _resolve(config, server_args)
+    except ConfigError as error:
+        if getattr(server_args, "_speckv_from_cli", False):
+            exit_with(error)
+        raise
+    return original(server_args)
+
+
+def _resolve(config: SpecKVConfig, server_args: Any) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    compat.check_installation()
+    cfg = resolving_view(server_args)
+    algorithm = (cfg.speculative_algorithm or "").upper() or None
+    if algorithm != cfg.speculative_algorithm:
+        declare_resolution(server_args, "speckv", speculative_algorithm=algorithm)
+    refuse_unsupported(cfg)
+    check_draft(cfg)
+    config, num_steps = with_launch_steps(config, cfg.speculative_num_steps)
+    declare_resolution(
+        server_args,
+        "speckv",
+        speculative_adaptive=True,
+        speculative_adaptive_config=carrier.write(config),
+        speculative_num_steps=num_steps,
+        speculative_num_draft_tokens=num_steps + 1,
+        speculative_eagle_topk=1,
+    )
+    server_args._speckv_active = True
+
+
+def with_launch_steps(config: SpecKVConfig, asked: int | None) -> tuple[SpecKVConfig, int]:
+    """The depth to start on, joined to the candidates where the user named it."""
+    if asked is not None:
+        if not 0 <= asked <= MAX_NUM_STEPS:
+            raise ConfigError(
+                f"--speculative-num-steps {asked} is not in 0..{MAX_NUM_STEPS}; choose another"
+            )
+        steps = joined(config.candidate_steps, asked)
+        return SpecKVConfig.from_dict({**config.to_dict(), "candidate_steps": steps}), asked
+    pinned = static_steps(config.policy)
+    if pinned is not None:
+        return config, pinned
+    drafting = [step for step in config.candidate_steps if step > 0] or [0]
+    return config, min(drafting, key=lambda step: abs(step - DEFAULT_NUM_STEPS))
+
+
+def joined(steps: tuple[int, ...], extra: int | None) -> tuple[int, ...]:
+    return steps if extra is None else tuple(sorted({*steps, extra}))
+
+
+def unsupported_reason(original: Callable[..., str | None], server_args: Any) -> str | None:
+    """AROUND ``adaptive_unsupported_reason``: where SpecKV accepted, STANDALONE is welcome."""
+    return None if is_active(server_args) else original(server_args)
+
+
+def check_resolved(result: None, server_args: Any) -> None:
+    """AFTER ``check_server_args``: the last moment before processes are spawned.
+
+    Catches records that were resolved where this plugin was not loaded (``sgl.Runtime`` resolves
+    in a parent that loads no plugins).
+    """
+    if is_active(server_args):
+        return
+    try:
+        stray = requested(server_args) is not None
+    except ConfigError:
+        stray = False
+    if stray:
+        raise ConfigError(
+            "SpecKV was asked for but these arguments were resolved without its plugin; "
+            "use sglang_speckv.Runtime / sglang_speckv.Engine, or call "
+            "sglang.srt.plugins.load_plugins() first"
+        )
+
+
+def default_attention(
+    original: Callable[..., str], server_args: Any, use_mla_backend: bool, model_config: Any
+) -> str:
+    """AROUND ``get_default_attn_backend``: FlashInfer where user and model leave it open.
+
+    It is the backend whose host already waits for the verify result, so that SpecKV's signals are
+    a round fresher there at no cost.
+    """
+    choice = original(server_args, use_mla_backend, model_config)
+    from sglang.srt.arg_groups.model_override_base import record_of
+    from sglang.srt.arg_groups.overrides import ResolvedView, ResolvingConfig, resolving_view
+
+    record = (
+        record_of(server_args)
+        if isinstance(server_args, ResolvedView | ResolvingConfig)
+        else server_args
+    )
+    cfg = resolving_view(record)
+    if choice == "flashinfer" or cfg.device != "cuda" or carrier_is_absent(record):
+        return choice
+    if not flashinfer_fits(use_mla_backend, model_config):
+        return choice
+    logger.info("SpecKV: attention backend flashinfer (SGLang's default here is %s)", choice)
+    return "flashinfer"
+
+
+def carrier_is_absent(record: Any) -> bool:
+    try:
+        return requested(record) is None
+    except ConfigError:
+        return True  # resolve() refuses it with its sentence
+
+
+def flashinfer_fits(use_mla_backend: bool, model_config: Any) -> bool:
+    """FlashInfer has no attention sinks, MLA is another kernel, and it knows three head sizes."""
+    from sglang.srt.runtime_context import get_platform
+
+    return (
+        bool(get_platform().has_flashinfer)
+        and not use_mla_backend
+        and not model_config.has_attention_sinks
+        and model_config.head_dim in (64, 128, 256)
+    )

@@ -1,0 +1,118 @@
+"""Settings ride to every process under the ``"speckv"`` key of SGLang's own
+``--speculative-adaptive-config`` JSON, which stock SGLang ignores.
+
+The batch-size slot beside it exists for SGLang: the union of its candidate steps sizes every
+buffer. The file is content-addressed, so that the same settings give the same path and a running
+server's file is never rewritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sglang_speckv.config import ConfigError, SpecKVConfig
+
+KEY = "speckv"
+_MAX_BYTES = 1 << 20
+
+
+def load_json(path: str) -> dict[str, Any]:
+    """Read an adaptive-config file, or raise :class:`ConfigError` naming it."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"--speculative-adaptive-config {path!r} cannot be read: {error.strerror}"
+        ) from error
+    if len(raw) > _MAX_BYTES:
+        raise ConfigError(f"--speculative-adaptive-config {path!r} is larger than 1 MiB")
+    try:
+        values = json.loads(raw)
+    except ValueError as error:
+        raise ConfigError(
+            f"--speculative-adaptive-config {path!r} is not valid JSON: {error}"
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--speculative-adaptive-config {path!r} does not hold a JSON object")
+    return values
+
+
+def own_slots(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The user's own adaptive settings without our key, None where there are no slots."""
+    slots = {key: value for key, value in values.items() if key != KEY}
+    return slots if any(key.isdigit() for key in slots) else None
+
+
+def slot_steps(slots: Mapping[str, Any]) -> tuple[int, ...]:
+    """Union of the candidate steps of a user's slots."""
+    steps: set[int] = set()
+    for key, slot in slots.items():
+        if not key.isdigit():
+            continue
+        candidates = slot.get("candidate_steps") if isinstance(slot, dict) else None
+        if not isinstance(candidates, list) or not all(type(s) is int for s in candidates):
+            raise ConfigError(
+                f"candidate_steps of batch-size slot {key!r} is {candidates!r}, "
+                "not a list of integers"
+            )
+        steps.update(candidates)
+    return tuple(sorted(steps))
+
+
+def read(path: str | None) -> SpecKVConfig | None:
+    """The settings carried by ``path``; None where SpecKV was not asked for.
+
+    A broken file is SGLang's to report unless it asks for SpecKV.
+    """
+    if path is None:
+        return None
+    values = load_json(path)
+    if KEY not in values:
+        return None
+    asked = values[KEY]
+    if not isinstance(asked, Mapping):
+        raise ConfigError(f'the "{KEY}" key of {path!r} holds {asked!r}, not a JSON object')
+    return SpecKVConfig.from_dict(with_slots(asked, own_slots(values)))
+
+
+def with_slots(asked: Mapping[str, Any], slots: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``asked`` with what a user's own slots say where it says nothing itself."""
+    if slots is None or "ema_config" in asked:
+        return dict(asked)
+    return {"candidate_steps": slot_steps(slots), "ema_config": dict(slots), **asked}
+
+
+def write(config: SpecKVConfig) -> str:
+    """Write the carrier file for ``config`` atomically and return its path."""
+    content = json.dumps(
+        {"1": {"candidate_steps": list(config.candidate_steps)}, KEY: config.to_dict()},
+        indent=2,
+        sort_keys=True,
+    ).encode()
+    path = _directory() / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
+    if not path.exists():
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".carrier-")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    return str(path)
+
+
+def _directory() -> Path:
+    cache = os.environ.get("SPECKV_CACHE") or Path.home() / ".cache" / "sglang-speckv"
+    directory = Path(cache) / "configs"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{str(directory)!r} cannot be created ({error.strerror}); "
+            "point SPECKV_CACHE at a writable folder"
+        ) from error
+    return directory

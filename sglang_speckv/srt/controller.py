@@ -1,0 +1,183 @@
+"""The adapter between SGLang's ``AdaptiveSpecPolicy`` and a :class:`StepPolicy`.
+
+It is where "fail loudly at start-up, never while serving" ends: whatever a policy does wrong
+becomes the launch-time depth, a counter and one log line.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from sglang_speckv.config import SpecKVConfig
+from sglang_speckv.policy import create_policy
+from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
+
+logger = logging.getLogger(__name__)
+
+RECENT_ROUNDS = 1024
+
+
+class EnginePolicy:
+    """Implements SGLang's ``AdaptiveSpecPolicy`` over the configured step policy.
+
+    Policies can be switched while serving; each keeps what it learned for when it is asked again.
+    """
+
+    def __init__(self, config: SpecKVConfig, launch_steps: int) -> None:
+        self.candidate_steps = list(config.candidate_steps)
+        self.launch_steps = launch_steps
+        self.num_steps = launch_steps
+        self.pinned: int | None = None
+        self.counters = Counters(config.candidate_steps)
+        self._config = config
+        self._policies: dict[str, StepPolicy] = {}
+        self._warned = False
+        self._cuda_graph_bs: list[int] | None = None
+        self.select(config.policy)
+
+    # -- SGLang's protocol
+
+    def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
+        self._cuda_graph_bs = sorted(cuda_graph_bs) if cuda_graph_bs else None
+
+    def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
+        """Every tier may be chosen at every batch size, so every tier captures them all."""
+        return self._cuda_graph_bs
+
+    def get_steps_for_batch(self, batch_size: int) -> int:
+        self.num_steps = self._decide(batch_size)
+        return self.num_steps
+
+    def on_verify_complete(
+        self, num_correct_drafts_per_req: list[int], batch_size: int
+    ) -> int | None:
+        """Unused: the worker hands whole rounds to :meth:`observe`, and decisions are taken when
+        a round starts."""
+        return None
+
+    # -- the worker's side
+
+    def observe(self, outcome: Round) -> None:
+        """Learn from a finished round; ``outcome`` has live requests only."""
+        self.counters.count(outcome)
+        if self.pinned is not None:
+            return
+        try:
+            self.policy.observe(outcome)
+        except Exception as error:
+            self._fall_back("observe", error)
+
+    def select(self, name: str) -> None:
+        """Switch to the policy called ``name``; what it learned before is kept.
+
+        Raises:
+            ConfigError: unknown name, or a static depth that is not a candidate.
+        """
+        if name not in self._policies:
+            SpecKVConfig(policy=name, candidate_steps=tuple(self.candidate_steps))
+            self._policies[name] = create_policy(
+                name,
+                tuple(self.candidate_steps),
+                self.launch_steps,
+                adaptive_config=self._config.ema_config,
+            )
+        self.policy = self._policies[name]
+        self.policy_name = name
+
+    def selectable(self) -> list[str]:
+        """Names that :meth:`select` takes."""
+        return ["throughput", "ema", *(f"static:{step}" for step in self.candidate_steps)]
+
+    def pin(self, num_steps: int | None) -> None:
+        """Hold one depth whatever the policy says; None releases."""
+        assert num_steps is None or num_steps in self.candidate_steps
+        self.pinned = num_steps
+
+    def snapshot(self) -> dict[str, Any]:
+        """What ``/server_info`` shows: JSON builtins."""
+        return {
+            "active": True,
+            "policy": self.policy_name,
+            "policies": self.selectable(),
+            "pinned": self.pinned,
+            "candidate_steps": self.candidate_steps,
+            "launch_steps": self.launch_steps,
+            "num_steps": self.num_steps,
+            **self.counters.snapshot(),
+            "policy_state": self.policy.snapshot(),
+        }
+
+    def _decide(self, batch_size: int) -> int:
+        if self.pinned is not None:
+            return self.pinned
+        started = time.perf_counter()
+        try:
+            decision: Decision = self.policy.decide(Batch(batch_size))
+            if decision.num_steps not in self.candidate_steps:
+                raise ValueError(f"{decision.num_steps} is not a candidate")
+        except Exception as error:
+            self._fall_back("decide", error)
+            return self.launch_steps
+        self.counters.decided(time.perf_counter() - started)
+        return decision.num_steps
+
+    def _fall_back(self, what: str, error: Exception) -> None:
+        self.counters.fallbacks += 1
+        if not self._warned:
+            self._warned = True
+            logger.error(
+                "SpecKV: policy %s failed to %s (%r); serving %d steps instead, further failures "
+                "are only counted in /server_info",
+                self.policy_name,
+                what,
+                error,
+                self.launch_steps,
+            )
+
+
+class Counters:
+    """True counts since start-up; ``proposed_drafts`` uses the tier that produced each round."""
+
+    def __init__(self, candidate_steps: Sequence[int]) -> None:
+        self.rounds = dict.fromkeys(candidate_steps, 0)
+        self.request_rounds = 0
+        self.proposed_drafts = 0
+        self.correct_drafts = 0
+        self.decisions = 0
+        self.decision_seconds = 0.0
+        self.switches = 0
+        self.fallbacks = 0
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT_ROUNDS)
+        self._started = time.perf_counter()
+
+    def count(self, outcome: Round) -> None:
+        live = len(outcome.num_correct_drafts)
+        self.rounds[outcome.num_steps] += 1
+        self.request_rounds += live
+        self.proposed_drafts += live * outcome.num_steps
+        self.correct_drafts += sum(outcome.num_correct_drafts)
+        elapsed = time.perf_counter() - self._started
+        self._recent.append((elapsed, outcome.num_steps, outcome.batch_size))
+
+    def decided(self, seconds: float) -> None:
+        self.decisions += 1
+        self.decision_seconds += seconds
+
+    def snapshot(self) -> dict[str, Any]:
+        proposed = self.proposed_drafts
+        return {
+            "rounds": {str(step): count for step, count in self.rounds.items()},
+            "request_rounds": self.request_rounds,
+            "proposed_drafts": proposed,
+            "correct_drafts": self.correct_drafts,
+            "accept_rate": self.correct_drafts / proposed if proposed else None,
+            "decisions": self.decisions,
+            "decision_microseconds": 1e6 * self.decision_seconds / max(self.decisions, 1),
+            "switches": self.switches,
+            "fallbacks": self.fallbacks,
+            "recent": [[round(t, 4), step, size] for t, step, size in self._recent],
+        }

@@ -1,0 +1,103 @@
+"""SGLang on a CPU: the same scheduler and workers over reference kernels.
+
+Cheap to import; :func:`enable` comes before anything of SGLang's runtime.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+from sglang_speckv.config import ConfigError
+
+__all__ = ["apply_if_enabled", "default_server_args", "enable", "enabled", "wanted"]
+
+SHIM = str(Path(__file__).parent / "shim")
+"""The folder of our ``sgl_kernel``."""
+
+ENVIRONMENT = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    # Spinning threads of several processes on few cores turn 0.1 s steps into seconds.
+    "OMP_WAIT_POLICY": "passive",
+    # Compiled CPU code needs g++ at run time and tens of seconds at the first request.
+    "TORCH_COMPILE_DISABLE": "1",
+}
+
+
+def wanted() -> bool:
+    """No usable CUDA device here; SPECKV_CPU=1 or 0 decides instead of looking."""
+    forced = os.environ.get("SPECKV_CPU")
+    if forced is None:
+        return not _cuda_usable()
+    if forced not in ("0", "1"):
+        raise ConfigError(f"SPECKV_CPU={forced!r} is neither 0 nor 1; unset it to let us look")
+    return forced == "1"
+
+
+def enable() -> None:
+    """Make this process and those it spawns run SGLang on the CPU.
+
+    Call it before SGLang is imported; calling it again changes nothing.
+    """
+    if not wanted():
+        raise ConfigError(
+            "the CPU engine would shadow a working CUDA sgl_kernel; "
+            "set SPECKV_CPU=1 to serve on the CPU all the same"
+        )
+    kernel = sys.modules.get("sgl_kernel")
+    if kernel is not None and not (kernel.__file__ or "").startswith(SHIM):
+        raise ConfigError(
+            f"sgl_kernel is already imported from {kernel.__file__}; "
+            "enable the CPU engine before importing sglang"
+        )
+    os.environ.update(ENVIRONMENT)
+    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(_first(inherited))
+    sys.path[:] = _first(sys.path)
+
+
+def enabled() -> bool:
+    """Whether :func:`enable` was called here or in the process that spawned this one."""
+    return os.environ.get("SGLANG_USE_CPU_ENGINE") == "1" and SHIM in sys.path
+
+
+def apply_if_enabled() -> None:
+    """Adjust SGLang's runtime in this process; called once plugins are loaded."""
+    if enabled():
+        from sglang_speckv.srt.cpu import patches
+
+        patches.apply()
+
+
+def default_server_args() -> dict[str, object]:
+    """Values for the ``ServerArgs`` fields that the user left open."""
+    return {
+        "device": "cpu",
+        "attention_backend": "intel_amx",
+        "sampling_backend": "pytorch",
+        "dtype": "float32",
+        "disable_cuda_graph": True,
+        "mem_fraction_static": 0.3,
+        "max_total_tokens": 16384,
+        "max_running_requests": 16,
+        "chunked_prefill_size": 1024,
+        "sleep_on_idle": True,
+    }
+
+
+def _first(paths: list[str]) -> list[str]:
+    return [SHIM, *(path for path in paths if path != SHIM)]
+
+
+def _cuda_usable() -> bool:
+    """Ask the driver, which takes no torch and honours CUDA_VISIBLE_DEVICES."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return False
+    return count.value > 0

@@ -1,0 +1,73 @@
+"""What SGLang's runtime has to be told to run speculation on a plain CPU.
+
+Runs in the launcher and in every scheduler, from the plugin's ``register()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from sglang_speckv.srt.cpu.kernels import sampling
+from sglang_speckv.srt.cpu.kernels.attention import PLANS
+
+_applied = False
+_BACKEND = "sglang.srt.layers.attention.intel_amx_backend."
+
+
+def apply() -> None:
+    global _applied
+    if _applied:
+        return
+    _applied = True
+    _keep_attention_backend()
+    _supply_sampling()
+    around = HookType.AROUND
+    HookRegistry.register(
+        "sglang.srt.speculative.eagle_utils._verify_uses_greedy", _greedy_if_asked, around
+    )
+    HookRegistry.register(
+        "sglang.srt.distributed.parallel_state.init_model_parallel_group", _no_nccl, around
+    )
+    for backend in ("IntelAMXAttnBackend", "IntelAMXMultiStepDraftBackend"):
+        HookRegistry.register(
+            f"{_BACKEND}{backend}.init_forward_metadata", _forget_plans, HookType.BEFORE
+        )
+
+
+def _keep_attention_backend() -> None:
+    """The resolver takes ``intel_amx`` off machines without AMX.  The layers ask elsewhere and
+    go on using their native code."""
+    from sglang.srt.runtime_context import override_platform
+
+    override_platform(has_amx=True).install()
+
+
+def _supply_sampling() -> None:
+    """SGLang has no CPU version of these: they are None, and imported by value."""
+    from sglang.kernels.ops.sampling import renorm
+    from sglang.kernels.ops.speculative import verify_sampling
+    from sglang.srt.speculative import eagle_utils
+
+    for name in ("top_k_renorm_prob", "top_p_renorm_prob"):
+        setattr(renorm, name, getattr(sampling, name))
+        setattr(eagle_utils, name, getattr(sampling, name))
+    name = "tree_speculative_sampling_target_only"
+    setattr(verify_sampling, name, getattr(sampling, name))
+    setattr(eagle_utils, name, getattr(sampling, name))
+
+
+def _greedy_if_asked(original: Callable[..., bool], **facts: Any) -> bool:
+    """A CPU would verify greedily whatever the temperature, for want of the ops above."""
+    return original(**{**facts, "is_cpu": False})
+
+
+def _no_nccl(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The CUDA build of torch would have SGLang open NCCL on the device ``cpu``."""
+    return original(*args, **{**kwargs, "use_pynccl": False})
+
+
+def _forget_plans(*args: Any, **kwargs: Any) -> None:
+    PLANS.start()

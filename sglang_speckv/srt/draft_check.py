@@ -1,0 +1,109 @@
+"""Is the draft there, whole, and does it speak the target's vocabulary? Asked in the launcher."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sglang_speckv.config import ConfigError
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def check_draft(cfg: Any) -> None:
+    """Raise :class:`ConfigError` for a missing, broken or foreign draft.
+
+    ``cfg`` is the resolving view of the server arguments. A target that carries its own draft
+    layers (NEXTN / MTP) has no draft path and nothing to compare.
+    """
+    target, draft = cfg.model_path, cfg.speculative_draft_model_path
+    if draft is None:
+        if cfg.speculative_algorithm in ("EAGLE3", "STANDALONE"):
+            raise ConfigError(
+                f"{cfg.speculative_algorithm} needs a draft; "
+                "add --speculative-draft-model-path DRAFT"
+            )
+        return
+    if draft == target:
+        return
+    check_files(draft)
+    _check_vocab_size(_config(draft, cfg, "draft"), _config(target, cfg, "target"), cfg)
+    _check_token_strings(target, draft, cfg)
+
+
+def check_files(draft: str) -> None:
+    """A local draft must hold a config and readable weights (headers only are read)."""
+    folder = Path(draft)
+    if not folder.exists():
+        if draft.startswith((".", "/", "~")) or draft.count("/") != 1:
+            raise ConfigError(
+                f"draft {draft!r} does not exist; give a model folder or a hub id as "
+                "--speculative-draft-model-path"
+            )
+        return  # a hub id: SGLang downloads it
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"draft {draft!r} has no config.json; it is not a model folder")
+    from safetensors import SafetensorError, safe_open
+
+    shards = sorted(folder.glob("*.safetensors"))
+    others = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.gguf")]
+    if folder.is_dir() and not shards and not others:
+        raise ConfigError(f"draft {draft!r} holds no weights (*.safetensors); copy them there")
+    for shard in shards:
+        try:
+            with safe_open(os.fspath(shard), framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(
+                f"draft weights {str(shard)!r} are broken ({error}); copy them again"
+            ) from error
+
+
+def _config(path: str, cfg: Any, role: str) -> Any:
+    from sglang.srt.utils.hf_transformers_utils import get_config
+
+    try:
+        config = get_config(path, trust_remote_code=cfg.trust_remote_code)
+    except Exception as error:  # transformers raises whatever the file made it raise
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ConfigError(f"{role} {path!r} cannot be read: {first_line}") from error
+    return config.get_text_config()
+
+
+def _check_vocab_size(draft: Any, target: Any, cfg: Any) -> None:
+    if draft.vocab_size != target.vocab_size:
+        raise ConfigError(
+            f"draft {cfg.speculative_draft_model_path!r} has {draft.vocab_size} tokens and target "
+            f"{cfg.model_path!r} has {target.vocab_size}; use a draft made for this target"
+        )
+
+
+def _check_token_strings(target: str, draft: str, cfg: Any) -> None:
+    """Same size is not same vocabulary: compare every string, where the draft has a tokenizer."""
+    folder = Path(draft)
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    if cfg.skip_tokenizer_init or (folder.is_dir() and not has_tokenizer):
+        return
+    if not folder.is_dir() and cfg.speculative_algorithm != "STANDALONE":
+        return  # heads on a hub rarely ship a tokenizer, and never another one
+    ours, theirs = _vocabulary(target, cfg), _vocabulary(draft, cfg)
+    if ours == theirs:
+        return
+    by_id = {index: token for token, index in theirs.items()}
+    token, index = min(
+        ((t, i) for t, i in ours.items() if by_id.get(i) != t),
+        key=lambda item: item[1],
+        default=("<none>", len(ours)),
+    )
+    raise ConfigError(
+        f"draft {draft!r} names token {index} {by_id.get(index)!r} where target {target!r} names "
+        f"it {token!r}; use a draft with the target's tokenizer"
+    )
+
+
+def _vocabulary(path: str, cfg: Any) -> dict[str, int]:
+    from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+    tokenizer = get_tokenizer(path, trust_remote_code=cfg.trust_remote_code)
+    return dict(tokenizer.get_vocab())

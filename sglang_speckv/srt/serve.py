@@ -1,0 +1,130 @@
+"""``speckv serve`` and ``speckv doctor``: SGLang's own launch path with the plugin in place."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from sglang_speckv.config import ConfigError
+from sglang_speckv.srt import arguments, carrier, compat, cpu
+from sglang_speckv.srt.engine import prepare
+
+
+def serve(argv: Sequence[str]) -> None:
+    """Serve until stopped: ``sglang serve`` with the same flags, on a CPU where there is no GPU.
+
+    Raises:
+        ConfigError: SpecKV cannot serve this.
+    """
+    server_args = parse(argv)
+    from sglang.launch_server import run_server
+    from sglang.srt.utils import kill_process_tree
+
+    _check_port(server_args)
+    try:
+        run_server(server_args)
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """``argv`` as SGLang's ``ServerArgs``, raw, with the CPU engine's settings where open."""
+    prepare()
+    from sglang.cli.serve import _normalize_positional_model_path
+    from sglang.srt.server_args import prepare_server_args
+
+    argv, _ = _normalize_positional_model_path(list(argv))
+    return prepare_server_args([*argv, *(_cpu_flags(argv) if cpu.wanted() else [])])
+
+
+def _cpu_flags(argv: Sequence[str]) -> list[str]:
+    """What the CPU engine needs and ``argv`` leaves open, as flags."""
+    given = {arg.split("=", 1)[0] for arg in argv}
+    flags: list[str] = []
+    for name, value in cpu.default_server_args().items():
+        flag = "--" + name.replace("_", "-")
+        if flag in given or value is False:
+            continue
+        flags += [flag] if value is True else [flag, str(value)]
+    return flags
+
+
+def print_help() -> None:
+    """All of SGLang's flags and ours."""
+    prepare()
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser(
+        prog="speckv serve",
+        description="Serve a model with SGLang and let SpecKV choose the draft depth. Takes "
+        "every flag of `sglang serve`; on a machine without CUDA it runs on the CPU.",
+        epilog="Example: speckv serve --model-path TARGET --speculative-algorithm EAGLE3 "
+        "--speculative-draft-model-path HEAD --speckv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ServerArgs.add_cli_args(parser)
+    ours = [group for group in parser._action_groups if group.title == "SpecKV"]
+    parser._action_groups = ours + [g for g in parser._action_groups if g not in ours]
+    parser.print_help()
+
+
+def _check_port(server_args: Any) -> None:
+    from sglang.srt.utils.network import is_port_available
+
+    if not is_port_available(server_args.port):
+        raise ConfigError(f"port {server_args.port} is in use; choose another with --port")
+
+
+def diagnose(argv: Sequence[str]) -> dict[str, Any]:
+    """What serving with ``argv`` would do here, without spawning anything.
+
+    ``adaptive`` says whether SpecKV would choose depths; ``problem`` holds the refusal if not.
+    """
+    report: dict[str, Any] = {"adaptive": False, "problem": None, **_machine()}
+    try:
+        server_args = parse(argv)
+        compat.check_installation()
+        report["hooks"] = "applied"
+        server_args._speckv_from_cli = False
+        server_args.resolve_once()
+        report |= _resolved(server_args)
+        if not report["adaptive"]:
+            report["problem"] = "SpecKV was not asked for; add --speckv"
+    except (ConfigError, ValueError, AssertionError, OSError) as error:
+        report["problem"] = str(error).strip() or repr(error)
+    return report
+
+
+def _machine() -> dict[str, Any]:
+    import platform
+
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "sglang": compat.installed_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if has_cuda else f"cpu ({platform.machine()})",
+    }
+
+
+def _resolved(server_args: Any) -> dict[str, Any]:
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    cfg = resolving_view(server_args)
+    config = carrier.read(cfg.speculative_adaptive_config)
+    adaptive = arguments.is_active(server_args) and bool(cfg.speculative_adaptive)
+    return {
+        "adaptive": adaptive,
+        "target": cfg.model_path,
+        "draft": cfg.speculative_draft_model_path,
+        "algorithm": cfg.speculative_algorithm,
+        "vocabulary": "target and draft agree" if adaptive else None,
+        "attention_backend": cfg.attention_backend,
+        "policy": config.policy if config else None,
+        "candidate_steps": list(config.candidate_steps) if config else None,
+        "launch_steps": cfg.speculative_num_steps,
+    }

@@ -1,0 +1,62 @@
+"""SpecKV seen and steered from outside: ``/server_info`` and ``POST /set_internal_state``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sglang_speckv.srt.controller import EnginePolicy
+
+PIN_KEY = "speckv_num_steps"  # value: a candidate, or -1 to release
+POLICY_KEY = "speckv_policy:"  # + name, value 1: SGLang's request carries numbers only
+
+
+def add_speckv(result: None, self: Any, state: dict[str, Any]) -> None:
+    """AFTER ``_add_speculative``: ``internal_states[].speckv``."""
+    policy = _policy_of(self)
+    if policy is not None:
+        state["speckv"] = policy.snapshot()
+
+
+def add_handlers(result: dict[str, Any], self: Any) -> dict[str, Any]:
+    """AFTER ``_update_handlers``: one key that pins a depth, one per policy that selects it."""
+    from sglang.srt.managers.scheduler_components.internal_state import (
+        UpdateRejected,
+        _UpdateHandler,
+    )
+
+    policy = _policy_of(self)
+    if policy is None:
+        return result
+
+    def validate_pin(key: str, value: Any) -> None:
+        if value != -1 and value not in policy.candidate_steps:
+            raise UpdateRejected(
+                f"{key}={value!r} is not one of the candidate steps {policy.candidate_steps}; "
+                "-1 releases"
+            )
+
+    def apply_pin(key: str, value: Any) -> None:
+        policy.pin(None if value == -1 else int(value))
+
+    def validate_policy(key: str, value: Any) -> None:
+        if value != 1:
+            raise UpdateRejected(f"{key} takes 1 (select this policy), got {value!r}")
+
+    handlers = {PIN_KEY: _UpdateHandler(validate_pin, apply_pin)}
+    for name in policy.selectable():
+        handlers[POLICY_KEY + name] = _UpdateHandler(validate_policy, _selector(policy, name))
+    return {**result, **handlers}
+
+
+def _selector(policy: EnginePolicy, name: str) -> Callable[[str, Any], None]:
+    def select(key: str, value: Any) -> None:
+        policy.pin(None)
+        policy.select(name)
+
+    return select
+
+
+def _policy_of(controller: Any) -> EnginePolicy | None:
+    return getattr(controller.scheduler.draft_worker, "speckv", None)
