@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sglang_speckv import __version__
+from sglang_speckv.bench.demo import demo_command
 from sglang_speckv.config import ConfigError
 
 app = typer.Typer(
@@ -46,6 +47,9 @@ def serve(context: typer.Context) -> None:
         launcher.print_help()
     else:
         launcher.serve(context.args)
+
+
+app.command("demo")(demo_command)
 
 
 @app.command(context_settings=_PASS_THROUGH, add_help_option=False)

@@ -87,8 +87,11 @@ class Client:
                 return await self.generate(prompt, max_new_tokens)
 
         start = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(prompt)) for prompt in prompts]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(prompt)) for prompt in prompts]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         seconds = time.perf_counter() - start
         return Load(tuple(task.result() for task in tasks), seconds)
 

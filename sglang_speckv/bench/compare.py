@@ -98,12 +98,12 @@ async def _run_group(
         Server(spec.name, (*flags, *spec.flags), wanted.logs / f"{spec.name}.log") for spec in group
     ]
     started = time.perf_counter()
-    with screen.bar(f"starting {len(servers)} SGLang server(s)") as bar:
+    with screen.status(f"starting {len(servers)} SGLang server(s)") as report:
         async with running(servers, _READY_TIMEOUT_S) as clients:
             outcome.ready_s += time.perf_counter() - started
             arms = await _checked_arms(clients, arms, outcome, screen)
             runner = Runner(
-                clients, arms, wanted.concurrencies, wanted.prompts, wanted.tokenize, bar.update
+                clients, arms, wanted.concurrencies, wanted.prompts, wanted.tokenize, report
             )
             warm_up_s = await runner.warm_up()
             if not outcome.max_new_tokens:
@@ -112,7 +112,7 @@ async def _run_group(
                 )
             await runner.measure(outcome.results, outcome.max_new_tokens, until)
             if "none" in clients:
-                bar.update("comparing the answers")
+                report("comparing the answers")
                 meter = GapMeter(clients["none"], wanted.tokenize)
                 outcome.verdicts = await _judge(wanted, outcome.results, meter)
 

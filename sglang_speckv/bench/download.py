@@ -84,9 +84,9 @@ def file_url(file: PackageFile) -> str:
     page = f"{index_url()}/{file.project}/"
     try:
         with _get(page, {"Accept": f"{_JSON}, text/html;q=0.1"}) as response:
-            body = response.raw.read(_MAX_INDEX_BYTES, decode_content=True)
+            body = b"".join(_chunks(response, _MAX_INDEX_BYTES))
             is_json = response.headers.get("Content-Type", "").startswith(_JSON)
-    except (requests.RequestException, OSError) as error:
+    except requests.RequestException as error:
         raise _unreachable(page, error) from None
     for name, url in _json_links(body) if is_json else _html_links(body):
         if name == file.name:
@@ -130,22 +130,28 @@ def _download(url: str, part: Path, file: PackageFile, progress: Progress) -> No
             resumed = response.status_code == requests.codes.partial_content
             done = done if resumed else 0
             with part.open("ab" if resumed else "wb") as out:
-                for chunk in response.iter_content(1 << 18):
-                    done += len(chunk)
-                    if done > file.size:
-                        break
+                for chunk in _chunks(response, file.size - done):
                     out.write(chunk)
+                    done += len(chunk)
                     progress(file.name, done, file.size)
-    except (requests.RequestException, OSError) as error:
+    except requests.RequestException as error:
         raise _unreachable(url, error) from None
-    if done > file.size:
-        part.unlink()
-        raise ConfigError(f"{url} is longer than {file.size} bytes; it is not {file.name}")
+    except OSError as error:
+        raise ConfigError(f"cannot write {part} ({error.strerror}); make room there") from None
     if done < file.size:
         raise ConfigError(
             f"the download of {file.name} stopped at {done} of {file.size} bytes; run the command "
             "again to continue it"
         )
+
+
+def _chunks(response: requests.Response, limit: int) -> Iterator[bytes]:
+    """The body up to ``limit`` bytes; whatever a server sends beyond them is not read."""
+    for chunk in response.iter_content(1 << 18):
+        yield chunk[:limit]
+        limit -= len(chunk)
+        if limit <= 0:
+            return
 
 
 def _unreachable(url: str, error: Exception) -> ConfigError:

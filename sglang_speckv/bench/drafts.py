@@ -93,11 +93,13 @@ def _write_complete(
 
 
 def _taken(target: Any, entry: TensorSource, tensors: dict[str, Any], name: str) -> Any:
+    from safetensors import SafetensorError
+
     try:
         rows = None if entry.rows == "all" else tensors[entry.rows].bool()
         taken = target.get_tensor(entry.tensor)
         return (taken if rows is None else taken[rows]).contiguous()
-    except (KeyError, IndexError, RuntimeError) as error:
+    except (SafetensorError, KeyError, IndexError) as error:
         raise ConfigError(
             f"{_RECIPE}: {name} cannot be taken from the target's {entry.tensor} ({error}); "
             "this draft belongs to another target"

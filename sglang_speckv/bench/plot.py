@@ -33,7 +33,7 @@ def draw(cells: Sequence[Cell], path: Path, title: str) -> None:
         draw_steps(left, row, f"{draft}, concurrency {concurrency}: draft steps chosen by SpecKV")
         draw_rates(right, row)
     axes[-1][0].set_xlabel("seconds of decoding under SpecKV (dotted: next block of prompts)")
-    axes[-1][1].set_xlabel("output tokens per second")
+    axes[-1][1].set_xlabel("output tokens per second (dark: best fixed depth)")
     figure.savefig(path, dpi=130, format="png")
     plt.close(figure)
 
@@ -56,7 +56,7 @@ def draw_steps(axes: Any, row: Sequence[Cell], title: str) -> None:
         offset = times[-1] + (times[-1] - times[0]) / len(times)
         axes.axvline(offset, color="0.8", linestyle=":", linewidth=0.8)
     counters = total_counters(speckv.blocks)
-    axes.set_yticks(sorted({int(tier) for tier in counters.rounds}) if counters else [])
+    axes.set_yticks(sorted(int(tier) for tier in counters.rounds) if counters else [])
     axes.grid(axis="y", color="0.93")
     axes.margins(x=0.01, y=0.08)
 

@@ -76,18 +76,20 @@ class Server:
         )
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """End the whole process group, politely first; safe to call twice."""
+        """End the whole process group, its leader politely first; safe to call twice."""
         process, self._process = self._process, None
         if process is None:
             return
         family = _family(process.pid)
-        _signal_group(process.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, timeout=grace_s)
-        _signal_group(process.pid, signal.SIGKILL)
-        for stray in alive:  # one that left the group
+        process.terminate()  # the leader ends its children; told all at once they report a crash
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for stray in family:  # one that left the group
             with suppress(psutil.NoSuchProcess):
                 stray.kill()
-        psutil.wait_procs(alive, timeout=5)
+        psutil.wait_procs(family, timeout=5)
         process.wait()
 
 
@@ -108,6 +110,10 @@ async def running(
         async with AsyncExitStack() as stack:
             clients = [Client(server.name, server.url) for server in servers]
             yield {client.name: await stack.enter_async_context(client) for client in clients}
+    except ServerError:
+        for server in servers:
+            server.check_alive()  # says more than a refused connection
+        raise
     finally:
         with ThreadPoolExecutor(len(servers)) as pool:
             list(pool.map(Server.stop, servers))
@@ -127,17 +133,11 @@ def last_lines(log: Path, count: int = 15) -> str:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """The process and its descendants, found before they are orphaned."""
+    """The process's descendants, found before they are orphaned."""
     try:
-        root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
+        return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def _signal_group(pid: int, sign: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, sign)
 
 
 def _die_with_parent() -> Callable[[], object] | None:

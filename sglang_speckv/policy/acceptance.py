@@ -10,13 +10,17 @@ import numpy as np
 PRIOR = 0.6
 """Acceptance of the first draft before any evidence; deeper positions lean on the one above."""
 PRIOR_WEIGHT = 4.0
-"""Labels that the prior is worth."""
-MEMORY = 160.0
+"""Labels that the prior, and the position above, are worth."""
+MEMORY = 50.0
 """Request-rounds after which a label weighs 1/e ..."""
-MIN_ROUNDS = 24.0
-"""... but never fewer rounds than this, for large batches change no faster than small ones."""
+MIN_ROUNDS = 12.0
+"""... but never fewer rounds than this: large batches change no faster than small ones."""
 FLOOR = 6.0
-"""Old labels fade to this many and stay: stale evidence still beats none."""
+"""Labels fade to this many and stay: for a best guess stale evidence beats none."""
+HOPE = 0.8
+"""What a position may have become that has not been seen for long, ..."""
+HOPE_WEIGHT = 2.0
+"""... in unfaded labels."""
 
 
 class Acceptance:
@@ -28,39 +32,48 @@ class Acceptance:
     """
 
     def __init__(self, max_steps: int):
-        self._tried = np.zeros(max_steps)
-        self._accepted = np.zeros(max_steps)
-        self._refresh()
+        self._tried, self._accepted, self._fresh = ([0.0] * max_steps for _ in range(3))
+        if max_steps:
+            self._tried[0], self._accepted[0] = PRIOR_WEIGHT, PRIOR_WEIGHT * PRIOR
+        self._believe()
 
-    def update(self, num_steps: int, num_correct_drafts: Sequence[int]) -> int:
-        """Learn from one round of ``num_steps`` <= max_steps; returns the usable requests."""
+    def update(self, num_steps: int, num_correct_drafts: Sequence[int]) -> tuple[int, int]:
+        """Learn from one round of ``num_steps`` <= max_steps; returns the number of usable
+        requests and of their tokens, bonus included."""
         correct = _valid(num_correct_drafts, num_steps)
         if not correct.size:
-            return 0
-        self._forget(correct.size)
+            return 0, 0
+        self._forget(int(correct.size))
         # at_least[c]: requests with c or more correct drafts, c = 0..num_steps
-        at_least = np.bincount(correct, minlength=num_steps + 1)[::-1].cumsum()[::-1]
-        self._tried[:num_steps] += at_least[:-1]
-        self._accepted[:num_steps] += at_least[1:]
-        self._refresh()
-        return int(correct.size)
+        at_least = np.bincount(correct, minlength=num_steps + 1)[::-1].cumsum()[::-1].tolist()
+        for i in range(num_steps):
+            self._tried[i] += at_least[i]
+            self._fresh[i] += at_least[i]
+            self._accepted[i] += at_least[i + 1]
+        self._believe()
+        return at_least[0], sum(at_least)
 
     def _forget(self, requests: int) -> None:
         keep = math.exp(-min(requests / MEMORY, 1.0 / MIN_ROUNDS))
-        tried = self._tried
-        faded = np.maximum(tried * keep, np.minimum(tried, FLOOR))
-        self._accepted *= faded / np.maximum(tried, 1e-9)
-        self._tried = faded
+        for i, tried in enumerate(self._tried):
+            faded = max(tried * keep, min(tried, FLOOR))
+            self._accepted[i] *= faded / tried if tried else 0.0
+            self._tried[i] = faded
+            self._fresh[i] *= keep
 
-    def _refresh(self) -> None:
-        self.counts: list[float] = self._tried.tolist()
-        """Effective number of labels per position."""
+    def _believe(self) -> None:
         self.conditional: list[float] = []
         """P(draft i accepted | those before it accepted), i = 1..max_steps."""
-        belief = PRIOR
-        for accepted, tried in zip(self._accepted.tolist(), self.counts, strict=True):
-            belief = (accepted + PRIOR_WEIGHT * belief) / (tried + PRIOR_WEIGHT)
-            self.conditional.append(belief)
+        above, weight = 0.0, 0.0
+        for accepted, tried in zip(self._accepted, self._tried, strict=True):
+            above = (accepted + weight * above) / (tried + weight)
+            weight = PRIOR_WEIGHT
+            self.conditional.append(above)
+
+    @property
+    def counts(self) -> list[float]:
+        """Effective number of labels per position."""
+        return list(self._tried)
 
     def survival(self) -> np.ndarray:
         """s_1..s_K: P(the first i drafts are all accepted)."""
@@ -70,13 +83,14 @@ class Acceptance:
         """A(0)..A(K): expected tokens per request and round, bonus included."""
         return self._lengths(self.conditional)
 
-    def optimistic_accept_lengths(self, known_steps: int) -> list[float]:
-        """A(0)..A(K) if every position deeper than ``known_steps`` were one standard error
-        better than believed."""
-        hopes = [
-            p if i < known_steps else min(1.0, p + _standard_error(p, n))
-            for i, (p, n) in enumerate(zip(self.conditional, self.counts, strict=True))
-        ]
+    def hoped_accept_lengths(self, known_steps: int) -> list[float]:
+        """A(0)..A(K) if all positions deeper than ``known_steps`` were one standard error better
+        than believed, or as good as hoped for where they have not been seen for long."""
+        hopes = list(self.conditional)
+        for i in range(known_steps, len(hopes)):
+            p, fresh = hopes[i], self._fresh[i]
+            renewed = (fresh * p + HOPE_WEIGHT * HOPE) / (fresh + HOPE_WEIGHT)
+            hopes[i] = min(1.0, max(renewed, p + _standard_error(p, self._tried[i])))
         return self._lengths(hopes)
 
     @staticmethod
@@ -95,8 +109,10 @@ def _standard_error(p: float, count: float) -> float:
 def _valid(num_correct_drafts: Sequence[int], num_steps: int) -> np.ndarray:
     """The entries that can be true, as integers; anything else is ignored."""
     try:
-        values = np.asarray(num_correct_drafts, dtype=float).ravel()
+        values = np.asarray(num_correct_drafts)
+        if values.dtype.kind not in "iu":
+            values = values.astype(float)
+            values = values[values == np.floor(values)]
     except (TypeError, ValueError, OverflowError):
         return np.empty(0, dtype=int)
-    values = values[(values >= 0) & (values <= num_steps)]
-    return values[values == np.floor(values)].astype(int)
+    return values[(values >= 0) & (values <= num_steps)].ravel().astype(int)

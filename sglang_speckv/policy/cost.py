@@ -24,15 +24,20 @@ MEMORY = 256.0
 FLOOR = 3.0
 CAPACITY = 48.0
 """Samples a cell remembers."""
+SURPRISE = 0.3
+"""Relative deviation from which a sample is taken for an outlier, at first."""
 FIT_WEIGHT = 3.0
 """Samples that the fit is worth beside a cell's own."""
 SHAPE = np.array([1.0, 0.06, 0.02])
 """a, b, c before any evidence, relative to a, and how far they may be off."""
 SHAPE_SPREAD = np.array([1.0, 0.08, 0.04])
+RIDGE = np.diag(SHAPE_SPREAD**-2.0)
 FIT_ERROR = 0.05
 """Relative error of the fit itself, growing with the distance in batch size."""
 FIT_ROUNDS = 8
 """Rounds that a fit is kept for."""
+LEVEL_WINDOW = 21
+"""Rounds whose median tells the machine's speed."""
 LEVEL_ERROR = 0.3
 """Error of a cell that was measured at another level, per e-fold between them: what looked like
 a slow machine may have been the depth that ran."""
@@ -51,16 +56,17 @@ class CostModel:
         self._mean = np.zeros(shape)
         self._size = np.ones(shape)
         self._level = np.ones(shape)
-        self._ratios: deque[float] = deque(maxlen=9)
+        self._ratios: deque[float] = deque(maxlen=LEVEL_WINDOW)
         self._fits: dict[int, tuple[int, list[float]]] = {}
         self.level = 1.0
         self.noise = 0.1
         """Mean relative deviation of a single round."""
         self.samples = 0
 
-    def update(self, batch_size: int, num_steps: int, seconds: float) -> None:
-        """Learn one clean round; ``num_steps`` <= max_steps."""
+    def update(self, batch_size: int, num_steps: int, seconds: float) -> float:
+        """Learn one clean round, ``num_steps`` <= max_steps; returns measured over expected."""
         expected = self.times(batch_size)[0][num_steps] if self.samples else None
+        level = self.level
         self.samples += 1
         self._count = np.maximum(
             self._count * math.exp(-1.0 / MEMORY), np.minimum(self._count, FLOOR)
@@ -72,6 +78,7 @@ class CostModel:
         fitted = self._fits.get(cell[0])
         if fitted is None or self.samples >= fitted[0] + min(FIT_ROUNDS, fitted[0]):
             self._refit(batch_size)
+        return 1.0 if expected is None else seconds / (expected * level)
 
     def _follow(self, ratio: float) -> None:
         """Attribute what is common to the last rounds to the machine."""
@@ -86,11 +93,13 @@ class CostModel:
     ) -> None:
         count = min(float(self._count[cell]), CAPACITY)
         mean = float(self._mean[cell])
-        if 0 < count <= 4 and time < 0.7 * mean:
+        if count <= FLOOR + 1 and time < (1.0 - SURPRISE) * mean:
             count = 0.0  # nothing makes a round too fast: what came before was a pause
-        elif expected is not None:
-            # a pause makes a round too slow, on a tier's first round above all
-            time = min(time, 1.3 * (mean if count >= FLOOR else expected))
+        elif count >= FLOOR and abs(time - mean) > SURPRISE * mean:
+            time = min(time, (1.0 + SURPRISE) * mean)
+            count *= 0.75  # one is an outlier, several in a row are the new truth
+        elif count < FLOOR and expected is not None:
+            time = min(time, (1.0 + 2 * SURPRISE) * expected)
         gain = 1.0 / (count + 1.0)
         self._count[cell] = count + 1.0
         self._mean[cell] += gain * (time - mean)
@@ -122,20 +131,20 @@ class CostModel:
         self._fits[bucket_of(batch_size)] = self.samples, self._fit(batch_size).tolist()
 
     def _fit(self, batch_size: int) -> np.ndarray:
-        """Ridge regression on the cells, the nearer in batch size the heavier."""
+        """Ridge regression of a, b, c on the cells, the nearer in batch size the heavier."""
         cells = np.nonzero(self._count)
         count, mean, size = self._count[cells], self._mean[cells], self._size[cells]
-        features = self._features(size, cells[1])
+        features = np.empty((len(mean), 3))
+        features[:, 0] = 1.0
+        features[:, 1] = np.maximum(cells[1] - 1, 0)
+        features[:, 2] = size * (cells[1] + 1)
+        usual = features @ SHAPE
         apart = FIT_ERROR + 0.1 * np.abs(np.log2(size / batch_size))
         weight = 1.0 / (self.noise**2 / count + apart**2)
-        scale = float(np.average(mean / (features @ SHAPE), weights=weight))
-        rows = features * (scale * weight / mean**2)[:, None]
-        ridge = SHAPE_SPREAD**-2.0
+        scale = float((weight * mean / usual).sum() / weight.sum())
+        rows = features / usual[:, None]
+        weighted = rows.T * weight
         theta = np.linalg.solve(
-            scale * features.T @ rows + np.diag(ridge), rows.T @ mean + ridge * SHAPE
+            weighted @ rows + RIDGE, weighted @ (mean / usual / scale) + RIDGE @ SHAPE
         )
         return scale * np.maximum(theta, (0.1, 0.0, 0.0))
-
-    @staticmethod
-    def _features(size: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        return np.stack([np.ones(len(steps)), np.maximum(steps - 1, 0), size * (steps + 1)], axis=1)

@@ -37,8 +37,9 @@ _SETTINGS = (
 class EmaPolicy:
     """Routes a batch to the slot of its size, padded to a CUDA-graph batch size if there are any.
 
-    The slots choose among their own steps and never look at ``candidate_steps``, the tiers that
-    exist: a slot with a step outside of them is refused, not trimmed, so the rule stays SGLang's.
+    The slots choose among their own steps. A user's slot with a step outside of
+    ``candidate_steps``, the tiers that exist, is refused; SGLang's default slots are trimmed to
+    them.
     """
 
     name = "ema"
@@ -52,7 +53,7 @@ class EmaPolicy:
         self.candidate_steps = tuple(candidate_steps)
         self._slots = {
             size: _slot(size, settings, initial_steps, self.candidate_steps)
-            for size, settings in sorted(read_slots(adaptive_config).items())
+            for size, settings in sorted(read_slots(adaptive_config, self.candidate_steps).items())
         }
         self._sizes = list(self._slots)
         self._graph_sizes: list[int] = []
@@ -137,20 +138,21 @@ class _Slot:
         return at
 
     def _raised(self, at: int) -> int:
-        while (
-            at < len(self.steps) - 1 and self.ema > self.steps[at] - 0.5 + self.up_hysteresis
-        ):
+        while at < len(self.steps) - 1 and self.ema > self.steps[at] - 0.5 + self.up_hysteresis:
             at += 1
         return at
 
 
-def read_slots(adaptive_config: Mapping[str, Any] | None) -> dict[int, dict[str, Any]]:
+def read_slots(
+    adaptive_config: Mapping[str, Any] | None, candidate_steps: tuple[int, ...]
+) -> dict[int, dict[str, Any]]:
     """The settings of each slot; SGLang's default slots where the JSON has none of its own.
 
     Keys that are not batch sizes are defaults for every slot (or not ours, such as "speckv").
     """
     given = dict(adaptive_config or {})
-    slots = {key: value for key, value in given.items() if key.isdecimal()} or DEFAULT_SLOTS
+    slots = {key: value for key, value in given.items() if key.isdecimal()}
+    slots = slots or default_slots(candidate_steps)
     common = {key: given[key] for key in _SETTINGS if key in given}
     for key, value in slots.items():
         if not isinstance(value, Mapping) or not _are_steps(value.get("candidate_steps")):
@@ -159,6 +161,20 @@ def read_slots(adaptive_config: Mapping[str, Any] | None) -> dict[int, dict[str,
                 "a non-empty list of non-negative integers"
             )
     return {int(key): {**common, **value} for key, value in slots.items()}
+
+
+def default_slots(candidates: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    """SGLang's default slots with the tiers that exist; where none of a slot's does, those that
+    are no deeper."""
+    return {
+        size: {**slot, "candidate_steps": _trimmed(slot["candidate_steps"], candidates)}
+        for size, slot in DEFAULT_SLOTS.items()
+    }
+
+
+def _trimmed(steps: list[int], candidates: tuple[int, ...]) -> list[int]:
+    kept = [step for step in steps if step in candidates]
+    return kept or [step for step in candidates if step <= max(steps)] or [candidates[0]]
 
 
 def _are_steps(steps: Any) -> bool:
@@ -177,7 +193,9 @@ def _slot(
             "the adaptive config"
         )
     start = initial_steps if initial_steps in steps else steps[len(steps) // 2]
-    return _Slot(steps, start, **{key: _number(settings, key) for key in _SETTINGS if key in settings})
+    return _Slot(
+        steps, start, **{key: _number(settings, key) for key in _SETTINGS if key in settings}
+    )
 
 
 def _number(settings: Mapping[str, Any], key: str) -> Any:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.plan import Forecast
 
-BUDGET = 0.01
+BUDGET = 0.007
 """Rounds earned per round: the share of time that probes may lose against the best tier."""
-SAVINGS = 4.0
+SAVINGS = 3.0
 """Rounds that can be saved up; dearer probes are never made."""
 ROUNDS = 2
 """Rounds of one probe."""
-PERIOD = 16
-"""Rounds from one probe to the next: at most 1 in 8 rounds is a probe, however cheap."""
+PERIOD = 24
+"""Rounds from one probe to the next: at most 1 in 12 rounds is a probe, however cheap."""
 
 
 class Probing:
@@ -31,9 +29,7 @@ class Probing:
         self._tier = 0
         self._left = 0
 
-    def next(
-        self, forecast: Forecast, held: int, acceptance: Acceptance, errors: Sequence[float]
-    ) -> int | None:
+    def next(self, forecast: Forecast, held: int, acceptance: Acceptance) -> int | None:
         """The tier's index to run this round instead of ``held``, or None."""
         if self._left:
             self._left -= 1
@@ -42,8 +38,8 @@ class Probing:
         self._wait -= 1
         if self._wait > 0:
             return None
-        hoped = acceptance.optimistic_accept_lengths(forecast.tiers[held])
-        tier = forecast.most_promising(held, hoped, errors, SAVINGS / ROUNDS)
+        hoped = acceptance.hoped_accept_lengths(forecast.tiers[held])
+        tier = forecast.most_promising(held, hoped, SAVINGS / ROUNDS)
         if tier is None or ROUNDS * forecast.loss(tier) > self._credit:
             return None
         self._credit -= ROUNDS * forecast.loss(tier)

@@ -13,7 +13,7 @@ class StaticPolicy:
 
     def __init__(self, name: str, candidate_steps: Sequence[int]):
         num_steps = static_steps(name)
-        assert num_steps in candidate_steps, (name, candidate_steps)
+        assert num_steps is not None and num_steps in candidate_steps, (name, candidate_steps)
         self.name = name
         self.candidate_steps = tuple(candidate_steps)
         self._decision = Decision(num_steps, "pinned")

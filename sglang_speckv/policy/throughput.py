@@ -8,9 +8,11 @@ then: hysteresis in time, probing on a budget, and a guard that compares realise
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
@@ -19,11 +21,12 @@ from sglang_speckv.policy.guard import Guard
 from sglang_speckv.policy.plan import Forecast
 from sglang_speckv.policy.probing import Probing
 
-LOOK_ROUNDS = 4
+LOOK_ROUNDS = 3
 """Rounds at each tier of the first look."""
 PATIENCE = 0.2
 """A switch waits until staying has cost this share of a round: 20 rounds for a gain of 1 %, one
 for a gain of 20 %."""
+MAX_BATCH = 1 << 20
 REASONS = ("launch", "look", "best", "probe", "guard")
 
 
@@ -59,12 +62,12 @@ class ThroughputPolicy:
             return self._look.pop(), "look"
         if not self._cost.samples or not _is_count(size):
             return self._launch, "launch"
-        guarded = self._guard.held(bucket_of(size))
-        if guarded is not None:
-            return guarded, "guard"
         forecast = self._forecast(size)
         held = self._settle(bucket_of(size), forecast)
-        probe = self._probing.next(forecast, held, self._acceptance, self._cost.times(size)[1])
+        guarded = self._guard.overrule(bucket_of(size), held, forecast.rates)
+        if guarded is not None:
+            return self.candidate_steps[guarded], "guard"
+        probe = self._probing.next(forecast, held, self._acceptance)
         if probe is not None:
             return self.candidate_steps[probe], "probe"
         return self.candidate_steps[held], "best"
@@ -86,40 +89,45 @@ class ThroughputPolicy:
     def _forecast(self, size: int) -> Forecast:
         """Made anew after every learned round, at most once per batch size."""
         if size not in self._forecasts:
-            times = self._cost.times(size)[0]
-            self._forecasts[size] = Forecast.of(self.candidate_steps, size, self._lengths, times)
+            if len(self._forecasts) >= 64:
+                self._forecasts.clear()
+            self._forecasts[size] = Forecast.of(
+                self.candidate_steps, size, self._lengths, self._cost
+            )
         return self._forecasts[size]
 
     def observe(self, outcome: Round) -> None:
-        steps, size, seconds = outcome.num_steps, outcome.batch_size, outcome.seconds
-        if not self._is_tier(steps) or not _is_count(size):
+        if not self._is_tier(outcome.num_steps) or not _is_count(outcome.batch_size):
             self._ignored += 1
             return
+        steps, size, seconds = int(outcome.num_steps), int(outcome.batch_size), outcome.seconds
         self._observed += 1
         self._last_size = size
-        requests = self._acceptance.update(steps, outcome.num_correct_drafts)
-        if _is_time(seconds):
-            self._cost.update(size, steps, seconds)
+        requests, tokens = self._acceptance.update(steps, outcome.num_correct_drafts)
+        if seconds is not None and _is_time(seconds):
+            ratio = self._cost.update(size, steps, float(seconds))
             if requests:
-                tokens = requests + sum(outcome.num_correct_drafts)
-                self._guard.update(bucket_of(size), steps, tokens, seconds / self._cost.level)
+                value = tokens / (requests * self._lengths[steps])
+                self._guard.update(bucket_of(size), steps, requests, value, ratio)
         self._lengths = self._acceptance.accept_lengths()
         self._forecasts.clear()
         if self._cost.samples:
             self._forecast(size)  # here, where time is cheaper than in decide
 
     def _is_tier(self, steps: Any) -> bool:
-        return isinstance(steps, int) and steps in self.candidate_steps
+        return isinstance(steps, Integral) and steps in self.candidate_steps
 
     def snapshot(self) -> dict[str, object]:
         size = self._last_size
         known = bool(self._cost.samples)
+        rate = self._forecast(size).rate / self._cost.level if known else None
         return {
             "survival": [round(s, 4) for s in self._acceptance.survival().tolist()],
             "labels": [round(n, 1) for n in self._acceptance.counts],
             "batch_size": size,
             "round_ms": self._round_ms(size) if known else None,
-            "tokens_per_s": round(self._forecast(size).rate / self._cost.level, 3) if known else None,
+            "tokens_per_s": None if rate is None else round(rate, 3),
+            "level": round(self._cost.level, 4),
             "noise": round(self._cost.noise, 4),
             "rounds": self._observed,
             "timed_rounds": self._cost.samples,
@@ -142,8 +150,9 @@ def _first_look(tiers: tuple[int, ...], launch: int) -> list[int]:
 
 
 def _is_count(size: Any) -> bool:
-    return isinstance(size, int) and size >= 1
+    return isinstance(size, Integral) and 1 <= int(size) <= MAX_BATCH
 
 
 def _is_time(seconds: Any) -> bool:
-    return isinstance(seconds, int | float) and math.isfinite(seconds) and seconds > 0.0
+    """Also keeps what no clock measures away from the arithmetic; NaN compares false."""
+    return isinstance(seconds, int | float | np.floating) and bool(1e-9 < seconds < 1e6)

@@ -21,6 +21,7 @@ from sglang_speckv.config import (
     static_steps,
 )
 from sglang_speckv.srt import carrier, compat
+from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
 from sglang_speckv.srt.refusals import refuse_unsupported
 
@@ -152,6 +153,7 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
     refuse_unsupported(cfg)
     check_draft(cfg)
     config, num_steps = with_launch_steps(config, cfg.speculative_num_steps)
+    EnginePolicy(config, num_steps)  # refuses here what it would refuse in the scheduler
     declare_resolution(
         server_args,
         "speckv",

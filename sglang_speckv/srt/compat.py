@@ -84,9 +84,7 @@ WORKER_SEAMS = (
         ("batch", "on_publish", "grammar_barrier", "pp_proxy_tensors"),
     ),
     HookTarget(_SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2.init_cuda_graphs", ()),
-    HookTarget(
-        _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2.apply_runtime_state", ("state",)
-    ),
+    HookTarget(_SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2.apply_runtime_state", ("state",)),
     HookTarget(
         _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2.on_verify_complete_cpu",
         ("num_correct_drafts_per_req", "batch_size"),

@@ -15,6 +15,7 @@ from typing import Any
 from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.policy import create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
+from sglang_speckv.policy.ema import EmaPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +36,21 @@ class EnginePolicy:
         self.counters = Counters(config.candidate_steps)
         self._config = config
         self._policies: dict[str, StepPolicy] = {}
-        self._warned = False
         self._cuda_graph_bs: list[int] | None = None
+        self._warned = False
         self.select(config.policy)
 
     # -- SGLang's protocol
 
     def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
         self._cuda_graph_bs = sorted(cuda_graph_bs) if cuda_graph_bs else None
+        for policy in self._policies.values():
+            self._tell_graph_sizes(policy)
+
+    def _tell_graph_sizes(self, policy: StepPolicy) -> None:
+        """SGLang's rule routes a batch by the graph it is padded to."""
+        if isinstance(policy, EmaPolicy):
+            policy.set_cuda_graph_bs(self._cuda_graph_bs)
 
     def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
         """Every tier may be chosen at every batch size, so every tier captures them all."""
@@ -75,18 +83,26 @@ class EnginePolicy:
         """Switch to the policy called ``name``; what it learned before is kept.
 
         Raises:
-            ConfigError: unknown name, or a static depth that is not a candidate.
+            ConfigError: see :meth:`prepare`.
+        """
+        self.prepare(name)
+        self.policy = self._policies[name]
+        self.policy_name = name
+
+    def prepare(self, name: str) -> None:
+        """Build the policy called ``name`` if it is new.
+
+        Raises:
+            ConfigError: unknown name, or one that these candidate steps cannot serve.
         """
         if name not in self._policies:
-            SpecKVConfig(policy=name, candidate_steps=tuple(self.candidate_steps))
             self._policies[name] = create_policy(
                 name,
-                tuple(self.candidate_steps),
+                self.candidate_steps,
                 self.launch_steps,
                 adaptive_config=self._config.ema_config,
             )
-        self.policy = self._policies[name]
-        self.policy_name = name
+            self._tell_graph_sizes(self._policies[name])
 
     def selectable(self) -> list[str]:
         """Names that :meth:`select` takes."""
@@ -150,6 +166,7 @@ class Counters:
         self.decisions = 0
         self.decision_seconds = 0.0
         self.switches = 0
+        self.switch_seconds = 0.0
         self.fallbacks = 0
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT_ROUNDS)
         self._started = time.perf_counter()
@@ -162,6 +179,10 @@ class Counters:
         self.correct_drafts += sum(outcome.num_correct_drafts)
         elapsed = time.perf_counter() - self._started
         self._recent.append((elapsed, outcome.num_steps, outcome.batch_size))
+
+    def switched(self, seconds: float) -> None:
+        self.switches += 1
+        self.switch_seconds += seconds
 
     def decided(self, seconds: float) -> None:
         self.decisions += 1
@@ -178,6 +199,7 @@ class Counters:
             "decisions": self.decisions,
             "decision_microseconds": 1e6 * self.decision_seconds / max(self.decisions, 1),
             "switches": self.switches,
+            "switch_microseconds": 1e6 * self.switch_seconds / max(self.switches, 1),
             "fallbacks": self.fallbacks,
             "recent": [[round(t, 4), step, size] for t, step, size in self._recent],
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from sglang_speckv.config import ConfigError
 
 if TYPE_CHECKING:
     from sglang_speckv.srt.controller import EnginePolicy
@@ -43,19 +44,19 @@ def add_handlers(result: dict[str, Any], self: Any) -> dict[str, Any]:
     def validate_policy(key: str, value: Any) -> None:
         if value != 1:
             raise UpdateRejected(f"{key} takes 1 (select this policy), got {value!r}")
+        try:
+            policy.prepare(key.removeprefix(POLICY_KEY))
+        except ConfigError as error:
+            raise UpdateRejected(f"{key}: {error}") from error
+
+    def apply_policy(key: str, value: Any) -> None:
+        policy.pin(None)
+        policy.select(key.removeprefix(POLICY_KEY))
 
     handlers = {PIN_KEY: _UpdateHandler(validate_pin, apply_pin)}
     for name in policy.selectable():
-        handlers[POLICY_KEY + name] = _UpdateHandler(validate_policy, _selector(policy, name))
+        handlers[POLICY_KEY + name] = _UpdateHandler(validate_policy, apply_policy)
     return {**result, **handlers}
-
-
-def _selector(policy: EnginePolicy, name: str) -> Callable[[str, Any], None]:
-    def select(key: str, value: Any) -> None:
-        policy.pin(None)
-        policy.select(name)
-
-    return select
 
 
 def _policy_of(controller: Any) -> EnginePolicy | None:

@@ -7,6 +7,7 @@ replaces the policy, makes a switch cheap, and notes which tier launched which r
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,7 @@ class SpecKVMixin:
         which grows by an entry with every switch."""
         if self.speculative_num_steps == state.speculative_num_steps:
             return
-        self.speckv.counters.switches += 1
+        started = time.perf_counter()
         draft, target = self._draft_worker, self._target_worker.model_runner
         draft.draft_attn_backend = state.draft_attn_backend
         draft.draft_runner.draft_attn_backend = state.draft_attn_backend
@@ -135,6 +136,7 @@ class SpecKVMixin:
         target.attn_backend = state.target_attn_backend
         target.decode_cuda_graph_runner = state.target_graph_runner
         self._set_depth(state.speculative_num_steps)
+        self.speckv.counters.switched(time.perf_counter() - started)
 
     def _set_depth(self, num_steps: int) -> None:
         from sglang.srt.runtime_context import get_spec

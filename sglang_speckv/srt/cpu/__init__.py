@@ -17,13 +17,17 @@ __all__ = ["apply_if_enabled", "default_server_args", "enable", "enabled", "want
 SHIM = str(Path(__file__).parent / "shim")
 """The folder of our ``sgl_kernel``."""
 
-ENVIRONMENT = {
-    "SGLANG_USE_CPU_ENGINE": "1",
+TUNING = {
     # Spinning threads of several processes on few cores turn 0.1 s steps into seconds.
     "OMP_WAIT_POLICY": "passive",
     # Compiled CPU code needs g++ at run time and tens of seconds at the first request.
     "TORCH_COMPILE_DISABLE": "1",
+    # Keep freed tensors in the heap: with glibc's defaults each one above 128 KiB is mapped and
+    # faulted in anew, which costs more than gathering the KV cache does.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
+"""Environment of the spawned processes, where the user has not set it."""
 
 
 def wanted() -> bool:
@@ -52,7 +56,9 @@ def enable() -> None:
             f"sgl_kernel is already imported from {kernel.__file__}; "
             "enable the CPU engine before importing sglang"
         )
-    os.environ.update(ENVIRONMENT)
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    for name, value in TUNING.items():
+        os.environ.setdefault(name, value)
     inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ["PYTHONPATH"] = os.pathsep.join(_first(inherited))
     sys.path[:] = _first(sys.path)

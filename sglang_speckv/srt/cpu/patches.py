@@ -5,9 +5,11 @@ Runs in the launcher and in every scheduler, from the plugin's ``register()``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_speckv.srt.cpu.kernels import sampling
@@ -31,6 +33,7 @@ def apply() -> None:
     HookRegistry.register(
         "sglang.srt.distributed.parallel_state.init_model_parallel_group", _no_nccl, around
     )
+    HookRegistry.register("sglang.srt.utils.numa_utils.init_threads_binding", _share_cores, around)
     for backend in ("IntelAMXAttnBackend", "IntelAMXMultiStepDraftBackend"):
         HookRegistry.register(
             f"{_BACKEND}{backend}.init_forward_metadata", _forget_plans, HookType.BEFORE
@@ -67,6 +70,17 @@ def _greedy_if_asked(original: Callable[..., bool], **facts: Any) -> bool:
 def _no_nccl(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The CUDA build of torch would have SGLang open NCCL on the device ``cpu``."""
     return original(*args, **{**kwargs, "use_pynccl": False})
+
+
+def _share_cores(original: Callable[..., str], *, numa_index: int, world_size: int) -> str:
+    """SGLang wants a NUMA node for each rank, or cores named by hand, and binds nothing without
+    AMX.  Ranks on one machine divide its cores instead."""
+    if world_size == 1 or "SGLANG_CPU_OMP_THREADS_BIND" in os.environ:
+        return original(numa_index=numa_index, world_size=world_size)
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[numa_index::world_size] or [cores[numa_index % len(cores)]]
+    torch.set_num_threads(len(own))
+    return ",".join(map(str, own))
 
 
 def _forget_plans(*args: Any, **kwargs: Any) -> None:

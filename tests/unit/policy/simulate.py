@@ -109,7 +109,9 @@ class Engine:
         result.steps.append(steps)
         correct = np.cumprod(self._rng.random(accept.shape) < accept, axis=1).sum(axis=1)
         clean = self._rng.random() >= self.noise.unclean
-        return Round(steps, phase.size, correct.tolist(), self._measured(seconds) if clean else None)
+        return Round(
+            steps, phase.size, correct.tolist(), self._measured(seconds) if clean else None
+        )
 
     def _measured(self, seconds: float) -> float:
         spike = 2.0 if self._rng.random() < self.noise.spikes else 1.0
@@ -136,3 +138,17 @@ def versus_best_static(
         Engine(phases, noise, seed).run(static(steps)).rate for steps in policy.candidate_steps
     ]
     return Engine(phases, noise, seed).run(policy).rate / max(rates)
+
+
+WEAK, STRONG, USELESS = (0.45, 0.45, 0.4, 0.4), (0.9, 0.9, 0.88, 0.85), (0.02, 0.02)
+_NARROW = Cost(width=0.02)
+TRACES: dict[str, list[Phase]] = {
+    "steady": [Phase(300, 1)],
+    "phases": [Phase(150, 1, p, _NARROW) for p in (STRONG, WEAK, STRONG)],
+    "batched phases": [Phase(150, 4, p, _NARROW) for p in (STRONG, WEAK, STRONG)],
+    "load": [Phase(150, size, STRONG) for size in (1, 32, 2)],
+    "useless draft": [Phase(300, 4, USELESS)],
+    "perfect draft": [Phase(300, 1, (1.0,), _NARROW)],
+    "inverted": [Phase(300, 4, (0.3, 0.9, 0.95, 0.98), Cost(width=0.01))],
+    "milliseconds": [Phase(300, 8, STRONG, Cost(0.002, 0.01, 0.0002, 0.0003))],
+}

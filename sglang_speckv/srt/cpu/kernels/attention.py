@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang_speckv.srt.cpu.kernels.plan import FEW_QUERIES, Group, PlanCache, decode_groups, extend_groups
+from sglang_speckv.srt.cpu.kernels.plan import (
+    FEW_QUERIES,
+    Group,
+    PlanCache,
+    decode_groups,
+    extend_groups,
+)
 
 PLANS = PlanCache()
 
@@ -37,8 +43,8 @@ def decode_attention_cpu(
     """Write ``k``, ``v`` at ``loc``, then attend with one query per request into ``o``."""
     _refuse("decode_attention_cpu", is_cross, k_scale, v_scale, k_buffer)
     if k is not None and v is not None:
-        k_buffer[loc] = k.view(-1, *k_buffer.shape[1:]).to(k_buffer.dtype)
-        v_buffer[loc] = v.view(-1, *v_buffer.shape[1:]).to(v_buffer.dtype)
+        k_buffer.index_copy_(0, loc, k.view(-1, *k_buffer.shape[1:]).to(k_buffer.dtype))
+        v_buffer.index_copy_(0, loc, v.view(-1, *v_buffer.shape[1:]).to(v_buffer.dtype))
     groups = PLANS.get(decode_groups, req_to_token, req_pool_indices, seq_lens, window)
     _attend_groups(groups, q, k_buffer, v_buffer, o, scaling, logit_cap, sinks)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-
 FEW_QUERIES = 16
 """Extends of up to this length (decode, verify, draft extend) are laid out for speed together."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NONE = -1
+from sglang_speckv.srt.cpu.kernels.tree import NONE, write_accepted
+
 NUCLEUS_GUESS = 1024
 """Top-p looks at this many candidates before it sorts the whole vocabulary."""
 
@@ -45,17 +46,16 @@ def tree_speculative_sampling_target_only(
             strict=True,
         )
     ]
-    remaining = target_probs[torch.arange(requests), torch.tensor([path[-1] for path, _ in walks])]
-    for row, (_, refused) in zip(remaining, walks, strict=True):
-        row[refused] = 0.0
+    paths = [path for path, _ in walks]
+    ends = target_probs[torch.arange(requests), torch.tensor([path[-1] for path in paths])]
+    remaining = _without(ends, [refused for _, refused in walks])
     final = _draw(remaining, uniform_samples_for_final_sampling).tolist()
-    flat = predicts.view(-1)
-    for request, (path, _) in enumerate(walks):
-        where = retrive_index[request, path]
-        chosen = [*candidates[request, path[1:]].tolist(), final[request]]
-        flat[where] = torch.tensor(chosen, dtype=flat.dtype)
-        accept_index[request, : len(path)] = where.to(accept_index.dtype)
-        accept_token_num[request] = len(path) - 1
+    drafted = candidates.tolist()
+    chosen = [
+        [*(row[node] for node in path[1:]), last]
+        for row, path, last in zip(drafted, paths, final, strict=True)
+    ]
+    write_accepted(predicts, accept_index, accept_token_num, retrive_index, paths, chosen)
 
 
 def _walk(
@@ -84,6 +84,16 @@ def _walk(
             return path, refused
         path.append(node)
     return path, []
+
+
+def _without(probs: Tensor, refused: list[list[int]]) -> Tensor:
+    """``probs`` with each row's refused tokens at zero.  A row of which rounding leaves nothing
+    stays as it is."""
+    cells = [(row, token) for row, tokens in enumerate(refused) for token in tokens]
+    if not cells:
+        return probs
+    remaining = probs.index_put(tuple(torch.tensor(cells).T), torch.zeros(()))
+    return torch.where(remaining.any(-1, keepdim=True), remaining, probs)
 
 
 def _draw(weights: Tensor, coins: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -100,15 +102,14 @@ def verify_tree_greedy_cpu(
     """
     rows = zip(
         candidates.tolist(),
-        retrive_index.tolist(),
         retrive_next_token.tolist(),
         retrive_next_sibling.tolist(),
         target_predict.view(candidates.shape).tolist(),
         strict=True,
     )
     limit = accept_index.shape[1]
-    flat = predicts.view(-1)
-    for request, (tokens, index, child, sibling, target) in enumerate(rows):
+    paths, chosen = [], []
+    for tokens, child, sibling, target in rows:
         path = [0]
         while len(path) < limit:
             node = child[path[-1]]
@@ -117,7 +118,25 @@ def verify_tree_greedy_cpu(
             if node == NONE:
                 break
             path.append(node)
-        where = torch.tensor([index[node] for node in path])
-        flat[where] = torch.tensor([target[node] for node in path], dtype=flat.dtype)
-        accept_index[request, : len(path)] = where.to(accept_index.dtype)
-        accept_token_num[request] = len(path) - 1
+        paths.append(path)
+        chosen.append([target[node] for node in path])
+    write_accepted(predicts, accept_index, accept_token_num, retrive_index, paths, chosen)
+
+
+def write_accepted(
+    predicts: Tensor,
+    accept_index: Tensor,
+    accept_token_num: Tensor,
+    retrive_index: Tensor,
+    paths: list[list[int]],
+    chosen: list[list[int]],
+) -> None:
+    """Store each request's accepted nodes, root first, and the token chosen after each of them;
+    ``accept_token_num`` leaves out the last one, the bonus."""
+    width = accept_index.shape[1]
+    index = retrive_index.tolist()
+    slots = [[row[node] for node in path] for row, path in zip(index, paths, strict=True)]
+    tokens = torch.tensor(list(chain(*chosen)), dtype=predicts.dtype)
+    predicts.view(-1)[torch.tensor(list(chain(*slots)))] = tokens
+    accept_index.copy_(torch.tensor([row + [NONE] * (width - len(row)) for row in slots]))
+    accept_token_num.copy_(torch.tensor([len(path) - 1 for path in paths]))

@@ -1,0 +1,156 @@
+"""Real servers on the CPU, one process group each, shared by the tests of a module."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from sglang_speckv.bench.server import Server, last_lines
+from tests.engine.tiny_models import tiny_eagle2_head, tiny_eagle3_head, tiny_llama
+
+READY_S = 300
+PROMPTS = [
+    "In the beginning was the word",
+    "def add(a, b):",
+    "12345 67890 12345",
+    "A quick brown fox jumps over the lazy dog, then sleeps until the evening comes.",
+]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny target and a draft of every kind for it."""
+    root = tmp_path_factory.mktemp("models")
+    target = tiny_llama(root / "target", layers=4)
+    return {
+        "target": str(target),
+        "eagle3": str(tiny_eagle3_head(root / "eagle3", target)),
+        "eagle2": str(tiny_eagle2_head(root / "eagle2", target)),
+        "alike": str(tiny_llama(root / "alike", layers=4, noise=0.1)),
+        "other": str(tiny_llama(root / "other", layers=1, seed=7)),
+    }
+
+
+class Serving:
+    """A running server and the few calls that tests make."""
+
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        self.log = log
+
+    def generate(self, prompts: list[str], max_new_tokens: int = 48, **sampling: Any) -> list[Any]:
+        """Whole answers of one request that holds all ``prompts``, greedy unless told."""
+        body = {
+            "text": prompts,
+            "sampling_params": {
+                "temperature": 0,
+                "max_new_tokens": max_new_tokens,
+                "ignore_eos": True,
+                **sampling,
+            },
+        }
+        return self.post("/generate", body)
+
+    def tokens(self, prompts: list[str], max_new_tokens: int = 48) -> list[list[int]]:
+        return [a["output_ids"] for a in self.generate(prompts, max_new_tokens)]
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        answer = requests.post(self.url + path, json=body, timeout=120)
+        answer.raise_for_status()
+        return answer.json()
+
+    def set_state(self, **values: int) -> bool:
+        return self.post("/set_internal_state", {"server_args": values}) == [True]
+
+    def select(self, policy: str) -> None:
+        assert self.set_state(**{f"speckv_policy:{policy}": 1})
+
+    def pin(self, num_steps: int) -> None:
+        assert self.set_state(speckv_num_steps=num_steps)
+
+    def state(self) -> dict[str, Any]:
+        return requests.get(self.url + "/server_info", timeout=60).json()["internal_states"][0]
+
+    def speckv(self) -> dict[str, Any]:
+        return self.state()["speckv"]
+
+    @contextmanager
+    def shuffled_depths(self, steps: list[int], every_s: float = 0.02) -> Iterator[None]:
+        """Pin another depth every few rounds while the block runs."""
+        running = True
+
+        def shuffle() -> None:
+            turn = 0
+            while running:
+                self.pin(steps[turn % len(steps)])
+                turn += 1
+                time.sleep(every_s)
+
+        with ThreadPoolExecutor(1) as pool:
+            task = pool.submit(shuffle)
+            try:
+                yield
+            finally:
+                running = False
+                task.result()
+                self.pin(-1)
+
+
+@contextmanager
+def serving(tmp_path: Path, *args: str) -> Iterator[Serving]:
+    server = Server("under test", args, tmp_path / "server.log")
+    server.start()
+    try:
+        serving = Serving(server.url, server.log)
+        _wait(server, serving)
+        yield serving
+    finally:
+        server.stop()
+
+
+def _wait(server: Server, serving: Serving) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        server.check_alive()
+        try:
+            if requests.get(serving.url + "/health_generate", timeout=30).status_code == 200:
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.5)
+    raise TimeoutError(last_lines(server.log))
+
+
+def flags(models: dict[str, str], algorithm: str | None = None, draft: str = "") -> list[str]:
+    """Launch flags for the tiny target, with a draft where an algorithm is named."""
+    args = ["--model-path", models["target"], "--max-total-tokens", "4096", "--random-seed", "1"]
+    if algorithm is not None:
+        args += [
+            "--speculative-algorithm",
+            algorithm,
+            "--speculative-draft-model-path",
+            models.get(draft, draft),
+        ]
+    return args
+
+
+@pytest.fixture(scope="session")
+def plain_answers(
+    models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[list[int]]]:
+    """Greedy answers of the target without speculation, alone and in a batch of four."""
+    with serving(tmp_path_factory.mktemp("plain"), *flags(models)) as plain:
+        return {
+            "alone": [plain.tokens([prompt])[0] for prompt in PROMPTS],
+            "batch": plain.tokens(PROMPTS),
+        }
+
+
+Refusal = Callable[..., str]

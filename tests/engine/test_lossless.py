@@ -1,0 +1,85 @@
+"""The depth never changes the text: every draft, every depth, and depths that move every few
+rounds give the greedy answers of the target alone (float32)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import PROMPTS, Serving, flags, serving
+
+pytestmark = pytest.mark.engine
+
+STEPS = (0, 1, 3, 5)
+PAIRS = {
+    "eagle3": ("EAGLE3", "eagle3"),
+    "eagle2": ("EAGLE", "eagle2"),
+    "nextn": ("NEXTN", "eagle2"),
+    "standalone-self": ("STANDALONE", "target"),
+    "standalone-alike": ("STANDALONE", "alike"),
+    "standalone-other": ("STANDALONE", "other"),
+}
+
+
+@pytest.fixture(scope="module", params=PAIRS, autouse=True)
+def server(
+    request: pytest.FixtureRequest,
+    models: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Serving]:
+    algorithm, draft = PAIRS[request.param]
+    asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
+    with serving(
+        tmp_path_factory.mktemp("speckv"), *flags(models, algorithm, draft), *asked
+    ) as running:
+        running.pair = request.param
+        yield running
+
+
+def check(server: Serving, plain_answers: dict[str, Any]) -> None:
+    assert [server.tokens([prompt])[0] for prompt in PROMPTS] == plain_answers["alone"]
+    assert server.tokens(PROMPTS) == plain_answers["batch"]
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+def test_fixed_depth(server: Serving, plain_answers: dict[str, Any], num_steps: int) -> None:
+    server.select(f"static:{num_steps}")
+    before = server.speckv()["rounds"]
+    check(server, plain_answers)
+    after = server.speckv()["rounds"]
+    assert {step for step in after if after[step] > before[step]} == {str(num_steps)}
+
+
+@pytest.mark.parametrize("policy", ["throughput", "ema"])
+def test_policies(server: Serving, plain_answers: dict[str, Any], policy: str) -> None:
+    server.select(policy)
+    check(server, plain_answers)
+    shown = server.speckv()
+    assert (shown["active"], shown["policy"], shown["fallbacks"]) == (True, policy, 0)
+
+
+def test_moving_depth(server: Serving, plain_answers: dict[str, Any]) -> None:
+    switches = server.speckv()["switches"]
+    with server.shuffled_depths([5, 0, 3, 1]):
+        check(server, plain_answers)
+    assert server.speckv()["switches"] > switches + 5
+
+
+def test_counts_add_up(server: Serving) -> None:
+    server.select("static:3")
+    before = server.speckv()
+    answers = server.generate(PROMPTS, max_new_tokens=32)
+    after = server.speckv()
+    correct = after["correct_drafts"] - before["correct_drafts"]
+    rounds = after["request_rounds"] - before["request_rounds"]
+    assert rounds == sum(answer["meta_info"]["spec_verify_ct"] for answer in answers)
+    assert correct == sum(answer["meta_info"]["spec_num_correct_drafts"] for answer in answers)
+    assert after["proposed_drafts"] - before["proposed_drafts"] == 3 * rounds
+    if server.pair == "standalone-self":
+        assert correct >= 0.9 * 3 * rounds
+
+
+def test_switching_is_quiet_and_leaves_nothing_behind(server: Serving) -> None:
+    with server.shuffled_depths([0, 5, 1, 3]):
+        server.generate(PROMPTS, max_new_tokens=64)
+    assert "Switch adaptive runtime state" not in server.log.read_text(errors="replace")

@@ -1,0 +1,183 @@
+"""Everything that cannot be served is refused in the launcher: one sentence, exit code 2."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_speckv.config import ConfigError
+from sglang_speckv.srt import compat
+from sglang_speckv.srt.serve import diagnose
+from tests.engine.conftest import flags
+from tests.engine.tiny_models import tiny_llama
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def diagnosed(models: dict[str, str]) -> Callable[..., dict[str, Any]]:
+    def run(*extra: str, algorithm: str | None = "STANDALONE", draft: str = "alike") -> Any:
+        return diagnose([*flags(models, algorithm, draft), *extra])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "draft"),
+    [("EAGLE3", "eagle3"), ("EAGLE", "eagle2"), ("NEXTN", "eagle2"), ("STANDALONE", "alike")],
+)
+def test_what_is_served(diagnosed: Callable[..., Any], algorithm: str, draft: str) -> None:
+    report = diagnosed("--speckv", algorithm=algorithm, draft=draft)
+    assert (report["adaptive"], report["problem"]) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("extra", "names"),
+    [
+        (["--speckv", "--speculative-eagle-topk", "4"], "--speculative-eagle-topk 4"),
+        (["--speckv", "--enable-two-batch-overlap"], "two-batch overlap"),
+        (["--speckv", "--pp-size", "2"], "pipeline parallelism"),
+        (["--speckv", "--tp-size", "2", "--attn-dp-size", "2"], "attention DP"),
+        (["--speckv", "--enable-lora"], "LoRA"),
+        (["--speckv", "--enable-pdmux"], "PD multiplexing"),
+        (["--speckv", "--disaggregation-mode", "decode"], "PD disaggregation"),
+        (["--speckv", "--speculative-num-steps", "99"], "--speculative-num-steps 99"),
+        (["--speckv", "--speculative-num-steps", "-1"], "--speculative-num-steps -1"),
+    ],
+)
+def test_unsupported(diagnosed: Callable[..., Any], extra: list[str], names: str) -> None:
+    report = diagnosed(*extra)
+    assert not report["adaptive"]
+    assert names in report["problem"]
+    assert "\n" not in report["problem"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "draft", "names"),
+    [
+        (None, "", "--speculative-algorithm"),
+        ("NGRAM", "alike", "NGRAM"),
+        ("STANDALONE", "/nowhere/at/all", "/nowhere/at/all"),
+    ],
+)
+def test_wrong_draft(
+    diagnosed: Callable[..., Any], algorithm: str | None, draft: str, names: str
+) -> None:
+    assert names in diagnosed("--speckv", algorithm=algorithm, draft=draft)["problem"]
+
+
+def test_broken_drafts(
+    diagnosed: Callable[..., Any], models: dict[str, str], tmp_path: Path
+) -> None:
+    cut = shutil.copytree(models["alike"], tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "broken" in diagnosed("--speckv", draft=str(cut))["problem"]
+    weights.unlink()
+    assert "no weights" in diagnosed("--speckv", draft=str(cut))["problem"]
+    (cut / "config.json").write_text("{")
+    weights.write_bytes(Path(models["alike"], "model.safetensors").read_bytes())
+    assert str(cut) in diagnosed("--speckv", draft=str(cut))["problem"]
+    (cut / "config.json").unlink()
+    assert "config.json" in diagnosed("--speckv", draft=str(cut))["problem"]
+
+
+def test_foreign_vocabularies(
+    diagnosed: Callable[..., Any], models: dict[str, str], tmp_path: Path
+) -> None:
+    larger = tiny_llama(tmp_path / "larger", vocab=384)
+    assert "384 tokens" in diagnosed("--speckv", draft=str(larger))["problem"]
+    renamed = shutil.copytree(models["alike"], tmp_path / "renamed")
+    tokenizer = json.loads((renamed / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (renamed / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "target's tokenizer" in diagnosed("--speckv", draft=str(renamed))["problem"]
+
+
+def test_num_steps_joins_the_candidates(diagnosed: Callable[..., Any]) -> None:
+    report = diagnosed("--speckv", "--speculative-num-steps", "4")
+    assert report["launch_steps"] == 4
+    assert 4 in report["candidate_steps"]
+
+
+def test_not_asked_for_is_not_adaptive(diagnosed: Callable[..., Any]) -> None:
+    report = diagnosed()
+    assert not report["adaptive"]
+    assert "--speckv" in report["problem"]
+
+
+def test_another_sglang(diagnosed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "installed_version", lambda: "0.5.99")
+    assert "0.5.99" in diagnosed("--speckv")["problem"]
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("sglang.srt.nowhere.function", ()),
+        ("sglang.srt.server_args.ServerArgs.add_cli_args", ("parser", "more")),
+    ],
+)
+def test_a_seam_that_moved(path: str, parameters: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=path):
+        compat.check_signatures([compat.HookTarget(path, parameters)])
+
+
+def test_a_hook_that_did_not_apply() -> None:
+    with pytest.raises(ConfigError, match="did not apply"):
+        compat.check_applied([compat.HookTarget("sglang.srt.nowhere.function", ())])
+
+
+def speckv(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sglang_speckv", *args],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("extra", "names"),
+    [
+        (["--speckv", "true"], "--speckv true"),
+        (["--speckv-policy", "magic"], "'magic'"),
+        (["--speckv-candidate-steps", "1,x"], "'1,x'"),
+    ],
+)
+def test_the_command_says_one_sentence_and_exits_with_2(
+    models: dict[str, str], extra: list[str], names: str
+) -> None:
+    done = speckv("serve", *flags(models, "STANDALONE", "alike"), *extra)
+    assert done.returncode == 2
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("speckv: ")
+    assert names in sentence
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use(models: dict[str, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = speckv("serve", *flags(models), "--port", port)
+    assert done.returncode == 2
+    assert port in done.stderr.strip().splitlines()[-1]
+
+
+def test_doctors_exit_code(models: dict[str, str]) -> None:
+    good = speckv("doctor", "--json", *flags(models, "STANDALONE", "alike"), "--speckv")
+    assert good.returncode == 0
+    assert json.loads(good.stdout.splitlines()[-1])["adaptive"] is True
+    bad = speckv("doctor", "--json", *flags(models, "STANDALONE", "/no/where/else"), "--speckv")
+    assert bad.returncode != 0
+    assert "/no/where/else" in json.loads(bad.stdout.splitlines()[-1])["problem"]

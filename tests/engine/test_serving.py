@@ -1,0 +1,126 @@
+"""What a client and an operator meet: the OpenAI API, aborts, sampling, steering from outside."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from scipy import stats
+
+from tests.engine.conftest import PROMPTS, Serving, flags, serving
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module", params=[("EAGLE3", "eagle3"), ("STANDALONE", "alike")], ids=str)
+def server(
+    request: pytest.FixtureRequest,
+    models: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Serving]:
+    with serving(
+        tmp_path_factory.mktemp("serving"), *flags(models, *request.param), "--speckv"
+    ) as running:
+        yield running
+
+
+def test_openai_chat(server: Serving) -> None:
+    answer = server.post(
+        "/v1/chat/completions",
+        {
+            "model": "default",
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 8,
+            "temperature": 0,
+        },
+    )
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert 0 < answer["usage"]["completion_tokens"] <= 8
+
+
+def test_aborted_streams_leave_a_healthy_server(server: Serving) -> None:
+    server.select("throughput")
+    body = {
+        "text": PROMPTS[0],
+        "sampling_params": {"temperature": 0, "max_new_tokens": 1000, "ignore_eos": True},
+        "stream": True,
+    }
+
+    def hang_up() -> None:
+        with requests.post(server.url + "/generate", json=body, stream=True, timeout=60) as answer:
+            next(answer.iter_lines())
+
+    threads = [threading.Thread(target=hang_up) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    expected = server.tokens(PROMPTS)
+    for thread in threads:
+        thread.join()
+    deadline = time.monotonic() + 30
+    while server.state().get("num_running_reqs", 0) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert server.tokens(PROMPTS) == expected
+    assert server.speckv()["fallbacks"] == 0
+
+
+def test_sampling_follows_the_targets_distribution(server: Serving) -> None:
+    """The first three sampled tokens against the target's own frequencies: the first comes from
+    prefill, the others from verification at a depth that moves."""
+    with server.shuffled_depths([3, 0, 5, 1]):
+        drafted = sampled(server, 600)
+    server.pin(0)
+    alone = sampled(server, 600)
+    server.pin(-1)
+    for position in (1, 2):
+        assert same_distribution([t[position] for t in drafted], [t[position] for t in alone])
+
+
+def test_the_distribution_test_can_fail(server: Serving) -> None:
+    warm, cold = sampled(server, 300), sampled(server, 300, temperature=0.2)
+    assert not same_distribution([t[1] for t in warm], [t[1] for t in cold])
+
+
+def sampled(server: Serving, count: int, temperature: float = 1.0) -> list[list[int]]:
+    answers = server.generate(
+        [PROMPTS[1]] * count, max_new_tokens=4, temperature=temperature, top_k=8
+    )
+    return [answer["output_ids"] for answer in answers]
+
+
+def same_distribution(left: list[int], right: list[int]) -> bool:
+    """Chi-square on the tokens that are common enough; p below 1e-4 is no accident."""
+    tokens = [t for t in set(left) | set(right) if left.count(t) + right.count(t) >= 20]
+    table = [[side.count(t) for t in tokens] for side in (left, right)]
+    rest = [len(side) - sum(row) for side, row in zip((left, right), table, strict=True)]
+    table = [[*row, other + 1] for row, other in zip(table, rest, strict=True)]
+    return bool(stats.chi2_contingency(table).pvalue > 1e-4)
+
+
+def test_steering_refuses_what_is_not_there(server: Serving) -> None:
+    before = server.speckv()
+    assert not server.set_state(speckv_num_steps=4)
+    assert not server.set_state(**{"speckv_policy:magic": 1})
+    assert not server.set_state(**{"speckv_policy:ema": 2})
+    after = server.speckv()
+    assert (after["policy"], after["pinned"]) == (before["policy"], before["pinned"])
+
+
+def test_server_info_shows_what_was_chosen(server: Serving) -> None:
+    server.select("throughput")
+    server.generate(PROMPTS, max_new_tokens=64)
+    shown: dict[str, Any] = server.speckv()
+    assert shown["active"] is True
+    assert shown["candidate_steps"] == [0, 1, 2, 3, 5, 7]
+    assert sum(shown["rounds"].values()) >= len(shown["recent"]) > 0
+    assert shown["correct_drafts"] <= shown["proposed_drafts"]
+    assert shown["decisions"] > 0
+    assert shown["policy_state"]
+
+
+def test_the_override_log_does_not_grow(server: Serving) -> None:
+    """SGLang keeps every switch in a list that each /server_info replays; SpecKV's leave none."""
+    log = server.log.read_text(errors="replace")
+    assert "SpecKV is on" in log
+    assert "Adaptive spec params updated" not in log

@@ -1,0 +1,36 @@
+"""Every policy, for tests that run each of them through the same things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from sglang_speckv.policy import StepPolicy, create_policy
+
+
+@dataclass(frozen=True)
+class Case:
+    spec: str
+    candidate_steps: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
+    initial_steps: int = 3
+
+    def create(self) -> StepPolicy:
+        return create_policy(self.spec, self.candidate_steps, self.initial_steps)
+
+
+CASES = [
+    Case("throughput"),
+    Case("throughput", (3,)),
+    Case("throughput", (0,), 0),
+    Case("throughput", (2, 4, 16), 4),
+    Case("throughput", (0, 1, 2, 3, 4, 5, 6, 7), 0),
+    Case("ema"),
+    Case("ema", initial_steps=5),
+    Case("static:0"),
+    Case("static:5"),
+]
+
+every_policy = pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case.spec}-of-{','.join(map(str, case.candidate_steps))}"
+)

@@ -1,0 +1,203 @@
+"""The load client against servers that answer, die, hang and lie."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from sglang_speckv.bench import client as client_module
+from sglang_speckv.bench.client import Client, ServerError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def good_answer(count: int) -> dict[str, Any]:
+    meta = {"completion_tokens": count, "spec_verify_ct": 2, "spec_num_correct_drafts": 3}
+    return {"text": "x", "output_ids": list(range(count)), "meta_info": meta}
+
+
+async def generate(request: web.Request) -> web.Response:
+    body = await request.json()
+    assert body["sampling_params"]["ignore_eos"] and body["sampling_params"]["temperature"] == 0
+    return web.json_response(good_answer(body["sampling_params"]["max_new_tokens"]))
+
+
+@asynccontextmanager
+async def serving(handler: Handler, timeout_s: float = 5) -> AsyncIterator[Client]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]
+    try:
+        async with Client("s", f"http://127.0.0.1:{port}", timeout_s) as client:
+            yield client
+    finally:
+        await runner.cleanup()
+
+
+def run(handler: Handler, use: Callable[[Client], Awaitable[Any]], timeout_s: float = 5) -> Any:
+    async def main() -> Any:
+        async with serving(handler, timeout_s) as client:
+            return await use(client)
+
+    return asyncio.run(main())
+
+
+def test_load_keeps_order_and_its_concurrency():
+    running, most = 0, 0
+
+    async def handler(request: web.Request) -> web.Response:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        body = await request.json()
+        await asyncio.sleep(0.01 * (5 - body["input_ids"][0]))
+        running -= 1
+        answer = good_answer(2) | {"output_ids": [body["input_ids"][0], 7]}
+        return web.json_response(answer)
+
+    load = run(handler, lambda client: client.run_load([[i] for i in range(5)], 3, 2))
+    assert [completion.output_ids[0] for completion in load.completions] == [0, 1, 2, 3, 4]
+    assert most == 3
+    assert load.tokens == 10
+    assert load.seconds > 0
+    assert (load.completions[0].verify_ct, load.completions[0].num_correct_drafts) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"not json", "something unexpected"),
+        (b'{"output_ids": [1, "two"], "meta_info": {"completion_tokens": 2}}', "unexpected"),
+        (b'{"text": "no ids"}', "unexpected"),
+        (b"\xff\xfe\x00", "unexpected"),
+        (
+            b'{"output_ids": [1], "meta_info": {"completion_tokens": 1}}',
+            "asked for 4 tokens, got 1",
+        ),
+    ],
+)
+def test_nonsense_is_one_clear_error(answer: bytes, message: str):
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=answer)
+
+    with pytest.raises(ServerError, match=message):
+        run(handler, lambda client: client.generate([1], 4))
+
+
+def test_a_load_fails_with_its_first_error():
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=500, text="out of memory")
+
+    with pytest.raises(ServerError, match="out of memory"):
+        run(handler, lambda client: client.run_load([[1], [2], [3]], 2, 4))
+
+
+def test_an_error_status_shows_its_text():
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=400, text="the input is too long")
+
+    with pytest.raises(ServerError, match=r"/generate answered 400 \(the input is too long\)"):
+        run(handler, lambda client: client.generate([1], 4))
+
+
+def test_a_hung_server_ends_in_a_timeout():
+    async def handler(request: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    with pytest.raises(ServerError, match="no answer from /generate within"):
+        run(handler, lambda client: client.generate([1], 4), timeout_s=0.3)
+
+
+def test_a_server_that_dies_in_mid_answer():
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b'{"output_ids": [')
+        request.transport.abort()
+        return response
+
+    with pytest.raises(ServerError, match="/generate failed"):
+        run(handler, lambda client: client.generate([1], 4))
+
+
+def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(client_module, "_MAX_ANSWER_BYTES", 1 << 20)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b" " * 65536)
+
+    with pytest.raises(ServerError, match="the answer is over 1 MB"):
+        run(handler, lambda client: client.generate([1], 4))
+
+
+def test_nobody_listens():
+    async def main() -> None:
+        async with Client("s", "http://127.0.0.1:9", 2) as client:
+            assert not await client.ready()
+            await client.generate([1], 4)
+
+    with pytest.raises(ServerError, match="server s: /generate failed"):
+        asyncio.run(main())
+
+
+def test_policy_switch_and_its_refusal():
+    seen = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append((await request.json())["server_args"])
+        return web.json_response([len(seen) == 1])
+
+    async def use(client: Client) -> None:
+        await client.set_policy("static:3")
+        with pytest.raises(ServerError, match="refused the policy 'ema'"):
+            await client.set_policy("ema")
+
+    run(handler, use)
+    assert seen == [{"speckv_policy:static:3": 1}, {"speckv_policy:ema": 1}]
+
+
+def test_flush_asks_again_while_the_scheduler_is_busy():
+    answers = iter([400, 400, 200])
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=next(answers))
+
+    run(handler, lambda client: client.flush_cache())
+    assert next(answers, None) is None
+
+
+def test_flush_gives_up():
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=400, text="pending requests")
+
+    with pytest.raises(ServerError, match="pending requests"):
+        run(handler, lambda client: client.flush_cache(attempts=2))
+
+
+def test_gap_between_the_two_best_tokens():
+    async def handler(request: web.Request) -> web.Response:
+        assert (await request.json())["top_logprobs_num"] == 2
+        top = [[[-0.5, 11, None], [-0.75, 12, None]]]
+        return web.json_response({"meta_info": {"output_top_logprobs": top}})
+
+    assert run(handler, lambda client: client.top2_gap([1, 2])) == 0.25
+
+
+@pytest.mark.parametrize("info", [{}, {"internal_states": []}, {"internal_states": [3]}])
+def test_server_info_without_states(info: dict[str, Any]):
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(info)
+
+    with pytest.raises(ServerError, match="no internal_states"):
+        run(handler, lambda client: client.internal_state())

@@ -1,0 +1,135 @@
+"""Server processes: found ready, found dead, and gone afterwards with all their children."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sglang_speckv.bench.client import ServerError
+from sglang_speckv.bench.server import Server, running
+from sglang_speckv.config import ConfigError
+
+# answers every request with 200, and has a child that would outlive it
+HEALTHY = """
+import http.server, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + HEALTHY
+
+
+def server(tmp_path: Path, script: str, name: str = "s") -> Server:
+    return Server(name, (), tmp_path / f"{name}.log", (sys.executable, "-c", script))
+
+
+async def up_and_down(*servers: Server, fail: bool = False) -> list[int]:
+    children = []
+    async with running(servers, 30) as clients:
+        assert set(clients) == {one.name for one in servers}
+        for one in servers:
+            children.append(int(one.log.read_text().split()[1]))
+        if fail:
+            raise KeyboardInterrupt
+    return children
+
+
+@pytest.mark.parametrize("script", [HEALTHY, STUBBORN])
+def test_children_end_with_the_context(tmp_path: Path, script: str):
+    servers = [server(tmp_path, script, name) for name in ("a", "b")]
+    children = asyncio.run(up_and_down(*servers))
+    assert len(children) == 2
+    assert not any(psutil.pid_exists(pid) and _runs(pid) for pid in children)
+
+
+def test_children_end_with_an_exception(tmp_path: Path):
+    one = server(tmp_path, HEALTHY)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(up_and_down(one, fail=True))
+    assert not _runs(int(one.log.read_text().split()[1]))
+
+
+def test_a_server_that_ends_shows_its_last_lines(tmp_path: Path):
+    one = server(tmp_path, "print('starting'); raise SystemExit('no such model')")
+    with pytest.raises(ServerError, match=r"(?s)ended with code 1.*s\.log.*no such model"):
+        asyncio.run(up_and_down(one))
+
+
+def test_a_refusal_is_the_users_error(tmp_path: Path):
+    script = "import sys; print('noise'); print('speckv: topk 4 is not served'); sys.exit(2)"
+    with pytest.raises(ConfigError, match="server s: speckv: topk 4 is not served"):
+        asyncio.run(up_and_down(server(tmp_path, script)))
+
+
+def test_one_bad_server_ends_the_others(tmp_path: Path):
+    good = server(tmp_path, HEALTHY, "good")
+    bad = server(tmp_path, "import time; time.sleep(2); raise SystemExit(3)", "bad")
+    with pytest.raises(ServerError, match="server bad ended with code 3"):
+        asyncio.run(up_and_down(good, bad))
+    assert not _runs(int(good.log.read_text().split()[1]))
+
+
+def test_a_server_that_never_gets_ready(tmp_path: Path):
+    async def main() -> None:
+        async with running([server(tmp_path, "import time; time.sleep(60)")], 1.5):
+            pass
+
+    with pytest.raises(ServerError, match="was not ready after"):
+        asyncio.run(main())
+
+
+DYING = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def do_POST(self):
+        sys.exit(print("out of memory", flush=True))
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def test_a_server_that_dies_at_work_shows_why(tmp_path: Path):
+    async def main() -> None:
+        async with running([server(tmp_path, DYING)], 30) as clients:
+            await clients["s"].flush_cache(attempts=20)
+
+    with pytest.raises(ServerError, match=r"(?s)ended with code.*out of memory"):
+        asyncio.run(main())
+
+
+def test_a_killed_parent_takes_its_servers_along(tmp_path: Path):
+    script = (
+        "import asyncio, sys, time; from pathlib import Path\n"
+        "from sglang_speckv.bench.server import Server\n"
+        "one = Server('s', (), Path(sys.argv[1]), (sys.executable, '-c', 'import time; "
+        "time.sleep(600)'))\n"
+        "one.start(); print(one._process.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "s.log")], stdout=subprocess.PIPE
+    )
+    child = int(parent.stdout.readline())
+    assert _runs(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,135 @@
+"""Round times: any scale, noise, drift, and cells that were never measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sglang_speckv.policy.cost import CostModel, bucket_of
+from tests.unit.policy.simulate import Cost
+
+TRUTH = Cost()
+
+
+def feed(
+    model: CostModel,
+    cells: list[tuple[int, int]],
+    rounds: int,
+    truth: Cost = TRUTH,
+    *,
+    jitter: float = 0.12,
+    spikes: float = 0.0,
+    speed: float = 1.0,
+    seed: int = 0,
+) -> None:
+    rng = np.random.default_rng(seed)
+    for n in range(rounds):
+        size, steps = cells[n % len(cells)]
+        spike = 2.0 if rng.random() < spikes else 1.0
+        noise = float(np.exp(rng.normal(0, jitter)))
+        model.update(size, steps, truth.seconds(size, steps) * speed * spike * noise)
+
+
+def ratios(model: CostModel, size: int, truth: Cost = TRUTH, tiers: int = 8) -> list[float]:
+    """Estimated over true, relative to their mean: what a choice of depth depends on."""
+    times = [t / truth.seconds(size, k) for k, t in enumerate(model.seconds(size)[:tiers])]
+    return [ratio / (sum(times) / len(times)) for ratio in times]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_measured_cells_are_found_at_any_scale(scale: float) -> None:
+    truth = Cost(0.04 * scale, 0.04, 0.003 * scale, 0.0025 * scale)
+    model = CostModel(7)
+    feed(model, [(4, k) for k in range(8)], 400, truth)
+    expected = [truth.seconds(4, k) for k in range(8)]
+    assert model.seconds(4) == pytest.approx(expected, rel=0.2)
+    assert ratios(model, 4, truth) == pytest.approx([1.0] * 8, rel=0.08)
+
+
+@pytest.mark.parametrize("spikes", [0.05, 0.2])
+def test_spikes_do_not_change_the_order_of_depths(spikes: float) -> None:
+    model = CostModel(7)
+    feed(model, [(2, k) for k in (0, 1, 3, 5, 7)], 300, spikes=spikes)
+    assert ratios(model, 2) == pytest.approx([1.0] * 8, rel=0.12)
+
+
+def test_three_depths_tell_of_the_rest() -> None:
+    model = CostModel(7)
+    feed(model, [(1, 3), (1, 7), (1, 0)], 30, jitter=0.05)
+    assert ratios(model, 1) == pytest.approx([1.0] * 8, rel=0.12)
+
+
+def test_batch_sizes_share_what_they_know() -> None:
+    model = CostModel(7)
+    feed(model, [(size, k) for size in (1, 4, 16) for k in (0, 3, 7)], 270, jitter=0.05)
+    assert ratios(model, 8) == pytest.approx([1.0] * 8, rel=0.15)
+
+
+def test_one_measured_depth_is_believed_and_deeper_ones_cost_more() -> None:
+    model = CostModel(7)
+    feed(model, [(1, 3)], 40)
+    times = model.seconds(1)
+    assert times[3] == pytest.approx(Cost().seconds(1, 3), rel=0.12)
+    assert times == sorted(times)
+
+
+def test_a_pause_on_the_first_round_is_forgotten() -> None:
+    model = CostModel(7)
+    model.update(1, 3, 5.0)
+    feed(model, [(1, 3)], 10)
+    assert model.seconds(1)[3] == pytest.approx(Cost().seconds(1, 3), rel=0.2)
+
+
+def test_a_pause_on_a_new_depth_is_clipped() -> None:
+    model = CostModel(7)
+    feed(model, [(1, 3)], 20)
+    model.update(1, 5, 3.0)
+    assert model.seconds(1)[5] < 2.0 * Cost().seconds(1, 5)
+
+
+def test_a_slow_spell_is_not_blamed_on_the_depth_that_ran() -> None:
+    model = CostModel(7)
+    feed(model, [(1, 1), (1, 3), (1, 5)], 150)
+    feed(model, [(1, 3)], 100, speed=1.5)
+    assert model.level > 1.2
+    assert ratios(model, 1)[3] == pytest.approx(ratios(model, 1)[5], rel=0.25)
+
+
+def test_but_the_other_depths_are_doubted_meanwhile() -> None:
+    model = CostModel(7)
+    feed(model, [(1, 1), (1, 3), (1, 5)], 150)
+    before = model.times(1)[1]
+    feed(model, [(1, 3)], 60, speed=1.5)
+    after = model.times(1)[1]
+    assert after[5] > before[5] + 0.05
+    assert after[3] < 0.1
+
+
+def test_a_depth_that_became_dear_is_seen_when_it_is_tried() -> None:
+    dear = Cost(draft=0.02)
+    model = CostModel(7)
+    feed(model, [(1, 1), (1, 5)], 200)
+    feed(model, [(1, 1), (1, 5)], 200, dear)
+    assert ratios(model, 1, dear)[5] == pytest.approx(ratios(model, 1, dear)[1], rel=0.15)
+
+
+def test_more_measuring_means_less_error() -> None:
+    model = CostModel(7)
+    feed(model, [(1, 3)] * 9 + [(1, 5)], 60)
+    errors = model.times(1)[1]
+    assert errors[3] < errors[5] < errors[7]
+
+
+def test_buckets_are_half_octaves() -> None:
+    assert [bucket_of(size) for size in (1, 2, 3, 4, 5, 6, 8, 11, 12)] == [
+        0,
+        2,
+        3,
+        4,
+        4,
+        5,
+        6,
+        6,
+        7,
+    ]
+    assert bucket_of(10**9) == bucket_of(4096)

@@ -1,0 +1,61 @@
+"""The guard: steps in where forecasts fail, and only there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sglang_speckv.policy import Batch, Round, create_policy
+from sglang_speckv.policy.guard import EVIDENCE, HOLD_ROUNDS, Guard
+
+
+def filled(bias: float, requests: int = 16) -> Guard:
+    """Tiers 1 and 3, equally often seen; the times of tier 3 are ``bias`` times the forecast."""
+    guard = Guard((1, 3))
+    for _ in range(64):
+        guard.update(0, 1, requests, 1.0, 1.0)
+        guard.update(0, 3, requests, 1.0, bias)
+    return guard
+
+
+def test_true_forecasts_are_left_alone() -> None:
+    assert filled(1.0).overrule(0, 1, [10.0, 12.0]) is None
+    assert filled(1.1).overrule(0, 1, [10.0, 12.0]) is None
+
+
+def test_a_tier_that_never_earns_what_it_promises_is_replaced_for_a_while() -> None:
+    guard = filled(2.0)
+    held = [guard.overrule(0, 1, [10.0, 12.0]) for _ in range(HOLD_ROUNDS + 8)]
+    assert held[:HOLD_ROUNDS] == [0] * HOLD_ROUNDS
+    assert guard.holds >= 1
+
+
+def test_another_batch_size_starts_afresh() -> None:
+    guard = filled(2.0)
+    assert guard.overrule(4, 1, [10.0, 12.0]) is None
+    guard.update(4, 3, 16, 1.0, 1.0)
+    assert guard.overrule(4, 1, [10.0, 12.0]) is None
+
+
+def test_little_evidence_is_none() -> None:
+    guard = Guard((1, 3))
+    for _ in range(int(EVIDENCE) - 1):
+        guard.update(0, 1, 16, 1.0, 1.0)
+        guard.update(0, 3, 16, 1.0, 5.0)
+    assert guard.overrule(0, 1, [10.0, 12.0]) is None
+
+
+def test_rare_long_pauses_of_one_depth() -> None:
+    """Robust means do not see them; what was realised does."""
+    rng = np.random.default_rng(0)
+    policy = create_policy("throughput", (1, 3, 5), 3)
+    seconds, tokens = 0.0, 0.0
+    for _ in range(1500):
+        steps = policy.decide(Batch(8)).num_steps
+        time = 0.04 + 0.002 * steps
+        if steps == 5 and rng.random() < 0.15:
+            time *= 12
+        correct = np.cumprod(rng.random((8, steps)) < 0.9, axis=1).sum(axis=1)
+        seconds, tokens = seconds + time, tokens + 8 + correct.sum()
+        policy.observe(Round(steps, 8, correct.tolist(), time))
+    always_five = 8 * sum(0.9**i for i in range(6)) / (0.05 * (1 + 0.15 * 11))
+    assert tokens / seconds > 1.15 * always_five

@@ -1,0 +1,90 @@
+"""While serving nothing fails: a broken policy means the launch depth, a count and one line."""
+
+import json
+import logging
+
+import pytest
+
+from sglang_speckv.config import ConfigError, SpecKVConfig
+from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.srt.controller import RECENT_ROUNDS, EnginePolicy
+
+
+class Broken:
+    name = "broken"
+    candidate_steps = (1, 3)
+
+    def __init__(self, num_steps: int | None) -> None:
+        self.num_steps = num_steps
+
+    def decide(self, batch: Batch) -> Decision:
+        if self.num_steps is None:
+            raise ZeroDivisionError
+        return Decision(self.num_steps, "best")
+
+    def observe(self, outcome: Round) -> None:
+        raise RuntimeError("no")
+
+    def snapshot(self) -> dict[str, object]:
+        return {}
+
+
+def controller(policy: str = "static:3") -> EnginePolicy:
+    return EnginePolicy(SpecKVConfig(policy=policy, candidate_steps=(0, 1, 3)), launch_steps=1)
+
+
+@pytest.mark.parametrize("answer", [None, 7])
+def test_a_failing_policy_falls_back_and_is_logged_once(
+    answer: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = controller()
+    engine.policy = Broken(answer)
+    with caplog.at_level(logging.ERROR):
+        assert [engine.get_steps_for_batch(2) for _ in range(3)] == [1, 1, 1]
+        engine.observe(Round(1, 1, [1]))
+    assert engine.counters.fallbacks == 4
+    assert len(caplog.records) == 1
+
+
+def test_pinning_holds_and_releases() -> None:
+    engine = controller()
+    engine.pin(0)
+    assert engine.get_steps_for_batch(1) == 0
+    engine.pin(None)
+    assert engine.get_steps_for_batch(1) == 3
+
+
+def test_a_policy_keeps_what_it_learned_while_another_serves() -> None:
+    engine = controller("throughput")
+    learned = engine.policy
+    engine.select("static:1")
+    assert engine.get_steps_for_batch(1) == 1
+    engine.select("throughput")
+    assert engine.policy is learned
+
+
+@pytest.mark.parametrize("name", ["static:9", "magic"])
+def test_selecting_what_is_not_there_changes_nothing(name: str) -> None:
+    engine = controller()
+    with pytest.raises(ConfigError):
+        engine.select(name)
+    assert engine.policy_name == "static:3"
+
+
+def test_counts_are_true_per_tier_and_bounded() -> None:
+    engine = controller()
+    for _ in range(RECENT_ROUNDS + 10):
+        engine.observe(Round(3, 2, [3, 0]))
+    engine.observe(Round(0, 1, [0]))
+    shown = json.loads(json.dumps(engine.snapshot()))
+    assert shown["rounds"] == {"0": 1, "1": 0, "3": RECENT_ROUNDS + 10}
+    assert shown["proposed_drafts"] == 6 * (RECENT_ROUNDS + 10)
+    assert shown["accept_rate"] == 0.5
+    assert len(shown["recent"]) == RECENT_ROUNDS
+
+
+def test_every_tier_gets_every_graph_size() -> None:
+    engine = controller()
+    assert engine.cuda_graph_bs_for_step(3) is None
+    engine.set_cuda_graph_bs([4, 1, 2])
+    assert engine.cuda_graph_bs_for_step(0) == [1, 2, 4]

@@ -1,0 +1,117 @@
+"""Settings: round trip, and one sentence for everything that cannot be served."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_speckv.config import (
+    DEFAULT_CANDIDATE_STEPS,
+    MAX_NUM_STEPS,
+    ConfigError,
+    SpecKVConfig,
+    parse_steps,
+    static_steps,
+)
+
+steps = st.lists(st.integers(0, MAX_NUM_STEPS), min_size=1, max_size=8)
+slots = st.one_of(st.none(), st.just({"1": {"candidate_steps": [0, 1]}}))
+junk = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.text())
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> SpecKVConfig:
+    tiers = draw(steps)
+    policy = draw(st.sampled_from(["throughput", "ema", f"static:{tiers[0]}"]))
+    return SpecKVConfig(policy, tuple(tiers), draw(slots))
+
+
+@given(configs())
+def test_survives_json(config: SpecKVConfig) -> None:
+    assert SpecKVConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@given(steps)
+def test_candidates_are_sorted_and_unique(given_steps: list[int]) -> None:
+    assert SpecKVConfig(candidate_steps=given_steps).candidate_steps == tuple(  # type: ignore[arg-type]
+        sorted(set(given_steps))
+    )
+
+
+@given(steps)
+def test_steps_survive_text(given_steps: list[int]) -> None:
+    assert parse_steps(",".join(map(str, given_steps))) == tuple(given_steps)
+
+
+@given(st.dictionaries(st.text(max_size=12), junk, max_size=4))
+def test_any_json_gives_a_config_or_a_config_error(values: dict[str, Any]) -> None:
+    try:
+        config = SpecKVConfig.from_dict(values)
+    except ConfigError as error:
+        assert "\n" not in str(error).replace("\\n", "")
+    else:
+        assert set(values) <= set(config.to_dict())
+
+
+@given(key=st.sampled_from(["policy", "candidate_steps", "ema_config"]), value=junk)
+def test_any_value_is_taken_or_refused(key: str, value: Any) -> None:
+    try:
+        config = SpecKVConfig.from_dict({key: value})
+    except ConfigError:
+        return
+    assert config.policy == "throughput" or key == "policy"
+    assert all(type(step) is int for step in config.candidate_steps)
+
+
+def test_defaults() -> None:
+    config = SpecKVConfig.from_dict({})
+    assert config.policy == "throughput"
+    assert config.candidate_steps == DEFAULT_CANDIDATE_STEPS
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"polcy": "ema"}, "unknown speckv setting 'polcy'; the settings are policy"),
+        ({"policy": "fast"}, "unknown policy 'fast'; choose from throughput, ema, static:K"),
+        ({"policy": None}, "unknown policy None"),
+        ({"policy": "static:4"}, "add 4 to the candidate steps 0,1,2,3,5,7"),
+        ({"policy": "static:1 "}, "unknown policy"),
+        ({"candidate_steps": []}, "not a non-empty list of integers"),
+        ({"candidate_steps": "0,1"}, "not a non-empty list of integers"),
+        ({"candidate_steps": [-1]}, "candidate step -1 is not an integer in 0..16"),
+        ({"candidate_steps": [17]}, "candidate step 17"),
+        ({"candidate_steps": [1.0]}, "candidate step 1.0"),
+        ({"candidate_steps": [True]}, "candidate step True"),
+        ({"candidate_steps": ["3"]}, "candidate step '3'"),
+        ({"ema_config": 3}, "ema_config 3 is not a JSON object"),
+        ([], "not a JSON object"),
+        (True, "not a JSON object"),
+    ],
+)
+def test_refusals_name_the_value_and_the_remedy(values: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence.replace("(", r"\(")):
+        SpecKVConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "1;2", "1.5", "0x1"])
+def test_steps_that_are_no_list(text: str) -> None:
+    with pytest.raises(ConfigError, match="comma-separated integers"):
+        parse_steps(text)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("static:0", 0), ("static:12", 12), ("static:", None), ("ema", None)]
+)
+def test_static_steps(policy: str, expected: int | None) -> None:
+    assert static_steps(policy) == expected
+
+
+def test_a_config_error_is_a_value_error() -> None:
+    assert issubclass(ConfigError, ValueError)
