@@ -33,7 +33,7 @@ def draw(cells: Sequence[Cell], path: Path, title: str) -> None:
         draw_steps(left, row, f"{draft}, concurrency {concurrency}: draft steps chosen by SpecKV")
         draw_rates(right, row)
     axes[-1][0].set_xlabel("seconds of decoding under SpecKV (dotted: next block of prompts)")
-    axes[-1][1].set_xlabel("output tokens per second (dark: best fixed depth)")
+    axes[-1][1].set_xlabel("tok/s (dark: best fixed depth)")
     figure.savefig(path, dpi=130, format="png")
     plt.close(figure)
 

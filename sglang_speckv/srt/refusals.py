@@ -53,6 +53,10 @@ _UNSUPPORTED: tuple[tuple[Callable[[Any], bool], str], ...] = (
         "remove --enable-lora and --lora-paths",
     ),
     (
+        lambda cfg: cfg.device == "cpu" and cfg.page_size not in (None, 1),
+        "serves pages of one token on a CPU; remove --page-size {cfg.page_size}",
+    ),
+    (
         lambda cfg: cfg.enable_multi_layer_eagle,
         "cannot drive multi-layer EAGLE; remove --enable-multi-layer-eagle",
     ),

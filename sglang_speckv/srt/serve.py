@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,15 +19,53 @@ def serve(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: SpecKV cannot serve this.
     """
+    check_early(argv)
     server_args = parse(argv)
     from sglang.launch_server import run_server
     from sglang.srt.utils import kill_process_tree
 
-    _check_port(server_args)
+    resolve(server_args)
     try:
         run_server(server_args)
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
+
+
+def resolve(server_args: Any) -> None:
+    """SGLang's resolution; an unreadable model becomes one sentence."""
+    try:
+        server_args.resolve_once()
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigError(f"target {server_args.model_path!r} cannot be read: {first_line}") from (
+            error
+        )
+
+
+def check_early(argv: Sequence[str]) -> None:
+    """What can be refused before SGLang is imported, which takes many seconds, is refused here."""
+    compat.check_version()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    arguments.add_flags(None, parser)
+    parser.add_argument("--speculative-adaptive-config")
+    parser.add_argument("--port", type=int, default=30000)
+    parser.add_argument("--config")
+    flags, _ = parser.parse_known_args(list(argv))
+    arguments.config_from_flags(flags)
+    if flags.config is None:  # else the port may stand in that file
+        check_port(flags.port)
+
+
+def check_port(port: int) -> None:
+    """Raise :class:`ConfigError` where something listens on ``port`` already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"port {port} cannot be used ({error}); choose another with --port"
+            ) from error
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -68,13 +107,6 @@ def print_help() -> None:
     ours = [group for group in parser._action_groups if group.title == "SpecKV"]
     parser._action_groups = ours + [g for g in parser._action_groups if g not in ours]
     parser.print_help()
-
-
-def _check_port(server_args: Any) -> None:
-    from sglang.srt.utils.network import is_port_available
-
-    if not is_port_available(server_args.port):
-        raise ConfigError(f"port {server_args.port} is in use; choose another with --port")
 
 
 def diagnose(argv: Sequence[str]) -> dict[str, Any]:

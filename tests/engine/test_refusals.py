@@ -47,6 +47,7 @@ def test_what_is_served(diagnosed: Callable[..., Any], algorithm: str, draft: st
         (["--speckv", "--enable-lora"], "LoRA"),
         (["--speckv", "--enable-pdmux"], "PD multiplexing"),
         (["--speckv", "--disaggregation-mode", "decode"], "PD disaggregation"),
+        (["--speckv", "--page-size", "16"], "--page-size 16"),
         (["--speckv", "--speculative-num-steps", "99"], "--speculative-num-steps 99"),
         (["--speckv", "--speculative-num-steps", "-1"], "--speculative-num-steps -1"),
     ],
@@ -151,6 +152,10 @@ def speckv(*args: str) -> subprocess.CompletedProcess[str]:
         (["--speckv", "true"], "--speckv true"),
         (["--speckv-policy", "magic"], "'magic'"),
         (["--speckv-candidate-steps", "1,x"], "'1,x'"),
+        (["--speckv-candidate-steps", "1,99"], "99"),
+        (["--speckv-policy", "static:4", "--speckv-candidate-steps", "1,3"], "static:4"),
+        (["--speckv", "nowhere"], "'nowhere'"),
+        (["--speckv", "--speculative-adaptive-config", "/nowhere.json"], "/nowhere.json"),
     ],
 )
 def test_the_command_says_one_sentence_and_exits_with_2(
@@ -164,6 +169,12 @@ def test_the_command_says_one_sentence_and_exits_with_2(
     assert "Traceback" not in done.stderr
 
 
+def test_a_missing_target() -> None:
+    done = speckv("serve", "--model-path", "/no/such/target")
+    assert done.returncode == 2
+    assert "/no/such/target" in done.stderr.strip().splitlines()[-1]
+
+
 def test_a_port_in_use(models: dict[str, str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -175,9 +186,8 @@ def test_a_port_in_use(models: dict[str, str]) -> None:
 
 
 def test_doctors_exit_code(models: dict[str, str]) -> None:
-    good = speckv("doctor", "--json", *flags(models, "STANDALONE", "alike"), "--speckv")
-    assert good.returncode == 0
-    assert json.loads(good.stdout.splitlines()[-1])["adaptive"] is True
-    bad = speckv("doctor", "--json", *flags(models, "STANDALONE", "/no/where/else"), "--speckv")
-    assert bad.returncode != 0
-    assert "/no/where/else" in json.loads(bad.stdout.splitlines()[-1])["problem"]
+    done = speckv("doctor", "--json", *flags(models, "STANDALONE", "/no/where/else"), "--speckv")
+    assert done.returncode == 1
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["adaptive"] is False
+    assert "/no/where/else" in report["problem"]
