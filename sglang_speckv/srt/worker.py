@@ -15,7 +15,11 @@ from sglang_speckv.srt import arguments, carrier, compat
 from sglang_speckv.srt.timing import Launch, RoundTimer, SharedRoundTimer
 
 if TYPE_CHECKING:
+    from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2 as _Worker
+
     from sglang_speckv.srt.controller import EnginePolicy
+else:
+    _Worker = object  # a mixin: SGLang's class comes in when a worker is created
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ def _hook_scheduler() -> None:
     compat.check_applied(compat.SCHEDULER_HOOKS)
 
 
-class SpecKVMixin:
+class SpecKVMixin(_Worker):
     """Mixed in front of ``EAGLEWorkerV2`` or ``StandaloneWorkerV2``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -92,8 +96,9 @@ class SpecKVMixin:
         )
 
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        prefill = batch.forward_mode.is_extend() or batch.is_extend_in_batch
         result = super().forward_batch_generation(batch, *args, **kwargs)
-        if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
+        if prefill:
             self._timer.prefilled()
         else:
             result.speckv_launch = self._timer.launched(self.speculative_num_steps)
@@ -104,10 +109,12 @@ class SpecKVMixin:
     def on_verify_complete_cpu(
         self, num_correct_drafts_per_req: list[int], batch_size: int = 0
     ) -> None:
-        result, batch = self._result or (None, None)
-        self._result = None
+        noted, self._result = self._result, None
+        if noted is None:
+            return
+        result, batch = noted
         launch: Launch | None = getattr(result, "speckv_launch", None)
-        if launch is None:
+        if launch is None:  # another path of SGLang's made this result
             return
         live = [
             correct

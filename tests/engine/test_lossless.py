@@ -14,7 +14,6 @@ STEPS = (0, 1, 3, 5)
 PAIRS = {
     "eagle3": ("EAGLE3", "eagle3"),
     "eagle2": ("EAGLE", "eagle2"),
-    "nextn": ("NEXTN", "eagle2"),
     "standalone-self": ("STANDALONE", "target"),
     "standalone-alike": ("STANDALONE", "alike"),
     "standalone-other": ("STANDALONE", "other"),

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.srt import compat
+from sglang_speckv.srt import arguments, compat
+from sglang_speckv.srt.engine import prepare, with_speckv
 from sglang_speckv.srt.serve import diagnose
 from tests.engine.conftest import flags
 from tests.engine.tiny_models import tiny_llama
@@ -134,6 +135,27 @@ def test_a_seam_that_moved(path: str, parameters: tuple[str, ...]) -> None:
 def test_a_hook_that_did_not_apply() -> None:
     with pytest.raises(ConfigError, match="did not apply"):
         compat.check_applied([compat.HookTarget("sglang.srt.nowhere.function", ())])
+
+
+def test_arguments_resolved_without_the_plugin(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``sgl.Runtime`` resolves in a parent that loads no plugins; its child finds out."""
+    prepare()
+    from sglang.srt.server_args import ServerArgs
+
+    asked = {
+        "model_path": models["target"],
+        "speculative_algorithm": "STANDALONE",
+        "speculative_draft_model_path": models["alike"],
+    }
+    record = ServerArgs(**with_speckv(None, asked))
+    with monkeypatch.context() as parent:
+        parent.setattr(arguments, "requested", lambda _: None)
+        parent.setattr(arguments, "is_active", lambda _: False)
+        record.resolve_once()
+    with pytest.raises(ConfigError, match=r"sglang_speckv\.Runtime"):
+        record.check_server_args()
 
 
 def speckv(*args: str) -> subprocess.CompletedProcess[str]:
