@@ -20,6 +20,8 @@ SHIM = str(Path(__file__).parent / "shim")
 TUNING = {
     # Spinning threads of several processes on few cores turn 0.1 s steps into seconds.
     "OMP_WAIT_POLICY": "passive",
+    # ... but a forward has hundreds of short parallel regions: spin some 50 microseconds first.
+    "GOMP_SPINCOUNT": "20000",
     # Compiled CPU code needs g++ at run time and tens of seconds at the first request.
     "TORCH_COMPILE_DISABLE": "1",
     # Keep freed tensors in the heap: with glibc's defaults each one above 128 KiB is mapped and

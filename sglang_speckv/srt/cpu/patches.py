@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_speckv.srt.cpu.kernels import sampling
+from sglang_speckv.srt.cpu.kernels import linear, sampling
 from sglang_speckv.srt.cpu.kernels.attention import PLANS
 
 _applied = False
@@ -34,6 +34,12 @@ def apply() -> None:
         "sglang.srt.distributed.parallel_state.init_model_parallel_group", _no_nccl, around
     )
     HookRegistry.register("sglang.srt.utils.numa_utils.init_threads_binding", _share_cores, around)
+    HookRegistry.register(
+        "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod.apply", _linear, around
+    )
+    HookRegistry.register(
+        "sglang.srt.layers.logits_processor.LogitsProcessor._compute_lm_head", _lm_head, around
+    )
     for backend in ("IntelAMXAttnBackend", "IntelAMXMultiStepDraftBackend"):
         HookRegistry.register(
             f"{_BACKEND}{backend}.init_forward_metadata", _forget_plans, HookType.BEFORE
@@ -81,6 +87,31 @@ def _share_cores(original: Callable[..., str], *, numa_index: int, world_size: i
     own = cores[numa_index::world_size] or [cores[numa_index % len(cores)]]
     torch.set_num_threads(len(own))
     return ",".join(map(str, own))
+
+
+def _linear(
+    original: Callable[..., torch.Tensor],
+    self: Any,
+    layer: Any,
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if linear.applies(layer, x):
+        return linear.packed_linear(layer, x, bias)
+    return original(self, layer, x, bias)
+
+
+def _lm_head(
+    original: Callable[..., torch.Tensor],
+    self: Any,
+    hidden_states: torch.Tensor,
+    lm_head: Any,
+    embedding_bias: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    if embedding_bias is None and linear.applies(lm_head, hidden_states):
+        return linear.packed_linear(lm_head, hidden_states, None)
+    return original(self, hidden_states, lm_head, embedding_bias, **options)
 
 
 def _forget_plans(*args: Any, **kwargs: Any) -> None:

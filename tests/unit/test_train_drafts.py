@@ -1,0 +1,169 @@
+"""The training pipeline's own arithmetic, on models small enough to check by hand."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from examples.train_drafts import eagle3
+from examples.train_drafts.evaluate import rounds
+from examples.train_drafts.export import split
+from examples.train_drafts.shards import Shard
+from examples.train_drafts.target import Cache, Shape, Target, read_shape
+from examples.train_drafts.train_eagle3 import Batch, unroll
+from examples.train_drafts.training import Item, frequent, soft_cross_entropy
+
+VOCAB, HIDDEN = 96, 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of eight layers."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        rope_theta=1e4,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    out = tmp_path_factory.mktemp("target")
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    tensors = {n: t.contiguous() for n, t in model.state_dict().items() if n != "lm_head.weight"}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(out)
+    return out
+
+
+def shape_of(folder: Path) -> Shape:
+    return read_shape(folder)
+
+
+def test_target_states_are_those_of_transformers(folder: Path) -> None:
+    target = Target(folder, torch.device("cpu"))
+    tokens = torch.randint(VOCAB, (2, 7))
+    states, _ = target.prefill(tokens)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    hidden = model.model(tokens, output_hidden_states=True).hidden_states
+    expected = torch.cat([hidden[i] for i in (*target.shape.captured, 8)], -1)
+    assert F.cosine_similarity(states.float(), expected.float(), dim=-1).min() > 0.999
+
+
+def test_decoding_in_slots_continues_a_prefill(folder: Path) -> None:
+    target = Target(folder, torch.device("cpu"))
+    tokens = torch.randint(VOCAB, (2, 9))
+    whole, _ = target.prefill(tokens)
+    _, kv = target.prefill(tokens[:, :8], keep_kv=True)
+    cache, lengths = Cache(target.shape, 2, 12, target.device), torch.tensor([8, 5])
+    cache.k[:, :, :, :8], cache.v[:, :, :, :8] = kv  # slot 1 is at position 5: the rest is stale
+    step = target.decode(tokens[[0, 1], lengths], lengths, cache)
+    expected = torch.stack([whole[0, 8], whole[1, 5]])
+    assert F.cosine_similarity(step.float(), expected.float(), dim=-1).min() > 0.999
+
+
+def test_chain_steps_equal_one_long_attention(folder: Path) -> None:
+    """Steps of a chain = the layer over the target-fed rows with the chain's own rows behind."""
+    shape = shape_of(folder)
+    torch.manual_seed(1)
+    head = eagle3.Eagle3(shape, 16)
+    aux, embed = torch.randn(2, 6, 3 * HIDDEN), torch.randn(2, 8, HIDDEN)
+    rows, k, v = head.first(aux, embed[:, :6])
+    chain = eagle3.Chain(torch.tensor([0, 1, 1]), torch.tensor([3, 1, 2]))
+    hidden, own = rows[chain.batch, chain.row], []
+    for depth in range(2):
+        hidden = head.step(chain, hidden, embed[chain.batch, chain.row + depth + 1], (k, v), own)
+    for i, (b, row) in enumerate(zip(*(t.tolist() for t in chain), strict=True)):
+        fed = torch.cat([head.fc(aux[b : b + 1, : row + 1]), rows[b, row][None, None]], 1)
+        first = _layer(head, fed, embed[b : b + 1, : row + 2])[:, -1:]
+        second = _layer(head, torch.cat([fed, first], 1), embed[b : b + 1, : row + 3])[0, -1]
+        assert torch.allclose(hidden[i], second, atol=1e-5)
+
+
+def _layer(head: eagle3.Eagle3, hidden: torch.Tensor, embed: torch.Tensor) -> torch.Tensor:
+    pos = torch.arange(hidden.shape[1])
+    q, k, v = (t.transpose(1, 2) for t in head._qkv(embed, hidden, pos))
+    a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return head._rest(hidden, a.transpose(1, 2).flatten(2))
+
+
+def test_only_accepted_chains_go_on(folder: Path, tmp_path: Path) -> None:
+    shape = shape_of(folder)
+    shard = Shard(tmp_path, 4 * HIDDEN)
+    shard.append("p", "code", 0.0, 3, list(range(12)), torch.randn(11, 4 * HIDDEN).bfloat16())
+    embed = torch.randn(VOCAB, HIDDEN).bfloat16()
+    batch = Batch([Item(shard.sequences[0], shard)], HIDDEN, embed)
+    assert batch.chain.row.tolist() == list(range(2, 10))
+    head = eagle3.Eagle3(shape, VOCAB).bfloat16()
+    steps = unroll(head, batch, torch.arange(VOCAB), 4, extra=1.0)
+    assert [len(s.alive) for s in steps] == [8, 7, 6, 5]
+    for before, after in pairwise(steps):
+        assert after.alive.sum() <= before.accepted.sum()
+    assert len(unroll(head, batch, torch.arange(VOCAB), 4, extra=0.0)[0].alive) == 8
+
+
+def test_loss_and_gradient_are_those_of_torch() -> None:
+    x = torch.randn(5, 9, requires_grad=True)
+    target = torch.randn(5, 9).softmax(-1)
+    ours, theirs = soft_cross_entropy(x, target), F.cross_entropy(x, target, reduction="sum")
+    (grad,), (expected,) = torch.autograd.grad(ours, x), torch.autograd.grad(theirs, x)
+    assert torch.allclose(ours, theirs, atol=1e-5) and torch.allclose(grad, expected, atol=1e-6)
+
+
+def test_shard_survives_a_stop_between_its_two_writes(tmp_path: Path) -> None:
+    states = torch.randn(4, 8).bfloat16()
+    shard = Shard(tmp_path, 8)
+    shard.append("a", "qa", 0.0, 2, [1, 2, 3, 4, 5], states)
+    with (tmp_path / "states.bf16").open("ab") as file:
+        file.write(b"half a sequence")
+    with (tmp_path / "index.jsonl").open("a") as file:
+        file.write('{"prompt": "cut o')
+    again = Shard(tmp_path, 8)
+    again.append("b", "qa", 0.0, 2, [9, 8, 7], states[:2])
+    assert [s.prompt for s in Shard(tmp_path, 8).sequences] == ["a", "b"]
+    assert torch.equal(again.states(again.sequences[1]), states[:2])
+
+
+def test_export_leaves_out_what_the_target_has(folder: Path) -> None:
+    target = load_file(folder / "model.safetensors")
+    embedding = target["model.embed_tokens.weight"]
+    marked = torch.zeros(VOCAB, dtype=torch.bool)
+    marked[[3, 7, 50]] = True
+    draft = {
+        "model.embed_tokens.weight": embedding.clone(),
+        "lm_head.weight": embedding[marked],
+        "fc.weight": torch.ones(2, 2),
+        "t2d": marked,
+    }
+    stored, recipe = split(draft, target)
+    assert sorted(stored) == ["fc.weight", "t2d"]
+    assert recipe["lm_head.weight"] == {"from": "model.embed_tokens.weight", "rows": "t2d"}
+    assert recipe["model.embed_tokens.weight"]["rows"] == "all"
+
+
+def test_rounds_start_where_the_last_one_ended() -> None:
+    assert rounds(torch.tensor([2, 0, 1, 0, 5]).numpy()).tolist() == [2, 0, 5]
+
+
+def test_frequent_ids_ascend() -> None:
+    assert frequent(torch.tensor([5, 0, 9, 7]).numpy(), 2).tolist() == [2, 3]
+
+
+def test_subjects_are_not_prompts_of_the_comparison() -> None:
+    """Held out by construction; this guards against pasting one into the other."""
+    root = Path(__file__).resolve().parents[2] / "examples"
+    templates = (root / "train_drafts" / "prompts.py").read_text()
+    for file in (root / "prompts").glob("*.jsonl"):
+        for line in file.read_text().splitlines():
+            assert json.loads(line)["prompt"] not in templates
