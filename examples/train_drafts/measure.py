@@ -6,7 +6,7 @@
 Greedy, five draft steps, the prompts of `examples/prompts` through the chat template; none of
 them was trained on. One engine per pair of target and draft; "demo" for a folder is the committed
 draft, completed from the first target. Levels are compared over the first few prompts of each class
-("compared"), which is all that the compressed targets answer.
+("compared"), which is all that the compressed targets answer. Pairs that OUT has already are kept.
 """
 
 from __future__ import annotations
@@ -117,11 +117,14 @@ def main() -> None:
     args = parser.parse_args()
     every = load_prompts()
     kinds = len({p.kind for p in every})
-    cells, targets = [], pairs(args.targets)
+    cells = json.loads(args.out.read_text())["cells"] if args.out.exists() else []
+    known, targets = {(c["draft"], c["level"]) for c in cells}, pairs(args.targets)
     original, few = next(iter(targets)), args.compressed_per_class * kinds
     for level, target in targets.items():
         prompts = every[: args.per_class * kinds if level == original else few]
         for name, draft in pairs(args.drafts).items():
+            if (name, level) in known:
+                continue
             demo = draft == Path("demo")
             complete = resolve_draft(name, targets[original]) if demo else draft
             infos = answer(target, complete, prompts, args)

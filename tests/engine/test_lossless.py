@@ -15,7 +15,6 @@ PAIRS = {
     "eagle3": ("EAGLE3", "eagle3"),
     "eagle2": ("EAGLE", "eagle2"),
     "standalone-self": ("STANDALONE", "target"),
-    "standalone-alike": ("STANDALONE", "alike"),
     "standalone-other": ("STANDALONE", "other"),
 }
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from sglang_speckv import Engine
+
 pytestmark = pytest.mark.engine
 
 SCRIPT = """
@@ -15,11 +17,7 @@ from sglang_speckv import Engine, Runtime
 
 def main():
     kind, speckv, arguments = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    try:
-        running = {"Engine": Engine, "Runtime": Runtime}[kind](speckv=speckv, **arguments)
-    except ValueError as error:
-        print(json.dumps({"error": str(error)}))
-        return
+    running = {"Engine": Engine, "Runtime": Runtime}[kind](speckv=speckv, **arguments)
     try:
         sampling = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
         if kind == "Engine":
@@ -70,5 +68,6 @@ def test_serves(kind: str, arguments: dict[str, Any], tmp_path: Any) -> None:
     assert shown["answer"]
 
 
-def test_refuses_in_python_with_a_value_error(arguments: dict[str, Any], tmp_path: Any) -> None:
-    assert "'magic'" in run("Engine", {"policy": "magic"}, arguments, tmp_path)["error"]
+def test_refuses_in_python_with_a_value_error(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="'magic'"):
+        Engine(speckv={"policy": "magic"}, **arguments)

@@ -22,13 +22,14 @@ if sys.argv[1] == "without":
     plugin.register = cpu.apply_if_enabled  # the CPU engine alone
 load_plugins()
 from sglang.srt.server_args import ServerArgs
-args = ServerArgs(**cpu.default_server_args(), **json.loads(sys.argv[2]))
-args.resolve_once()
-print(json.dumps({k: repr(v) for k, v in args.resolved_dict().items()}))
+for arguments in json.loads(sys.argv[2]):
+    args = ServerArgs(**cpu.default_server_args(), **arguments)
+    args.resolve_once()
+    print(json.dumps({k: repr(v) for k, v in args.resolved_dict().items()}))
 """
 
 
-def resolved(mode: str, arguments: dict[str, Any]) -> dict[str, str]:
+def resolved(mode: str, arguments: list[dict[str, Any]]) -> list[dict[str, str]]:
     done = subprocess.run(
         [sys.executable, "-c", RESOLVE, mode, json.dumps(arguments)],
         capture_output=True,
@@ -36,30 +37,23 @@ def resolved(mode: str, arguments: dict[str, Any]) -> dict[str, str]:
         timeout=240,
         check=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(arguments) :]]
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"speculative_adaptive": True},
-        {
-            "speculative_num_steps": 3,
-            "speculative_eagle_topk": 2,
-            "speculative_num_draft_tokens": 5,
-        },
-    ],
-    ids=["adaptive", "tree"],
-)
-def test_arguments_resolve_alike(models: dict[str, str], extra: dict[str, Any]) -> None:
-    arguments = {
+def test_arguments_resolve_alike(models: dict[str, str]) -> None:
+    common = {
         "model_path": models["target"],
         "speculative_algorithm": "EAGLE3",
         "speculative_draft_model_path": models["eagle3"],
         "random_seed": 1,
         "port": 31999,
-        **extra,
     }
+    tree = {
+        "speculative_num_steps": 3,
+        "speculative_eagle_topk": 2,
+        "speculative_num_draft_tokens": 5,
+    }
+    arguments = [{**common, "speculative_adaptive": True}, {**common, **tree}]
     assert resolved("with", arguments) == resolved("without", arguments)
 
 
