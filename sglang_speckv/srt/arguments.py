@@ -82,9 +82,7 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
     if artifact is None and policy is None and steps is None:
         return None
     _check_artifact(artifact)
-    path = args.speculative_adaptive_config
-    values = carrier.load_json(path) if path else {}
-    asked = carrier.with_slots(values.get(carrier.KEY, {}), carrier.own_slots(values))
+    asked = carrier.asked_in(args.speculative_adaptive_config)
     if policy is not None:
         asked["policy"] = policy
     if steps is not None:

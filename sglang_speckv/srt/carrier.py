@@ -82,6 +82,12 @@ def read(path: str | None) -> SpecKVConfig | None:
     return SpecKVConfig.from_dict(with_slots(asked, own_slots(values)))
 
 
+def asked_in(path: str | None) -> dict[str, Any]:
+    """What a user's own file says before flags or keywords are laid over it; empty for None."""
+    values = load_json(path) if path else {}
+    return with_slots(values.get(KEY, {}), own_slots(values))
+
+
 def with_slots(asked: Mapping[str, Any], slots: Mapping[str, Any] | None) -> dict[str, Any]:
     """``asked`` with what a user's own slots say where it says nothing itself."""
     if slots is None or "ema_config" in asked:

@@ -66,9 +66,14 @@ def _config(path: str, cfg: Any, role: str) -> Any:
     try:
         config = get_config(path, trust_remote_code=cfg.trust_remote_code)
     except Exception as error:  # transformers raises whatever the file made it raise
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ConfigError(f"{role} {path!r} cannot be read: {first_line}") from error
+        raise ConfigError(f"{role} {path!r} cannot be read: {first_line(error)}") from error
     return config.get_text_config()
+
+
+def first_line(error: Exception) -> str:
+    """Of messages that run over many lines, the one that says what is wrong."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)
 
 
 def _check_vocab_size(draft: Any, target: Any, cfg: Any) -> None:

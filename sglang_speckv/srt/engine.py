@@ -32,9 +32,7 @@ def with_speckv(
     speckv: SpecKVConfig | Mapping[str, Any] | None, server_args: dict[str, Any]
 ) -> dict[str, Any]:
     """SGLang's keyword arguments for serving with ``speckv`` (None: the defaults)."""
-    path = server_args.get("speculative_adaptive_config")
-    values = carrier.load_json(path) if path else {}
-    asked = carrier.with_slots(values.get(carrier.KEY, {}), carrier.own_slots(values))
+    asked = carrier.asked_in(server_args.get("speculative_adaptive_config"))
     if isinstance(speckv, SpecKVConfig):
         asked = speckv.to_dict()
     elif speckv is not None:

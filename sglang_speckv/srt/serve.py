@@ -10,6 +10,7 @@ from typing import Any
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.srt import arguments, carrier, compat, cpu
+from sglang_speckv.srt.draft_check import first_line
 from sglang_speckv.srt.engine import prepare
 
 
@@ -36,10 +37,9 @@ def resolve(server_args: Any) -> None:
     try:
         server_args.resolve_once()
     except OSError as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ConfigError(f"target {server_args.model_path!r} cannot be read: {first_line}") from (
-            error
-        )
+        raise ConfigError(
+            f"target {server_args.model_path!r} cannot be read: {first_line(error)}"
+        ) from error
 
 
 def check_early(argv: Sequence[str]) -> None:

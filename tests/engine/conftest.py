@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +151,3 @@ def plain_answers(
             "alone": [plain.tokens([prompt])[0] for prompt in PROMPTS],
             "batch": plain.tokens(PROMPTS),
         }
-
-
-Refusal = Callable[..., str]
