@@ -11,12 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is known of a decode batch before its round starts."""
+    """What is known of a decode batch before its round starts.
+
+    ``first_probs`` [size] is per request the draft's newest known top-1 probability of a first
+    draft token: of the coming round where the host has it in time, else of an earlier round; NaN
+    where unknown. None where nothing taps the draft. ``context_len`` is the sum of the requests'
+    lengths in tokens, 0 where unknown.
+    """
 
     size: int
+    first_probs: np.ndarray | None = None
+    context_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +50,20 @@ class Round:
     ``num_correct_drafts`` has one entry per live request, each in 0..num_steps: an entry equal
     to ``num_steps`` is censored (it could have gone deeper). ``seconds`` is the round's share of
     wall time, None where it was not clean (prefill or idleness in between).
+
+    ``first_probs`` [live]: what :class:`Batch` said of these requests when the depth was decided,
+    so that what is learned has the lag of what is used. ``signals`` [live, num_steps, 2]: per
+    draft position the draft's top-1 probability and its entropy divided by the log of the draft
+    vocabulary, known only after drafting. Both None where nothing taps the draft.
     """
 
     num_steps: int
     batch_size: int
     num_correct_drafts: Sequence[int]
     seconds: float | None = None
+    first_probs: np.ndarray | None = None
+    signals: np.ndarray | None = None
+    context_len: int = 0
 
 
 class StepPolicy(Protocol):
