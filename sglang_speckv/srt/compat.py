@@ -61,6 +61,11 @@ RESOLVE_TOKENS = HookTarget(
     "SchedulerBatchResultProcessor._resolve_spec_v2_tokens",
     ("result", "batch"),
 )
+RESULT_PREFILL = HookTarget(
+    _SRT + "managers.scheduler_components.batch_result_processor."
+    "SchedulerBatchResultProcessor.process_batch_result_prefill",
+    ("batch", "result"),
+)
 COPY_TO_CPU = HookTarget(
     _SRT + "managers.utils.GenerationBatchResult.copy_to_cpu",
     ("return_logprob", "return_hidden_states"),
@@ -75,7 +80,13 @@ UPDATE_HANDLERS = HookTarget(
     "SchedulerInternalStateController._update_handlers",
     (),
 )
-SCHEDULER_HOOKS = (RESOLVE_TOKENS, COPY_TO_CPU, ADD_SPECULATIVE, UPDATE_HANDLERS)
+SCHEDULER_HOOKS = (
+    RESOLVE_TOKENS,
+    RESULT_PREFILL,
+    COPY_TO_CPU,
+    ADD_SPECULATIVE,
+    UPDATE_HANDLERS,
+)
 
 # Overridden by the worker subclass or called by it.
 WORKER_SEAMS = (
@@ -88,6 +99,26 @@ WORKER_SEAMS = (
     HookTarget(
         _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2.on_verify_complete_cpu",
         ("num_correct_drafts_per_req", "batch_size"),
+    ),
+    HookTarget(
+        _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2.activate_step_by_batch", ("batch_size",)
+    ),
+    HookTarget(
+        _SRT + "speculative.eagle_worker_v2.EagleDraftWorker.draft_forward", ("forward_batch",)
+    ),
+    HookTarget(
+        _SRT + "speculative.eagle_worker_v2.EagleDraftWorker._draft_extend_for_decode",
+        ("batch", "batch_result", "kv_loc_plan"),
+    ),
+    HookTarget(
+        _SRT + "speculative.eagle_worker_v2.EagleDraftWorker._draft_extend_for_prefill",
+        (
+            "batch",
+            "target_hidden_states",
+            "next_token_ids",
+            "mm_input_embeds",
+            "kv_loc_plan",
+        ),
     ),
     HookTarget(
         _SRT + "speculative.base_spec_worker.EagleDraftWorkerBase._rebuild_topk1_chain_buffers",

@@ -33,6 +33,10 @@ class EnginePolicy:
         self.launch_steps = launch_steps
         self.num_steps = launch_steps
         self.pinned: int | None = None
+        self.coming: Batch | None = None
+        """What the worker knows of the batch that :meth:`get_steps_for_batch` is about to see."""
+        self.decision: Decision | None = None
+        """The policy's last one; None where a pinned or fallen-back depth was served instead."""
         self.counters = Counters(config.candidate_steps)
         self._config = config
         self._policies: dict[str, StepPolicy] = {}
@@ -57,7 +61,11 @@ class EnginePolicy:
         return self._cuda_graph_bs
 
     def get_steps_for_batch(self, batch_size: int) -> int:
-        self.num_steps = self._decide(batch_size)
+        coming = self.coming
+        if coming is None or coming.size != batch_size:
+            coming = Batch(batch_size)
+        self.decision = None
+        self.num_steps = self._decide(coming)
         return self.num_steps
 
     def on_verify_complete(
@@ -127,18 +135,19 @@ class EnginePolicy:
             "policy_state": self.policy.snapshot(),
         }
 
-    def _decide(self, batch_size: int) -> int:
+    def _decide(self, batch: Batch) -> int:
         if self.pinned is not None:
             return self.pinned
         started = time.perf_counter()
         try:
-            decision: Decision = self.policy.decide(Batch(batch_size))
+            decision: Decision = self.policy.decide(batch)
             if decision.num_steps not in self.candidate_steps:
                 raise ValueError(f"{decision.num_steps} is not a candidate")
         except Exception as error:
             self._fall_back("decide", error)
             return self.launch_steps
         self.counters.decided(time.perf_counter() - started)
+        self.decision = decision
         return decision.num_steps
 
     def _fall_back(self, what: str, error: Exception) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.srt import arguments, carrier, compat, cpu
+from sglang_speckv.srt import arguments, carrier, compat, cpu, patches_present
 from sglang_speckv.srt.draft_check import first_line
 from sglang_speckv.srt.engine import prepare
 
@@ -138,6 +138,7 @@ def _machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "sglang": compat.installed_version(),
+        "patches": ", ".join(patches_present.present()) or "none",
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if has_cuda else f"cpu ({platform.machine()})",
     }

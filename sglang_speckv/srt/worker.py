@@ -7,15 +7,18 @@ replaces the policy, makes a switch cheap, and notes which tier launched which r
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang_speckv.srt import arguments, carrier, compat
-from sglang_speckv.srt.timing import Launch, RoundTimer, SharedRoundTimer
+from sglang_speckv.srt.rounds import DecodeLaunch, Launch, RoundTracker
+from sglang_speckv.srt.signals import SignalTap
 
 if TYPE_CHECKING:
     from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2 as _Worker
+    from torch import Tensor
 
     from sglang_speckv.srt.controller import EnginePolicy
 else:
@@ -40,6 +43,7 @@ def _hook_scheduler() -> None:
 
     for target, hook, kind in (
         (compat.RESOLVE_TOKENS, note_result, HookType.BEFORE),
+        (compat.RESULT_PREFILL, note_prefill, HookType.AFTER),
         (compat.COPY_TO_CPU, copy_launch, HookType.BEFORE),
         (compat.ADD_SPECULATIVE, state.add_speckv, HookType.AFTER),
         (compat.UPDATE_HANDLERS, state.add_handlers, HookType.AFTER),
@@ -67,16 +71,18 @@ class SpecKVMixin(_Worker):
         # StandaloneWorkerV2 lacks it.
         self.enable_dp_spec_prefill_coordination = False
         self._chain_buffers: dict[int, tuple[Any, Any]] = {}
-        self._timer = (
-            SharedRoundTimer(get_parallel().tp_group, self.device)
-            if get_parallel().tp_size > 1
-            else RoundTimer()
+        self._rounds = RoundTracker(
+            share=_broadcast if get_parallel().tp_size > 1 else None,
+            early_copy=None if self.device == "cpu" else _early_copy,
         )
-        self._result: tuple[Any, Any] | None = None
+        self._reqs: list[Any] = []
+        self._lens: list[int] = []
+        self._result: Any = None
 
     # -- launching a round
 
     def init_cuda_graphs(self) -> None:
+        self._tap = self._install_tap()
         super().init_cuda_graphs()
         draft = self._draft_worker
         for num_steps in self.speckv.candidate_steps:
@@ -95,14 +101,42 @@ class SpecKVMixin(_Worker):
             self.speckv.launch_steps,
         )
 
+    def _install_tap(self) -> SignalTap:
+        """Before graphs are captured, after the pools exist."""
+        from sglang.srt.runtime_context import get_exec
+
+        slots = self._target_worker.model_runner.req_to_token_pool.req_to_token.shape[0]
+        graph_sizes = get_exec().graph.cuda_graph_bs_decode or [0]
+        return SignalTap(
+            self._draft_worker,
+            max_steps=max(self.speckv.candidate_steps),
+            max_batch=max(slots, *graph_sizes),
+            slots=slots,
+        )
+
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        prefill = batch.forward_mode.is_extend() or batch.is_extend_in_batch
+        if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
+            result = super().forward_batch_generation(batch, *args, **kwargs)
+            result.speckv_launch = self._rounds.prefilled(batch.reqs, self._tap.take_first())
+            return result
+        slots, self._reqs = batch.req_pool_indices, batch.reqs
+        self._tap.begin_round(slots)
         result = super().forward_batch_generation(batch, *args, **kwargs)
-        if prefill:
-            self._timer.prefilled()
-        else:
-            result.speckv_launch = self._timer.launched(self.speculative_num_steps)
+        num_steps = self.speculative_num_steps
+        result.speckv_launch = self._rounds.launched(
+            batch.reqs,
+            num_steps,
+            self._tap.finish_round(slots, num_steps),
+            self.speckv.coming,
+            self.speckv.decision,
+            self._lens,
+        )
         return result
+
+    def activate_step_by_batch(self, batch_size: int) -> None:
+        """Called by SGLang first thing in a decode round."""
+        self.speckv.coming, self._lens = self._rounds.next_batch(self._reqs)
+        super().activate_step_by_batch(batch_size)
 
     # -- learning from its result
 
@@ -110,19 +144,12 @@ class SpecKVMixin(_Worker):
         self, num_correct_drafts_per_req: list[int], batch_size: int = 0
     ) -> None:
         noted, self._result = self._result, None
-        if noted is None:
-            return
-        result, batch = noted
-        launch: Launch | None = getattr(result, "speckv_launch", None)
+        launch: DecodeLaunch | None = getattr(noted, "speckv_launch", None)
         if launch is None:  # another path of SGLang's made this result
             return
-        live = [
-            correct
-            for correct, req in zip(num_correct_drafts_per_req, batch.reqs, strict=True)
-            if not (req.is_retracted or req.finished())
-        ]
-        for outcome in self._timer.finished(launch, len(batch.reqs), live):
-            self.speckv.observe(outcome)
+        self._rounds.log_vocab = math.log(max(self._tap.draft_vocab_size, 2))
+        for done in self._rounds.finished(launch, num_correct_drafts_per_req):
+            self.speckv.observe(done.outcome)
 
     # -- switching tiers
 
@@ -163,17 +190,40 @@ class SpecKVMixin(_Worker):
 
 
 def note_result(self: Any, result: Any, batch: Any) -> None:
-    """BEFORE ``_resolve_spec_v2_tokens``, which hands the worker the counts but neither the
-    result nor the requests they belong to."""
+    """BEFORE ``_resolve_spec_v2_tokens``, which hands the worker the counts but not the result."""
     worker = self.model_worker
     if isinstance(worker, SpecKVMixin):
-        worker._result = (result, batch)
+        worker._result = result
+
+
+def note_prefill(result: None, self: Any, batch: Any, prefill: Any) -> None:
+    """AFTER ``process_batch_result_prefill``: its first-token signals are on the host."""
+    launch: Launch | None = getattr(prefill, "speckv_launch", None)
+    if launch is not None:
+        self.model_worker._rounds.landed(launch)
 
 
 def copy_launch(self: Any, *args: Any, **kwargs: Any) -> None:
-    """BEFORE ``GenerationBatchResult.copy_to_cpu``: the shared clock rides the same copy."""
+    """BEFORE ``GenerationBatchResult.copy_to_cpu``: signals ride the copy that is made anyway."""
     launch: Launch | None = getattr(self, "speckv_launch", None)
-    if launch is not None and launch.seconds is not None:
+    if launch is not None and launch.payload.device.type != "cpu":
         from sglang.srt.managers.utils import _async_d2h
 
-        launch.seconds = _async_d2h(launch.seconds)
+        launch.payload = _async_d2h(launch.payload)
+
+
+def _broadcast(payload: Tensor) -> None:
+    from sglang.srt.runtime_context import get_parallel
+
+    get_parallel().tp_group.broadcast(payload, src=0)
+
+
+def _early_copy(payload: Tensor) -> tuple[Tensor, Any]:
+    """A copy on the launching stream, and the event after which the host may read it."""
+    import torch
+    from sglang.srt.managers.utils import _async_d2h
+
+    host = _async_d2h(payload)
+    event = torch.get_device_module(payload.device).Event()
+    event.record()
+    return host, event

@@ -1,0 +1,139 @@
+"""The signal tap: what the draft says of its own drafts, taken from the logits where they are made.
+
+For ``topk == 1`` SGLang computes no draft probability at all. Two calls of the draft worker make
+every logit there is: the draft runner's forward (draft steps, prefill, eager draft-extend) and the
+draft-extend graph's ``execute``. Both are wrapped on the worker's own objects, with the phase set
+around ``draft_forward`` and ``_draft_extend_for_{decode,prefill}``. That seam is the same on CPU
+and CUDA; what runs inside ``draft_forward`` is captured with the draft graph.
+
+The first draft token of a round is drawn by the draft-extend of the round before (or by prefill),
+so its signals wait in a row of their own, by request slot, on the device and in stream order: no
+host is involved and batches may be reshuffled in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sglang_speckv.srt.reduction import reduce_logits
+
+SIGNALS = 2
+"""Per draft position: top-1 probability, entropy in nats."""
+
+
+class SignalTap:
+    """Install it before graphs are captured; buffers serve every tier and batch size.
+
+    ``draft_worker`` is SGLang's ``EagleDraftWorker`` or a subclass. ``max_batch`` bounds rows of a
+    captured graph, ``slots`` the request slots (``req_pool_indices``).
+    """
+
+    def __init__(self, draft_worker: Any, max_steps: int, max_batch: int, slots: int) -> None:
+        device = draft_worker.device
+        self.draft_vocab_size = 0
+        self._draft = draft_worker
+        self._steps = torch.zeros((max(max_steps - 1, 0), max_batch, SIGNALS), device=device)
+        self._first = torch.full((slots, SIGNALS), float("nan"), device=device)
+        self._phase = ""
+        self._step = 0
+        self._output: Any = None
+        self._round_first: Tensor | None = None
+        self._next_first: Tensor | None = None
+        self._install()
+
+    def _install(self) -> None:
+        draft, runner = self._draft, self._draft.draft_runner
+        runner.forward = self._tapped_forward(runner.forward)
+        draft.draft_forward = self._during("draft", draft.draft_forward)
+        for name in ("_draft_extend_for_decode", "_draft_extend_for_prefill"):
+            setattr(draft, name, self._extending(getattr(draft, name)))
+
+    # -- one round, as the worker sees it
+
+    def begin_round(self, slots: Tensor) -> None:
+        """Before a decode round of the requests in ``slots`` [bs]."""
+        self._round_first, self._next_first = self._first[slots], None
+
+    def finish_round(self, slots: Tensor, num_steps: int) -> Tensor:
+        """[bs, num_steps + 1, 2]: this round's draft positions, then the coming round's first."""
+        assert self._round_first is not None
+        if self._next_first is None:  # SGLang was told to skip draft-extend
+            self._next_first = self._first[slots] = torch.full_like(self._round_first, float("nan"))
+        parts = [self._next_first[:, None]]
+        if num_steps > 0:
+            steps = self._steps[: num_steps - 1, : len(slots)].transpose(0, 1)
+            parts = [self._round_first[:, None], steps, *parts]
+        self._round_first = None
+        return torch.cat(parts, dim=1)
+
+    def take_first(self) -> Tensor | None:
+        """[bs, 2] of the prefill that just ran; None where it drew no first draft."""
+        first, self._next_first = self._next_first, None
+        return first
+
+    # -- inside the draft worker
+
+    def _during(self, phase: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def tapped(*args: Any, **kwargs: Any) -> Any:
+            self._phase, self._step = phase, 0
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._phase = ""
+
+        return tapped
+
+    def _tapped_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            if self._phase == "draft":
+                logits = result.logits_output.next_token_logits
+                reduce_logits(logits, self._steps[self._step, : logits.shape[0]])
+                self._step += 1
+            elif self._phase == "extend":
+                self._output = result.logits_output
+            return result
+
+        return forward
+
+    def _extending(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        run = self._during("extend", original)
+
+        def extend(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            self._tap_graph(getattr(self._draft, "cuda_graph_runner_for_draft_extend", None))
+            self._output = None
+            result = run(batch, *args, **kwargs)
+            if self._output is not None:
+                # Read only now: the eager path selects each request's row after its forward.
+                self._note_first(self._output.next_token_logits, batch.req_pool_indices)
+                self._output = None
+            return result
+
+        return extend
+
+    def _tap_graph(self, runner: Any) -> None:
+        """Every tier has its own draft-extend graph."""
+        if runner is None or getattr(runner, "_speckv_tapped", False):
+            return
+        original = runner.execute
+
+        def execute(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            if self._phase == "extend":
+                self._output = output
+            return output
+
+        runner.execute = execute
+        runner._speckv_tapped = True
+
+    def _note_first(self, logits: Tensor, slots: Tensor) -> None:
+        rows = len(slots)
+        first = torch.empty((rows, SIGNALS), device=logits.device)
+        reduce_logits(logits[:rows], first)
+        self.draft_vocab_size = logits.shape[-1]
+        self._first[slots] = first
+        self._next_first = first
