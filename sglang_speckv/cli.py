@@ -10,6 +10,7 @@ import typer
 
 from sglang_speckv import __version__
 from sglang_speckv.bench.demo import demo_command
+from sglang_speckv.bench.replay.command import replay_command
 from sglang_speckv.config import ConfigError
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def serve(context: typer.Context) -> None:
 
 
 app.command("demo")(demo_command)
+app.command("replay")(replay_command)
 
 
 @app.command(context_settings=_PASS_THROUGH, add_help_option=False)

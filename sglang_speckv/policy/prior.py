@@ -102,6 +102,12 @@ class CostPrior:
             "the cost table has a negative count or context length",
         )
 
+    def at(self, batch_size: int) -> dict[int, float]:
+        """Seconds by step count at the nearest batch size of the table, by ratio."""
+        distance = np.abs(np.log(self.batch_size / batch_size))
+        rows = self.batch_size == self.batch_size[np.argmin(distance)]
+        return dict(zip(self.num_steps[rows].tolist(), self.seconds[rows].tolist(), strict=True))
+
 
 @dataclass(frozen=True, eq=False)
 class MlpWeights:

@@ -1,0 +1,80 @@
+"""Where the round times of a replay come from: the trace, a file, another trace, assumptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from sglang_speckv.config import ConfigError
+from sglang_speckv.offline.columns import Columns, read_columns
+from sglang_speckv.offline.round_cost import (
+    ENOUGH,
+    AssumedCost,
+    MeasuredCost,
+    RoundCost,
+    measure_cost,
+)
+from sglang_speckv.policy.prior import CostPrior
+
+_MAX_BYTES = 1 << 20
+
+
+class _Row(msgspec.Struct, forbid_unknown_fields=True):
+    batch_size: int
+    num_steps: int
+    seconds: float
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    """``{"rows": [{"batch_size": 1, "num_steps": 3, "seconds": 0.051}, ...]}``; ``num_steps`` -1
+    is a round without speculation."""
+
+    rows: list[_Row]
+
+
+def read_cost(
+    path: Path | None, draft_cost: float | None, verify_width: float, columns: Columns
+) -> RoundCost:
+    """The cost of a replay of ``columns``. Raises :class:`ConfigError`."""
+    if path is not None and draft_cost is not None:
+        raise ConfigError("--cost and --draft-cost are two answers to one question; give one")
+    if draft_cost is not None:
+        return AssumedCost(draft_cost, verify_width)
+    if path is None:
+        return MeasuredCost(measure_cost(columns), "the recorded round times")
+    return MeasuredCost(_prior_from(path), str(path))
+
+
+def _prior_from(path: Path) -> CostPrior:
+    if not path.exists():
+        raise ConfigError(f"--cost {path} does not exist")
+    if (path / "policy.json").is_file():
+        from sglang_speckv.offline.artifact import load_artifact
+
+        cost = load_artifact(path).cost
+        if cost is None:
+            raise ConfigError(f"the artifact {path} has no cost table")
+        return cost
+    if path.is_dir() or path.name.endswith(".jsonl.gz"):
+        return measure_cost(read_columns([path]))
+    return _from_json(path)
+
+
+def _from_json(path: Path) -> CostPrior:
+    if path.stat().st_size > _MAX_BYTES:
+        raise ConfigError(f"--cost {path} is larger than {_MAX_BYTES} bytes")
+    try:
+        rows = msgspec.json.decode(path.read_bytes(), type=_File).rows
+    except msgspec.MsgspecError as error:
+        raise ConfigError(
+            f'--cost {path} is not {{"rows": [{{"batch_size", "num_steps", "seconds"}}]}} ({error})'
+        ) from error
+    return CostPrior(
+        batch_size=np.array([row.batch_size for row in rows]),
+        num_steps=np.array([row.num_steps for row in rows]),
+        seconds=np.array([row.seconds for row in rows], dtype=float),
+        rounds=np.full(len(rows), float(ENOUGH)),
+        context_len=np.zeros(len(rows)),
+    )

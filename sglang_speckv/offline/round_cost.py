@@ -1,0 +1,173 @@
+"""What a round costs, read off recorded rounds: T(batch size, depth) in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sglang_speckv.config import ConfigError
+from sglang_speckv.offline.columns import Columns
+from sglang_speckv.policy.prior import CostPrior
+
+OFF = -1
+"""The step count that stands for a server without speculation."""
+ENOUGH = 8
+"""Rounds from which a cell's own mean is taken rather than the fit."""
+
+
+def measure_cost(columns: Columns) -> CostPrior:
+    """Mean seconds per (batch size, depth) over clean rounds, without the outer tenths.
+
+    Raises:
+        ConfigError: no round has a time.
+    """
+    first = _first_of_each_round(columns)
+    first = first[~np.isnan(columns.seconds[first])]
+    if not len(first):
+        raise ConfigError(
+            "no recorded round has a time, so a cost table cannot be measured; give --cost or "
+            "--draft-cost"
+        )
+    context = _context_of_each_round(columns)
+    cells = np.stack([columns.batch_size[first], columns.num_steps[first]], axis=1)
+    unique, which = np.unique(cells, axis=0, return_inverse=True)
+    members = [first[which.ravel() == i] for i in range(len(unique))]
+    return CostPrior(
+        batch_size=unique[:, 0],
+        num_steps=unique[:, 1],
+        seconds=np.array([_trimmed_mean(columns.seconds[rows]) for rows in members]),
+        rounds=np.array([float(len(rows)) for rows in members]),
+        context_len=np.array([float(context[rows].mean()) for rows in members]),
+    )
+
+
+class MeasuredCost:
+    """A cell's own mean where it has :data:`ENOUGH` rounds, else a fit over all cells:
+
+        a + b max(k - 1, 0) + c B (k + 1)
+
+    and a straight line in B without speculation. Both are fitted to relative errors.
+    """
+
+    unit = "tok/s"
+
+    def __init__(self, prior: CostPrior, source: str):
+        self.source = source
+        self.prior = prior
+        drafting = prior.num_steps != OFF
+        if len(np.unique(prior.num_steps[drafting])) < 2:
+            raise ConfigError(
+                f"{source}: one depth only, which does not tell what other depths cost; give "
+                "--cost (a JSON file, an artifact or another trace) or --draft-cost"
+            )
+        self._fit = _fit(self._features(prior.batch_size, prior.num_steps), prior, drafting)
+        self._off = _fit(_line(prior.batch_size), prior, ~drafting) if (~drafting).any() else None
+
+    @property
+    def knows_off(self) -> bool:
+        return self._off is not None
+
+    def times(self, batch_size: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+        """T of shape [len(batch_size), len(steps)]; :data:`OFF` is allowed where it is known."""
+        sizes, where = np.unique(batch_size, return_inverse=True)
+        table = np.stack([self._column(sizes, k) for k in steps], axis=1)
+        return table[where.ravel()]
+
+    def measured(self, batch_size: int, steps: int) -> bool:
+        """Whether T comes from rounds of just this size and depth."""
+        return bool(self._cells(np.array([batch_size]), steps)[1][0])
+
+    def _column(self, sizes: np.ndarray, steps: int) -> np.ndarray:
+        if steps == OFF:
+            assert self._off is not None
+            fitted = _line(sizes) @ self._off
+        else:
+            fitted = self._features(sizes, np.full(len(sizes), steps)) @ self._fit
+        own, known = self._cells(sizes, steps)
+        return np.where(known, own, fitted)
+
+    def _cells(self, sizes: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        prior = self.prior
+        rows = np.flatnonzero((prior.num_steps == steps) & (prior.rounds >= ENOUGH))
+        own = dict(zip(prior.batch_size[rows].tolist(), prior.seconds[rows], strict=True))
+        values = np.array([own.get(size, np.nan) for size in sizes.tolist()])
+        return values, ~np.isnan(values)
+
+    @staticmethod
+    def _features(sizes: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [np.ones(len(sizes)), np.maximum(steps - 1, 0), sizes * (steps + 1)], axis=1
+        ).astype(float)
+
+
+class AssumedCost:
+    """T(B, k) = V(B (k + 1)) + X + max(k - 1, 0) D in units of a target step.
+
+    ``draft`` is D and X, one draft forward; V(n) = 1 + ``width`` (n - 1) for n verified tokens.
+    """
+
+    unit = "tokens per target step"
+    knows_off = True
+
+    def __init__(self, draft: float, width: float = 0.0):
+        if not (0 <= draft < 100 and 0 <= width < 100):
+            raise ConfigError(
+                f"--draft-cost {draft} and --verify-width {width} are not shares of a target step, "
+                "such as 0.1 and 0.02"
+            )
+        self.draft, self.width = draft, width
+        self.source = f"assumed: a draft forward {draft:g}, each further verified token {width:g}"
+
+    def times(self, batch_size: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+        return np.stack([self._column(batch_size.astype(float), k) for k in steps], axis=1)
+
+    def measured(self, batch_size: int, steps: int) -> bool:
+        return True
+
+    def _column(self, sizes: np.ndarray, steps: int) -> np.ndarray:
+        tokens = sizes * (max(steps, 0) + 1)
+        drafting = 0.0 if steps == OFF else self.draft * (1 + max(steps - 1, 0))
+        return 1.0 + self.width * (tokens - 1.0) + drafting
+
+
+RoundCost = MeasuredCost | AssumedCost
+
+
+def table_of(cost: RoundCost, sizes: Sequence[int], steps: Sequence[int]) -> CostPrior:
+    """``cost`` written out at these batch sizes and depths, for policies that ask for a table."""
+    times = cost.times(np.asarray(sizes), steps)
+    size, depth = np.meshgrid(sizes, steps, indexing="ij")
+    zeros = np.zeros(times.size)
+    return CostPrior(size.ravel(), depth.ravel(), times.ravel(), zeros + ENOUGH, zeros)
+
+
+def _fit(features: np.ndarray, prior: CostPrior, rows: np.ndarray) -> np.ndarray:
+    """Non-negative coefficients by least squares of relative errors, weighted by rounds."""
+    from scipy.optimize import nnls
+
+    weight = np.sqrt(np.minimum(prior.rounds[rows], 4 * ENOUGH) + 1.0) / prior.seconds[rows]
+    scaled = features[rows] * weight[:, None]
+    return np.asarray(nnls(scaled, prior.seconds[rows] * weight)[0])
+
+
+def _line(sizes: np.ndarray) -> np.ndarray:
+    return np.stack([np.ones(len(sizes)), sizes], axis=1).astype(float)
+
+
+def _trimmed_mean(seconds: np.ndarray) -> float:
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(seconds, 0.1))
+
+
+def _first_of_each_round(columns: Columns) -> np.ndarray:
+    keys = columns.file.astype(np.int64) << 40 | columns.round
+    return np.unique(keys, return_index=True)[1]
+
+
+def _context_of_each_round(columns: Columns) -> np.ndarray:
+    """Per record the sum over its round."""
+    keys = columns.file.astype(np.int64) << 40 | columns.round
+    _, which = np.unique(keys, return_inverse=True)
+    return np.bincount(which.ravel(), columns.context_len)[which.ravel()]

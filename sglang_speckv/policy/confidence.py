@@ -1,0 +1,72 @@
+"""Draft as long as the draft stays confident: a threshold on its top-1 probability, no cost.
+
+Source: llama.cpp's ``--spec-draft-p-min`` (stop at the first token below it) and transformers'
+``assistant_confidence_threshold`` (0.4). Both stop *while* drafting. A depth that is chosen
+before drafting can only look at how long the last windows stayed confident and at the coming
+first token; ``foresee`` gives it the coming window instead, as if it stopped in the round (and
+does not charge for the token that made it stop). A batch shares one depth: the mean over its
+requests, rounded to the nearest tier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sglang_speckv.policy.base import Batch, Decision, Round
+
+THRESHOLD = 0.4
+MEMORY = 0.3
+"""Weight of the newest window in the mean confident length."""
+
+
+class ConfidencePolicy:
+    name = "confidence"
+
+    def __init__(
+        self, candidate_steps: Sequence[int], initial_steps: int, threshold: float = THRESHOLD
+    ):
+        self.candidate_steps = tuple(candidate_steps)
+        self.threshold = threshold
+        self._tiers = np.array(self.candidate_steps)
+        self._length = float(initial_steps)
+        self._coming: float | None = None
+
+    def foresee(self, signals: np.ndarray) -> None:
+        """``signals`` [live, depth, 2] of the coming round, for the view from inside it."""
+        self._coming = self._confident_length(signals)
+
+    def decide(self, batch: Batch) -> Decision:
+        if self._coming is not None:
+            length, self._coming = self._coming, None
+            return self._nearest(length, "window")
+        share = 1.0
+        if batch.first_probs is not None:
+            known = batch.first_probs[~np.isnan(batch.first_probs)]
+            share = float(np.mean(known >= self.threshold)) if len(known) else 1.0
+        return self._nearest(self._length * share, "confident")
+
+    def _nearest(self, length: float, reason: str) -> Decision:
+        at = int(np.argmin(np.abs(self._tiers - length)))
+        return Decision(self.candidate_steps[at], reason)
+
+    def observe(self, outcome: Round) -> None:
+        """A window confident to its end may have gone on: it counts as the next deeper tier."""
+        if outcome.signals is None or not outcome.signals.size:
+            self._length = max(self._length, float(self._tiers[min(1, len(self._tiers) - 1)]))
+            return
+        length = self._confident_length(outcome.signals)
+        if length >= outcome.num_steps - 0.5:
+            deeper = self._tiers[self._tiers > outcome.num_steps]
+            length = float(deeper[0]) if len(deeper) else float(self._tiers[-1])
+        self._length += MEMORY * (length - self._length)
+
+    def _confident_length(self, signals: np.ndarray) -> float:
+        """Mean over requests of the drafts before the first one below the threshold."""
+        with np.errstate(invalid="ignore"):
+            confident = np.logical_and.accumulate(signals[:, :, 0] >= self.threshold, axis=1)
+        return float(confident.sum(axis=1).mean()) if len(signals) else 0.0
+
+    def snapshot(self) -> dict[str, object]:
+        return {"threshold": self.threshold, "confident_length": round(self._length, 3)}
