@@ -9,6 +9,9 @@ from typing import Any
 
 DEFAULT_CANDIDATE_STEPS = (0, 1, 2, 3, 5, 7)
 MAX_NUM_STEPS = 16
+DEFAULT_PROFILE_SECONDS = 10.0
+MAX_PROFILE_SECONDS = 600.0
+SIGNAL_LAGS = ("auto", "late", "0")
 POLICY_NAMES = ("throughput", "ema", "static:K")
 _STATIC = re.compile(r"static:(\d+)\Z")
 
@@ -43,18 +46,30 @@ class SpecKVConfig:
 
     ``candidate_steps`` are the tiers that are built at start-up, ascending; 0 is "do not draft".
     ``ema_config`` holds the user's own batch-size slots in SGLang's adaptive-config form, for the
-    ``ema`` policy; None means SGLang's defaults.
+    ``ema`` policy; None means SGLang's defaults. ``signal_lag``: see
+    :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records. ``profile_seconds``
+    bounds the rounds that are timed before serving; 0 learns while serving.
     """
 
     policy: str = "throughput"
     candidate_steps: tuple[int, ...] = DEFAULT_CANDIDATE_STEPS
     ema_config: Mapping[str, Any] | None = None
+    signal_lag: str = "auto"
+    trace: str | None = None
+    profile_seconds: float = DEFAULT_PROFILE_SECONDS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate_steps", _checked_steps(self.candidate_steps))
         _check_policy(self.policy, self.candidate_steps)
         if self.ema_config is not None and not isinstance(self.ema_config, Mapping):
             raise ConfigError(f"ema_config {self.ema_config!r} is not a JSON object")
+        if self.signal_lag not in SIGNAL_LAGS:
+            raise ConfigError(
+                f"signal lag {self.signal_lag!r} is not one of {', '.join(SIGNAL_LAGS)}"
+            )
+        if self.trace is not None and (not isinstance(self.trace, str) or not self.trace):
+            raise ConfigError(f"trace {self.trace!r} is not the path of a folder")
+        _check_profile_seconds(self.profile_seconds)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpecKVConfig:
@@ -80,6 +95,15 @@ def _checked_steps(steps: Any) -> tuple[int, ...]:
         if type(step) is not int or not 0 <= step <= MAX_NUM_STEPS:
             raise ConfigError(f"candidate step {step!r} is not an integer in 0..{MAX_NUM_STEPS}")
     return tuple(sorted(set(steps)))
+
+
+def _check_profile_seconds(seconds: Any) -> None:
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 <= seconds <= MAX_PROFILE_SECONDS:  # NaN fails both comparisons
+        raise ConfigError(
+            f"profile seconds {seconds!r} is not a number in 0..{MAX_PROFILE_SECONDS:.0f}; "
+            "0 learns while serving"
+        )
 
 
 def _check_policy(policy: Any, candidate_steps: tuple[int, ...]) -> None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from sglang_speckv.config import (
     DEFAULT_CANDIDATE_STEPS,
+    DEFAULT_PROFILE_SECONDS,
     MAX_NUM_STEPS,
     POLICY_NAMES,
+    SIGNAL_LAGS,
     ConfigError,
     SpecKVConfig,
     parse_steps,
@@ -24,6 +27,7 @@ from sglang_speckv.srt import carrier, compat
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
 from sglang_speckv.srt.refusals import refuse_unsupported
+from sglang_speckv.srt.trace import check_directory
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +62,29 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         help="Depths to build at start-up and choose from, 0 = do not draft (default: "
         f"{','.join(map(str, DEFAULT_CANDIDATE_STEPS))}). Turns --speckv on.",
     )
+    group.add_argument(
+        "--speckv-signal-lag",
+        default=None,
+        metavar="|".join(SIGNAL_LAGS),
+        help="Under the overlap scheduler: 'late' decides by the draft's signal of the round "
+        "before and never waits, '0' waits for the coming round's, 'auto' times both at start-up "
+        "(default: auto). Without overlap the coming round's signal is free. Turns --speckv on.",
+    )
+    group.add_argument(
+        "--speckv-profile",
+        default=None,
+        type=float,
+        metavar="SECONDS",
+        help="Time real rounds at every depth for at most about this long before serving, 0 = "
+        f"learn while serving (default: {DEFAULT_PROFILE_SECONDS:.0f}). Turns --speckv on.",
+    )
+    group.add_argument(
+        "--speckv-trace",
+        default=None,
+        metavar="DIR",
+        help="Write one record per request and round into this folder, for `speckv train` and "
+        "`speckv replay`. Turns --speckv on.",
+    )
 
 
 def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
@@ -77,19 +104,29 @@ def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namesp
 def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
     """Merge the flags over the user's own adaptive-config file; None where nothing was asked."""
     artifact = getattr(args, "speckv", None)
-    policy = getattr(args, "speckv_policy", None)
-    steps = getattr(args, "speckv_candidate_steps", None)
-    if artifact is None and policy is None and steps is None:
+    given: dict[str, Any] = {
+        "policy": getattr(args, "speckv_policy", None),
+        "candidate_steps": getattr(args, "speckv_candidate_steps", None),
+        "signal_lag": getattr(args, "speckv_signal_lag", None),
+        "profile_seconds": getattr(args, "speckv_profile", None),
+        "trace": getattr(args, "speckv_trace", None),
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if artifact is None and not given:
         return None
     _check_artifact(artifact)
-    asked = carrier.asked_in(args.speculative_adaptive_config)
-    if policy is not None:
-        asked["policy"] = policy
-    if steps is not None:
-        asked["candidate_steps"] = parse_steps(steps)
-    elif "candidate_steps" not in asked:
-        asked["candidate_steps"] = joined(DEFAULT_CANDIDATE_STEPS, static_steps(policy or ""))
-    return SpecKVConfig.from_dict(asked)
+    if "candidate_steps" in given:
+        given["candidate_steps"] = parse_steps(given["candidate_steps"])
+    if "trace" in given:
+        given["trace"] = os.path.abspath(given["trace"])
+    asked = {**carrier.asked_in(args.speculative_adaptive_config), **given}
+    if "candidate_steps" not in asked:
+        pinned = static_steps(given.get("policy", ""))
+        asked["candidate_steps"] = joined(DEFAULT_CANDIDATE_STEPS, pinned)
+    config = SpecKVConfig.from_dict(asked)
+    if config.trace is not None:
+        check_directory(config.trace)
+    return config
 
 
 def _check_artifact(artifact: str | None) -> None:
@@ -196,6 +233,7 @@ def check_resolved(result: None, server_args: Any) -> None:
     in a parent that loads no plugins).
     """
     if is_active(server_args):
+        hook_warm_up()
         return
     try:
         stray = requested(server_args) is not None
@@ -207,6 +245,18 @@ def check_resolved(result: None, server_args: Any) -> None:
             "use sglang_speckv.Runtime / sglang_speckv.Engine, or call "
             "sglang.srt.plugins.load_plugins() first"
         )
+
+
+def hook_warm_up() -> None:
+    """Let the HTTP server profile before it is ready. Hooking imports the server, which only a
+    launcher should pay for, so this is done as late as can be."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from sglang_speckv.srt.profile import warm_up
+
+    if compat.WARM_UP.path not in HookRegistry._patched:
+        HookRegistry.register(compat.WARM_UP.path, warm_up, HookType.AROUND)
+        HookRegistry.apply_hooks()
 
 
 def default_attention(

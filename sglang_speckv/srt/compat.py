@@ -88,6 +88,12 @@ SCHEDULER_HOOKS = (
     UPDATE_HANDLERS,
 )
 
+# Hooked in the launcher of an HTTP server, once SpecKV was accepted.
+WARM_UP = HookTarget(
+    _SRT + "entrypoints.http_server._wait_and_warmup",
+    ("server_args", "launch_callback", "execute_warmup_func", "post_warmup_callback"),
+)
+
 # Overridden by the worker subclass or called by it.
 WORKER_SEAMS = (
     HookTarget(

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.policy import create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
 from sglang_speckv.policy.ema import EmaPolicy
+from sglang_speckv.srt.counters import Counters
+from sglang_speckv.srt.lag import SignalLag
+from sglang_speckv.srt.profile import ProfileRun
+from sglang_speckv.srt.trace import TraceWriter
 
 logger = logging.getLogger(__name__)
-
-RECENT_ROUNDS = 1024
 
 
 class EnginePolicy:
@@ -28,7 +28,7 @@ class EnginePolicy:
     Policies can be switched while serving; each keeps what it learned for when it is asked again.
     """
 
-    def __init__(self, config: SpecKVConfig, launch_steps: int) -> None:
+    def __init__(self, config: SpecKVConfig, launch_steps: int, overlap: bool = False) -> None:
         self.candidate_steps = list(config.candidate_steps)
         self.launch_steps = launch_steps
         self.num_steps = launch_steps
@@ -38,6 +38,10 @@ class EnginePolicy:
         self.decision: Decision | None = None
         """The policy's last one; None where a pinned or fallen-back depth was served instead."""
         self.counters = Counters(config.candidate_steps)
+        self.lag = SignalLag(config.signal_lag, overlap)
+        self.trace: TraceWriter | None = None
+        self._profile: ProfileRun | None = None
+        self._profiled: list[tuple[int, int, int, float]] = []
         self._config = config
         self._policies: dict[str, StepPolicy] = {}
         self._cuda_graph_bs: list[int] | None = None
@@ -79,6 +83,9 @@ class EnginePolicy:
 
     def observe(self, outcome: Round) -> None:
         """Learn from a finished round; ``outcome`` has live requests only."""
+        if self._profile is not None:
+            self._profile.observe(outcome)
+            return
         self.counters.count(outcome)
         if self.pinned is not None:
             return
@@ -111,6 +118,32 @@ class EnginePolicy:
                 adaptive_config=self._config.ema_config,
             )
             self._tell_graph_sizes(self._policies[name])
+            self._tell_profile(self._policies[name])
+
+    @property
+    def profiling(self) -> bool:
+        return self._profile is not None
+
+    def start_profile(self) -> None:
+        """Walk through the tiers instead of serving the policy; see :mod:`srt.profile`."""
+        self._profile = ProfileRun(self.candidate_steps, self.lag)
+
+    def finish_profile(self) -> None:
+        """Hand what the rounds took to every policy that learns from it."""
+        if self._profile is None:
+            return
+        self._profiled, self._profile = self._profile.finish(), None
+        for policy in self._policies.values():
+            self._tell_profile(policy)
+
+    def _tell_profile(self, policy: StepPolicy) -> None:
+        learn = getattr(policy, "profiled", None)
+        if learn is None or not self._profiled:
+            return
+        try:
+            learn(self._profiled)
+        except Exception as error:
+            self._fall_back("learn its profile", error)
 
     def selectable(self) -> list[str]:
         """Names that :meth:`select` takes."""
@@ -131,11 +164,20 @@ class EnginePolicy:
             "candidate_steps": self.candidate_steps,
             "launch_steps": self.launch_steps,
             "num_steps": self.num_steps,
+            "signal_lag": self.lag.describe(),
             **self.counters.snapshot(),
+            "trace": self.trace.snapshot() if self.trace is not None else None,
+            "profile": [
+                [size, steps, context, round(1e3 * seconds, 3)]
+                for size, steps, context, seconds in self._profiled
+            ],
             "policy_state": self.policy.snapshot(),
         }
 
     def _decide(self, batch: Batch) -> int:
+        if self._profile is not None:
+            self.decision = self._profile.decide(batch)
+            return self.decision.num_steps
         if self.pinned is not None:
             return self.pinned
         started = time.perf_counter()
@@ -162,53 +204,3 @@ class EnginePolicy:
                 error,
                 self.launch_steps,
             )
-
-
-class Counters:
-    """True counts since start-up; ``proposed_drafts`` uses the tier that produced each round."""
-
-    def __init__(self, candidate_steps: Sequence[int]) -> None:
-        self.rounds = dict.fromkeys(candidate_steps, 0)
-        self.request_rounds = 0
-        self.proposed_drafts = 0
-        self.correct_drafts = 0
-        self.decisions = 0
-        self.decision_seconds = 0.0
-        self.switches = 0
-        self.switch_seconds = 0.0
-        self.fallbacks = 0
-        self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT_ROUNDS)
-        self._started = time.perf_counter()
-
-    def count(self, outcome: Round) -> None:
-        live = len(outcome.num_correct_drafts)
-        self.rounds[outcome.num_steps] += 1
-        self.request_rounds += live
-        self.proposed_drafts += live * outcome.num_steps
-        self.correct_drafts += sum(outcome.num_correct_drafts)
-        elapsed = time.perf_counter() - self._started
-        self._recent.append((elapsed, outcome.num_steps, outcome.batch_size))
-
-    def switched(self, seconds: float) -> None:
-        self.switches += 1
-        self.switch_seconds += seconds
-
-    def decided(self, seconds: float) -> None:
-        self.decisions += 1
-        self.decision_seconds += seconds
-
-    def snapshot(self) -> dict[str, Any]:
-        proposed = self.proposed_drafts
-        return {
-            "rounds": {str(step): count for step, count in self.rounds.items()},
-            "request_rounds": self.request_rounds,
-            "proposed_drafts": proposed,
-            "correct_drafts": self.correct_drafts,
-            "accept_rate": self.correct_drafts / proposed if proposed else None,
-            "decisions": self.decisions,
-            "decision_microseconds": 1e6 * self.decision_seconds / max(self.decisions, 1),
-            "switches": self.switches,
-            "switch_microseconds": 1e6 * self.switch_seconds / max(self.switches, 1),
-            "fallbacks": self.fallbacks,
-            "recent": [[round(t, 4), step, size] for t, step, size in self._recent],
-        }

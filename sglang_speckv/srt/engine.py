@@ -55,7 +55,11 @@ def Engine(speckv: SpecKVConfig | Mapping[str, Any] | None = None, **server_args
     prepare()
     import sglang
 
-    return sglang.Engine(**with_speckv(speckv, server_args))
+    from sglang_speckv.srt.profile import profile_engine
+
+    engine = sglang.Engine(**with_speckv(speckv, server_args))
+    profile_engine(engine)
+    return engine
 
 
 def Runtime(speckv: SpecKVConfig | Mapping[str, Any] | None = None, **server_args: Any) -> Any:

@@ -7,6 +7,8 @@ Installed but not asked for, every hook hands through to SGLang.
 
 from __future__ import annotations
 
+import sys
+
 
 def register() -> None:
     """Install the launcher's hooks; called by SGLang's ``load_plugins()``."""
@@ -26,3 +28,5 @@ def register() -> None:
         (compat.CREATE_WORKER, create_worker, HookType.AROUND),
     ):
         HookRegistry.register(target.path, hook, kind)
+    if "sglang.srt.entrypoints.http_server" in sys.modules:
+        arguments.hook_warm_up()  # a server process whose arguments were resolved in its parent

@@ -39,8 +39,9 @@ class Launch:
     reqs: tuple[Any, ...]
     payload: Tensor
     shape: tuple[int, ...]
+    early: bool = False
+    """The host may have the signals before the result: they are there, or ``ready`` says when."""
     ready: Any = None
-    """The event of an early copy, where the host may wait for the signals."""
     told: bool = False
     """The requests know of their next first draft."""
 
@@ -87,7 +88,8 @@ class RoundTracker:
     ``share``: where several ranks decide, broadcasts a tensor from rank 0 in place and in stream
     order. Ranks that decided on their own clocks or signals would choose different depths and
     hang. A round's time is then settled by the payload of a later launch, with no host waiting.
-    ``early_copy``: copies a tensor to the host on the spot and returns it with an event.
+    ``early_copy``: copies a tensor to the host on the spot and returns it with the event after
+    which it may be read; None where tensors are on the host anyway.
     """
 
     def __init__(
@@ -114,7 +116,8 @@ class RoundTracker:
         """What is known of ``reqs`` before their round, and each one's length in tokens."""
         if self.waits_for_signals:
             for launch in self._flying:
-                launch.tell()
+                if launch.early:
+                    launch.tell()
         firsts = np.array([getattr(req, FIRST_PROB, math.nan) for req in reqs])
         lens = [len(req.origin_input_ids) + len(req.output_ids) for req in reqs]
         return Batch(len(lens), firsts, sum(lens)), lens
@@ -166,7 +169,10 @@ class RoundTracker:
         return payload
 
     def _fly(self, launch: Launch) -> None:
-        if self.waits_for_signals and self._early_copy is not None:
+        if self._early_copy is None:
+            launch.early = True
+        elif self.waits_for_signals:
+            launch.early = True
             launch.payload, launch.ready = self._early_copy(launch.payload)
         self._flying.append(launch)
 

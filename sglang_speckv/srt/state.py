@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sglang_speckv.config import ConfigError
+from sglang_speckv.srt import profile
 
 if TYPE_CHECKING:
     from sglang_speckv.srt.controller import EnginePolicy
 
 PIN_KEY = "speckv_num_steps"  # value: a candidate, or -1 to release
+PROFILE_KEY = profile.STATE_KEY
 POLICY_KEY = "speckv_policy:"  # + name, value 1: SGLang's request carries numbers only
 
 
@@ -53,7 +55,17 @@ def add_handlers(result: dict[str, Any], self: Any) -> dict[str, Any]:
         policy.pin(None)
         policy.select(key.removeprefix(POLICY_KEY))
 
-    handlers = {PIN_KEY: _UpdateHandler(validate_pin, apply_pin)}
+    def validate_profile(key: str, value: Any) -> None:
+        if value not in (0, 1):
+            raise UpdateRejected(f"{key} takes 1 (start) or 0 (finish), got {value!r}")
+
+    def apply_profile(key: str, value: Any) -> None:
+        policy.start_profile() if value else policy.finish_profile()
+
+    handlers = {
+        PIN_KEY: _UpdateHandler(validate_pin, apply_pin),
+        PROFILE_KEY: _UpdateHandler(validate_profile, apply_profile),
+    }
     for name in policy.selectable():
         handlers[POLICY_KEY + name] = _UpdateHandler(validate_policy, apply_policy)
     return {**result, **handlers}

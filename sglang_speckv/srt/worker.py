@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_speckv.srt import arguments, carrier, compat
+from sglang_speckv.srt import arguments, carrier, compat, identity
+from sglang_speckv.srt.metrics import Metrics
 from sglang_speckv.srt.rounds import DecodeLaunch, Launch, RoundTracker
 from sglang_speckv.srt.signals import SignalTap
+from sglang_speckv.srt.trace import TraceWriter
 
 if TYPE_CHECKING:
     from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2 as _Worker
@@ -58,14 +60,17 @@ class SpecKVMixin(_Worker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        from sglang.srt.runtime_context import get_parallel, get_spec
+        from sglang.srt.runtime_context import get_parallel, get_schedule, get_spec
         from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 
         from sglang_speckv.srt.controller import EnginePolicy
 
         config = carrier.read(get_spec().speculative_adaptive_config)
         assert config is not None
-        self.speckv: EnginePolicy = EnginePolicy(config, self.speculative_num_steps)
+        self.speckv: EnginePolicy = EnginePolicy(
+            config, self.speculative_num_steps, overlap=not get_schedule().disable_overlap_schedule
+        )
+        self._config = config
         self.adaptive_controller = AdaptiveController(self, self.speckv)
         # Read for batches that mix prefill in under attention DP, which SpecKV refuses;
         # StandaloneWorkerV2 lacks it.
@@ -94,6 +99,7 @@ class SpecKVMixin(_Worker):
                 draft._topk1_score_indices_prealloc,
             )
         self._set_depth(self.speculative_num_steps)
+        self._observe_from_outside()
         logger.info(
             "SpecKV is on: policy %s, candidate steps %s, launch steps %d",
             self.speckv.policy_name,
@@ -114,12 +120,27 @@ class SpecKVMixin(_Worker):
             slots=slots,
         )
 
+    def _observe_from_outside(self) -> None:
+        """The trace and the metrics, on rank 0."""
+        from sglang.srt.runtime_context import get_observability, get_parallel
+
+        self._trace: TraceWriter | None = None
+        self._metrics: Metrics | None = None
+        if get_parallel().tp_rank != 0:
+            return
+        if self._config.trace is not None:
+            self._trace = TraceWriter(self._config.trace, identity.trace_header(self))
+            self.speckv.trace = self._trace
+        if get_observability().enable_metrics:
+            self._metrics = Metrics(self.speckv)
+
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
             result = super().forward_batch_generation(batch, *args, **kwargs)
             result.speckv_launch = self._rounds.prefilled(batch.reqs, self._tap.take_first())
             return result
         slots, self._reqs = batch.req_pool_indices, batch.reqs
+        self._rounds.waits_for_signals = self.speckv.lag.waits
         self._tap.begin_round(slots)
         result = super().forward_batch_generation(batch, *args, **kwargs)
         num_steps = self.speculative_num_steps
@@ -150,6 +171,10 @@ class SpecKVMixin(_Worker):
         self._rounds.log_vocab = math.log(max(self._tap.draft_vocab_size, 2))
         for done in self._rounds.finished(launch, num_correct_drafts_per_req):
             self.speckv.observe(done.outcome)
+            if self._trace is not None and not self.speckv.profiling:
+                self._trace.write(done, self.speckv.policy_name, self._rounds.log_vocab)
+        if self._metrics is not None:
+            self._metrics.tick(dropped=0 if self._trace is None else self._trace.dropped)
 
     # -- switching tiers
 

@@ -1,0 +1,89 @@
+"""What was served, counted truly: by the tier that produced each round, live requests only."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from sglang_speckv.policy.base import Round
+
+RECENT_ROUNDS = 1024
+
+
+class Counters:
+    """Counts since start-up. ``outcomes[k][c]``: requests in rounds of ``k`` steps of which ``c``
+    drafts were correct; everything about acceptance follows from it."""
+
+    def __init__(self, candidate_steps: Sequence[int]) -> None:
+        self.rounds = dict.fromkeys(candidate_steps, 0)
+        self.outcomes = {steps: [0] * (steps + 1) for steps in candidate_steps}
+        self.decisions = 0
+        self.decision_seconds = 0.0
+        self.slowest_decision_seconds = 0.0
+        self.switches = 0
+        self.switch_seconds = 0.0
+        self.fallbacks = 0
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT_ROUNDS)
+        self._started = time.perf_counter()
+
+    def count(self, outcome: Round) -> None:
+        self.rounds[outcome.num_steps] += 1
+        counts = self.outcomes[outcome.num_steps]
+        for correct in outcome.num_correct_drafts:
+            counts[correct] += 1
+        elapsed = time.perf_counter() - self._started
+        self._recent.append((elapsed, outcome.num_steps, outcome.batch_size))
+
+    def switched(self, seconds: float) -> None:
+        self.switches += 1
+        self.switch_seconds += seconds
+
+    def decided(self, seconds: float) -> None:
+        self.decisions += 1
+        self.decision_seconds += seconds
+        self.slowest_decision_seconds = max(self.slowest_decision_seconds, seconds)
+
+    @property
+    def request_rounds(self) -> int:
+        return sum(map(sum, self.outcomes.values()))
+
+    @property
+    def proposed_drafts(self) -> int:
+        return sum(steps * sum(counts) for steps, counts in self.outcomes.items())
+
+    @property
+    def correct_drafts(self) -> int:
+        return sum(
+            correct * n for counts in self.outcomes.values() for correct, n in enumerate(counts)
+        )
+
+    def positions(self) -> list[tuple[int, int]]:
+        """Per draft position: how often it was judged (all before it were correct), and correct."""
+        table = []
+        for position in range(1, max(self.outcomes) + 1):
+            deep = [counts for steps, counts in self.outcomes.items() if steps >= position]
+            judged = sum(sum(counts[position - 1 :]) for counts in deep)
+            table.append((judged, sum(sum(counts[position:]) for counts in deep)))
+        return table
+
+    def snapshot(self) -> dict[str, Any]:
+        proposed, correct = self.proposed_drafts, self.correct_drafts
+        return {
+            "rounds": {str(step): count for step, count in self.rounds.items()},
+            "request_rounds": self.request_rounds,
+            "proposed_drafts": proposed,
+            "correct_drafts": correct,
+            "accept_rate": correct / proposed if proposed else None,
+            "accept_rate_per_position": [
+                round(right / judged, 4) if judged else None for judged, right in self.positions()
+            ],
+            "decisions": self.decisions,
+            "decision_microseconds": 1e6 * self.decision_seconds / max(self.decisions, 1),
+            "slowest_decision_microseconds": 1e6 * self.slowest_decision_seconds,
+            "switches": self.switches,
+            "switch_microseconds": 1e6 * self.switch_seconds / max(self.switches, 1),
+            "fallbacks": self.fallbacks,
+            "recent": [[round(t, 4), step, size] for t, step, size in self._recent],
+        }

@@ -1,0 +1,150 @@
+"""The start-up profile: every tier gets its rounds, within the time that was given."""
+
+import pytest
+
+from sglang_speckv.config import SpecKVConfig
+from sglang_speckv.policy.base import Batch, Round
+from sglang_speckv.srt.controller import EnginePolicy
+from sglang_speckv.srt.lag import SignalLag
+from sglang_speckv.srt.profile import BATCH_SIZES, STATE_KEY, ProfileRun, run
+
+TIERS = (0, 1, 3)
+
+
+def walk(profile: ProfileRun, rounds: int, size: int = 2, slow_wait: float = 1.0) -> None:
+    for _ in range(rounds):
+        decision = profile.decide(Batch(size))
+        seconds = 0.1 + 0.01 * decision.num_steps
+        seconds *= slow_wait if profile._lag.waits else 1.0
+        profile.observe(Round(decision.num_steps, size, [0] * size, seconds, context_len=40))
+
+
+def test_rows_are_medians_per_batch_size_and_tier() -> None:
+    profile = ProfileRun(TIERS, SignalLag("auto", overlap=False))
+    walk(profile, 48)
+    profile.observe(Round(3, 2, [0, 0], 99.0, context_len=40))  # a pause
+    profile.observe(Round(1, 2, [0, 0], None))  # not clean
+    rows = profile.finish()
+    assert [row[:3] for row in rows] == [(2, 0, 40), (2, 1, 40), (2, 3, 40)]
+    assert [row[3] for row in rows] == pytest.approx([0.1, 0.11, 0.13])
+
+
+@pytest.mark.parametrize(("slow", "waits"), [(1.002, True), (1.05, False)])
+def test_auto_keeps_what_costs_less_than_it_gains(slow: float, waits: bool) -> None:
+    lag = SignalLag("auto", overlap=True)
+    profile = ProfileRun(TIERS, lag)
+    walk(profile, 96, slow_wait=slow)
+    rows = profile.finish()
+    assert (lag.waits, lag.rounds) == (waits, 0 if waits else 1)
+    assert rows[0][3] == pytest.approx(0.1 * (slow if waits else 1.0))
+
+
+@pytest.mark.parametrize(
+    ("mode", "overlap", "waits", "rounds"),
+    [
+        ("late", True, False, 1),
+        ("0", True, True, 0),
+        ("auto", True, False, 1),
+        ("late", False, False, 0),
+        ("0", False, False, 0),
+        ("auto", False, False, 0),
+    ],
+)
+def test_lag_of_every_mode(mode: str, overlap: bool, waits: bool, rounds: int) -> None:
+    lag = SignalLag(mode, overlap)
+    assert (lag.waits, lag.rounds) == (waits, rounds)
+
+
+class Learner:
+    name = "learner"
+    candidate_steps = TIERS
+    rows: tuple = ()
+
+    def decide(self, batch: Batch):
+        raise AssertionError("the profile decides")
+
+    def observe(self, outcome: Round) -> None:
+        raise AssertionError("dummy text teaches nothing")
+
+    def profiled(self, rows) -> None:
+        self.rows = rows
+
+    def snapshot(self) -> dict[str, object]:
+        return {}
+
+
+def test_the_controller_profiles_in_the_policys_place() -> None:
+    engine = EnginePolicy(SpecKVConfig(policy="static:3", candidate_steps=TIERS), 3)
+    learner = Learner()
+    engine._policies["static:3"] = engine.policy = learner  # type: ignore[assignment]
+    engine.start_profile()
+    served = set()
+    for _ in range(24):
+        steps = engine.get_steps_for_batch(1)
+        served.add(steps)
+        engine.observe(Round(steps, 1, [0], 0.1))
+    assert served == set(TIERS)
+    assert engine.counters.request_rounds == 0
+    engine.finish_profile()
+    assert [row[:2] for row in learner.rows] == [(1, 0), (1, 1), (1, 3)]
+    assert len(engine.snapshot()["profile"]) == 3
+    engine.finish_profile()  # harmless
+
+
+def test_a_policy_that_chokes_on_its_profile_is_counted() -> None:
+    engine = EnginePolicy(SpecKVConfig(policy="static:3", candidate_steps=TIERS), 3)
+    engine.policy.profiled = lambda rows: 1 / 0  # type: ignore[attr-defined]
+    engine.start_profile()
+    for _ in range(24):
+        engine.observe(Round(engine.get_steps_for_batch(1), 1, [0], 0.1))
+    engine.finish_profile()
+    assert engine.counters.fallbacks == 1
+
+
+class FakeTarget:
+    """Takes `per_token` seconds for a token, whatever the batch."""
+
+    def __init__(self, per_token: float) -> None:
+        self.now = 0.0
+        self.per_token = per_token
+        self.calls: list[tuple[int, int]] = []
+        self.states: list[int] = []
+        self.flushed = 0
+
+    def generate(self, input_ids: list[list[int]], max_new_tokens: int) -> None:
+        self.calls.append((len(input_ids), max_new_tokens))
+        self.now += self.per_token * max_new_tokens
+
+    def set_state(self, values: dict[str, int]) -> None:
+        self.states.append(values[STATE_KEY])
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+def profiled(target: FakeTarget, seconds: float, requests: int = 48) -> FakeTarget:
+    run(target, seconds, len(TIERS), requests, 512, clock=lambda: target.now)
+    return target
+
+
+def test_a_fast_engine_is_profiled_at_every_batch_size() -> None:
+    target = profiled(FakeTarget(0.005), seconds=10.0)
+    sizes = {size for size, tokens in target.calls if tokens > 10}
+    assert sizes == {size for size in BATCH_SIZES if size <= 48}
+    assert (target.states, target.flushed) == ([1, 0], 1)
+    assert target.now < 10.0
+
+
+@pytest.mark.parametrize("per_token", [0.05, 0.3, 2.0])
+def test_a_slow_engine_keeps_to_its_time(per_token: float) -> None:
+    target = profiled(FakeTarget(per_token), seconds=10.0)
+    assert target.now <= 10.0 + 4 * per_token * (1 + len(BATCH_SIZES))
+    assert target.states == [1, 0]
+
+
+def test_trouble_costs_the_profile_and_not_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    target = FakeTarget(0.01)
+    target.generate = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+    profiled(target, seconds=10.0)
+    assert target.states == [1, 0]
+    assert "no start-up profile" in caplog.text

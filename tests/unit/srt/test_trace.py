@@ -1,0 +1,164 @@
+"""The trace: what is written can be read, also after a crash, and serving never waits for it."""
+
+import gzip
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sglang_speckv.config import ConfigError
+from sglang_speckv.offline.records import SCHEMA_VERSION, Header, Record, read_trace, trace_files
+from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.srt.rounds import DecodeLaunch, FinishedRound
+from sglang_speckv.srt.trace import TraceWriter, check_directory
+
+HEADER = Header(
+    target="t", draft="d", algorithm="EAGLE3", draft_vocab_size=100, candidate_steps=(0, 2)
+)
+
+
+def request(rid: str, temperature: float = 0.0, top_k: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(
+        rid=rid, sampling_params=SimpleNamespace(temperature=temperature, top_k=top_k)
+    )
+
+
+def finished(*correct: int, rids: tuple[str, ...] = ("code:7:a", "b")) -> FinishedRound:
+    reqs = (request(rids[0]), request(rids[1], 0.7, -1))
+    launch = DecodeLaunch(
+        reqs, None, (), num_steps=2, decision=Decision(2, "best", 1.5), context_lens=[10, 20]
+    )
+    signals = np.array([[[0.5, 0.25], [math.nan, 0.5]], [[0.75, 0.125], [1.0, 0.0]]])
+    firsts = np.array([0.4, math.nan])
+    outcome = Round(2, 2, list(correct), 0.0123456789, firsts, signals, 30)
+    launch.batch = Batch(2, firsts, 30)
+    return FinishedRound(outcome, launch, [0, 1])
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    writer = TraceWriter(str(tmp_path), HEADER)
+    writer.write(finished(1, 2), "throughput", log_vocab=2.0)
+    writer.close()
+    header, records = read_trace(trace_files(tmp_path)[0])
+    assert header == HEADER
+    first, second = records
+    assert first == Record(
+        round=1,
+        request="code:7:a",
+        batch_size=2,
+        context_len=10,
+        num_steps=2,
+        num_correct_drafts=1,
+        top1_prob=(0.5, -1.0),
+        entropy=(0.5, 1.0),
+        first_prob=0.4,
+        seconds=0.012346,
+        policy="throughput",
+        reason="best",
+        expected_accept_length=1.5,
+    )
+    assert (first.label, first.prompt) == ("code", "code:7")
+    assert (second.first_prob, second.sampled, second.label) == (None, True, "")
+    assert writer.snapshot()["records"] == 2
+
+
+def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
+    code = f"""
+    import os, signal, sys, time
+    sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+    from tests.unit.srt.test_trace import HEADER, TraceWriter, finished
+    writer = TraceWriter({str(tmp_path)!r}, HEADER)
+    for _ in range(500):
+        writer.write(finished(1, 2), "throughput", 2.0)
+    time.sleep(2.5)
+    writer.write(finished(0, 0), "throughput", 2.0)  # not flushed yet
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=60)
+    _, records = read_trace(trace_files(tmp_path)[0])
+    assert len(list(records)) >= 1000
+
+
+def test_a_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TraceWriter, "_run", lambda self: None)
+    writer = TraceWriter(str(tmp_path), HEADER, capacity=3)
+    for _ in range(10):
+        writer.write(finished(1, 2), "throughput", 2.0)
+    assert writer.dropped == 7
+
+
+def test_a_broken_disk_ends_the_trace_and_not_the_server(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    writer = TraceWriter(str(gone), HEADER)
+    writer._thread.join(timeout=10)
+    assert writer.failed
+    writer.write(finished(1, 2), "throughput", 2.0)
+    assert writer.dropped == 1
+    assert writer.snapshot()["failed"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_directory(str(tmp_path / "trace"))
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--speckv-trace"):
+        check_directory(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no complete line"),
+        (b"not gzip at all", "no complete line"),
+        (gzip.compress(b"{}\n"), "header"),
+        (gzip.compress(b'{"target": 3}\n'), "header"),
+        (gzip.compress(b"\xff\xfe\n"), "header"),
+    ],
+)
+def test_what_is_no_trace_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_trace(path)
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    import msgspec
+
+    path = tmp_path / "x.jsonl.gz"
+    newer = msgspec.structs.replace(HEADER, schema=SCHEMA_VERSION + 1)
+    path.write_bytes(gzip.compress(msgspec.json.encode(newer) + b"\n"))
+    with pytest.raises(ConfigError, match=f"schema {SCHEMA_VERSION + 1}"):
+        read_trace(path)
+
+
+def test_a_bad_record_names_its_line(tmp_path: Path) -> None:
+    import msgspec
+
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(msgspec.json.encode(HEADER) + b'\n{"round": "one"}\n'))
+    with pytest.raises(ConfigError, match="line 2"):
+        list(read_trace(path)[1])
+
+
+def test_an_endless_line_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x" * (3 << 20)))
+    with pytest.raises(ConfigError, match="bytes"):
+        read_trace(path)
+
+
+def test_an_empty_folder_is_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--speckv-trace"):
+        trace_files(tmp_path)
