@@ -12,6 +12,7 @@ from sglang_speckv import __version__
 from sglang_speckv.bench.demo import demo_command
 from sglang_speckv.bench.replay.command import replay_command
 from sglang_speckv.config import ConfigError
+from sglang_speckv.offline.train_command import train_command
 
 app = typer.Typer(
     name="speckv",
@@ -52,6 +53,7 @@ def serve(context: typer.Context) -> None:
 
 app.command("demo")(demo_command)
 app.command("replay")(replay_command)
+app.command("train")(train_command)
 
 
 @app.command(context_settings=_PASS_THROUGH, add_help_option=False)

@@ -136,6 +136,23 @@ class MlpWeights:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """What an artifact brings to ``create_policy``; None where it was not trained."""
+
+    acceptance: AcceptancePrior | None = None
+    cost: CostPrior | None = None
+    mlp: MlpWeights | None = None
+
+
+def compression_code(quantization: str | None) -> int:
+    """The paper's code for how the target's weights are stored: 0 none, 1 8-bit, 2 4-bit."""
+    name = (quantization or "").lower()
+    if any(mark in name for mark in ("int4", "w4", "nf4", "fp4", "awq", "gptq", "gguf", "q4")):
+        return 2
+    return int(any(mark in name for mark in ("int8", "w8", "fp8", "q8")))
+
+
 def _check(holds: bool, problem: str) -> None:
     if not holds:
         raise ConfigError(problem)

@@ -1,0 +1,121 @@
+"""Training: held out by prompt, the same bytes from the same traces, and what it finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sglang_speckv.config import ConfigError
+from sglang_speckv.offline import fit_acceptance, fit_mlp
+from sglang_speckv.offline.artifact import ARRAYS, JSON, load_artifact
+from sglang_speckv.offline.columns import Columns, read_columns
+from sglang_speckv.offline.train import split_by_prompt, train
+from sglang_speckv.policy.prior import AcceptancePrior
+from tests.unit.offline.synthetic import Traffic, write_trace
+
+TRAFFIC = Traffic(requests=40, prompts=20, rounds=50, depths=(7, 7, 1))
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_trace(tmp_path_factory.mktemp("trace") / "a.jsonl.gz", TRAFFIC.records())
+
+
+@pytest.fixture(scope="module")
+def columns(trace: Path) -> Columns:
+    return read_columns([trace])
+
+
+def test_prompts_are_on_one_side(columns: Columns) -> None:
+    split = split_by_prompt(columns)
+    assert len(split.train) + len(split.held_out) == len(columns)
+    sides = [set(columns.prompt[rows].tolist()) for rows in (split.train, split.held_out)]
+    assert not sides[0] & sides[1] and len(sides[1]) == 4
+
+
+def test_one_prompt_cannot_be_split(tmp_path: Path) -> None:
+    one = Traffic(requests=4, prompts=1, rounds=5, labels={"code": 0.0})
+    with pytest.raises(ConfigError, match="one prompt"):
+        train([write_trace(tmp_path / "a.jsonl.gz", one.records())])
+
+
+def test_counts_are_censored(columns: Columns) -> None:
+    rows = np.arange(len(columns))
+    prior = fit_acceptance.fit_acceptance(columns, rows)
+    steps, correct = columns.num_steps, columns.num_correct_drafts
+    assert prior.tried.sum(axis=0)[0] == (steps >= 1).sum()
+    assert prior.accepted.sum(axis=0)[0] == (correct >= 1).sum()
+    assert prior.tried.sum(axis=0)[1] == ((steps >= 2) & (correct >= 1)).sum()
+    assert prior.tried[-1].sum() == 0, "every first probability is known here"
+    assert prior.tried[:-1, 0].min() > 0.5 * prior.tried[:-1, 0].max(), "bins are equally full"
+
+
+def test_calibrated_signals_are_found_calibrated(trace: Path) -> None:
+    held_out = train([trace]).provenance["held_out"]
+    first = held_out["acceptance"]["depths"][0]
+    assert first["log_loss"] < 0.9 * first["log_loss_constant"]
+    assert first["brier"] < 0.9 * first["brier_constant"]
+    assert first["calibration_error"] < 0.08
+    assert held_out["acceptance"]["auc_first_prob"] > 0.7
+    assert held_out["mlp"]["mse"] < 0.8 * held_out["mlp"]["mse_constant"]
+
+
+def test_without_signals_there_is_a_table_of_one_bin(tmp_path: Path) -> None:
+    silent = Traffic(requests=8, rounds=30, signal=False)
+    artifact = train([write_trace(tmp_path / "a.jsonl.gz", silent.records())])
+    assert artifact.mlp is None and artifact.acceptance is not None
+    assert len(artifact.acceptance.edges) == 0 and artifact.acceptance.tried[-1, 0] == 240
+    assert artifact.provenance["held_out"]["acceptance"]["auc_first_prob"] is None
+
+
+def test_the_command_makes_the_same_bytes_twice(trace: Path, tmp_path: Path) -> None:
+    from sglang_speckv.cli import app
+
+    runs = []
+    for name in ("one", "two"):
+        out = tmp_path / name / "artifact"
+        result = CliRunner().invoke(app, ["train", str(trace), "-o", str(out)])
+        assert result.exit_code == 0, result.output
+        runs.append((out / JSON).read_bytes() + (out / ARRAYS).read_bytes())
+    assert runs[0] == runs[1]
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert summary["prompts"] == 20 and summary["cost"][0]["num_steps"] == 1
+    loaded = load_artifact(tmp_path / "one" / "artifact")
+    assert loaded.identity["draft"] == "draft" and loaded.mlp is not None
+
+
+def test_survival_leans_on_the_overall_rate() -> None:
+    tried = np.array([[0.0, 0.0], [1000.0, 800.0], [0.0, 0.0]])
+    prior = AcceptancePrior(np.array([0.5]), tried, tried * 0.8)
+    table = fit_acceptance.survival(prior)
+    assert table == pytest.approx(np.array([[0.8, 0.64]] * 3), abs=0.001)
+
+
+def test_area_under_the_curve() -> None:
+    score = np.array([0.1, 0.2, 0.3, 0.4])
+    assert fit_acceptance.auc(score, np.array([False, False, True, True])) == 1.0
+    assert fit_acceptance.auc(score, np.array([True, False, False, True])) == 0.5
+    assert fit_acceptance.auc(np.ones(4), np.array([True, False, False, True])) == 0.5
+    assert fit_acceptance.auc(score, np.ones(4, dtype=bool)) is None
+
+
+def test_the_predictor_learns_a_line() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.random((2000, 6))
+    data = fit_mlp.Windows(features, 0.1 + 0.6 * features[:, 1])
+    weights = fit_mlp.fit_mlp(data)
+    assert weights is not None
+    assert fit_mlp.evaluate(weights, data)["mse"] < 0.001
+    assert fit_mlp.fit_mlp(fit_mlp.Windows(features[:50], features[:50, 0])) is None
+
+
+def test_windows_take_the_drafted_positions_only(columns: Columns) -> None:
+    rows = np.flatnonzero(columns.num_steps == 1)[:5]
+    data = fit_mlp.windows(columns, rows)
+    first = columns.signals[rows, 0]
+    assert data.features[:, :4] == pytest.approx(first[:, [1, 0, 1, 0]])
+    assert (data.features[:, 4] == 0).all() and (data.features[:, 5] == 1).all()
