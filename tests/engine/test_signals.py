@@ -1,0 +1,154 @@
+"""What the tap reports is what the draft says: every record of a trace of real rounds against the
+draft's own distribution, computed by Transformers from the text alone."""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import torch
+from scipy import special, stats
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sglang_speckv.offline.records import Header, Record, read_trace, trace_files
+from tests.engine.conftest import PROMPTS, Serving, flags, serving
+
+pytestmark = pytest.mark.engine
+DEPTHS = [3, 0, 5, 1]
+
+
+@pytest.fixture(scope="module", params=[("STANDALONE", "alike"), ("EAGLE3", "eagle3")], ids=str)
+def traced(
+    request: pytest.FixtureRequest,
+    models: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, Serving, Path]]:
+    folder = tmp_path_factory.mktemp("trace")
+    asked = ["--speckv-candidate-steps", "0,1,3,5", "--speckv-trace", str(folder)]
+    asked += ["--speckv-profile", "2", "--enable-metrics"]
+    args = [*flags(models, *request.param), *asked]
+    with serving(tmp_path_factory.mktemp("signals"), *args) as running:
+        yield request.param[0], running, folder
+
+
+def records_of(folder: Path, server: Serving) -> tuple[Header, list[Record]]:
+    """Everything written so far, once it is flushed."""
+    expected = server.speckv()["trace"]["records"]
+    deadline = time.monotonic() + 20
+    while True:
+        header, records = read_trace(trace_files(folder)[0])
+        found = list(records)
+        if len(found) >= expected > 0 or time.monotonic() > deadline:
+            return header, found
+        time.sleep(0.3)
+
+
+def churn(server: Serving) -> dict[str, list[int]]:
+    """Requests of different lengths, entering and leaving while the depth moves; greedy."""
+
+    def ask(number: int) -> tuple[str, list[int]]:
+        time.sleep(0.05 * number)
+        rid = f"class{number % 2}:{number % len(PROMPTS)}:{number}"
+        body = {
+            "text": PROMPTS[number % len(PROMPTS)],
+            "rid": rid,
+            "sampling_params": {
+                "temperature": 0,
+                "max_new_tokens": 8 + 5 * number,
+                "ignore_eos": True,
+            },
+        }
+        return rid, server.post("/generate", body)["output_ids"]
+
+    with server.shuffled_depths(DEPTHS), ThreadPoolExecutor(6) as pool:
+        return dict(pool.map(ask, range(6)))
+
+
+def test_signals_are_the_drafts_own(
+    traced: tuple[str, Serving, Path], models: dict[str, str]
+) -> None:
+    algorithm, server, folder = traced
+    answers = churn(server)
+    header, records = records_of(folder, server)
+    assert header.algorithm == algorithm
+    assert (header.dtype, header.overlap, header.candidate_steps) == (
+        "float32",
+        False,
+        (0, 1, 3, 5),
+    )
+    ours = [r for r in records if r.request in answers]
+    assert {r.num_steps for r in ours} == set(DEPTHS)
+    assert max(r.batch_size for r in ours) > 1
+    for r in ours:
+        assert len(r.top1_prob) == len(r.entropy) == r.num_steps
+        assert all(0 < p <= 1 for p in r.top1_prob)
+        if r.num_steps and r.first_prob is not None:  # lag 0: the decision saw the coming round's
+            assert r.first_prob == r.top1_prob[0]
+    assert sum(r.first_prob is None for r in ours) == 0
+    for rid, answer in answers.items():
+        mine = [r for r in ours if r.request == rid]
+        assert sum(r.num_correct_drafts + 1 for r in mine) >= len(answer) - 1
+    if algorithm == "STANDALONE":
+        compare_with_transformers(ours, answers, models)
+
+
+def compare_with_transformers(
+    records: list[Record], answers: dict[str, list[int]], models: dict[str, str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models["target"])
+    draft = AutoModelForCausalLM.from_pretrained(models["alike"], dtype=torch.float32)
+    compared = 0
+    for r in records:
+        prompt = tokenizer(PROMPTS[int(r.prompt.split(":")[1])])["input_ids"]
+        text = (prompt + answers[r.request])[: r.context_len]
+        for top1_prob, entropy in zip(r.top1_prob, r.entropy, strict=True):
+            with torch.no_grad():
+                logits = draft(torch.tensor([text])).logits[0, -1].double().numpy()
+            p = special.softmax(logits)
+            assert top1_prob == pytest.approx(p.max(), abs=1e-3)
+            assert entropy == pytest.approx(stats.entropy(p), abs=1e-2)
+            text = [*text, int(p.argmax())]
+            compared += 1
+    assert compared > 50
+
+
+def test_the_trace_adds_up_with_the_counters(traced: tuple[str, Serving, Path]) -> None:
+    _, server, folder = traced
+    server.select("throughput")
+    server.generate(PROMPTS, max_new_tokens=40)
+    shown = server.speckv()
+    _, records = records_of(folder, server)
+    assert shown["trace"]["dropped_rounds"] == 0
+    assert len(records) == shown["request_rounds"]
+    assert sum(r.num_correct_drafts for r in records) == shown["correct_drafts"]
+    assert sum(r.num_steps for r in records) == shown["proposed_drafts"]
+    rounds = {r.round for r in records}
+    assert len(rounds) <= sum(shown["rounds"].values())
+    reasons = {r.reason for r in records}
+    assert "pinned" in reasons or "best" in reasons
+    assert np.isfinite([r.seconds for r in records if r.seconds is not None]).all()
+
+
+def test_profiled_before_ready(traced: tuple[str, Serving, Path]) -> None:
+    _, server, _ = traced
+    rows = server.speckv()["profile"]
+    assert {steps for size, steps, _, _ in rows if size == 1} == {0, 1, 3, 5}
+    assert all(ms > 0 for *_, ms in rows)
+    assert server.speckv()["signal_lag"] == {"mode": "auto", "rounds": 0, "host_waits": False}
+
+
+def test_metrics_page(traced: tuple[str, Serving, Path]) -> None:
+    _, server, _ = traced
+    server.generate(PROMPTS, max_new_tokens=24)
+    time.sleep(1.2)
+    server.generate(PROMPTS[:1], max_new_tokens=4)
+    page = requests.get(server.url + "/metrics", timeout=10).text
+    assert "speckv:active" in page
+    shown = server.speckv()
+    assert f"speckv:fallbacks_total {float(shown['fallbacks'])}" in page or not shown["fallbacks"]
+    assert "speckv:proposed_drafts_total{" in page and "speckv:rounds_total{" in page
+    assert json.dumps(shown)  # builtins only
