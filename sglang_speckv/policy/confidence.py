@@ -35,7 +35,8 @@ class ConfidencePolicy:
 
     def foresee(self, signals: np.ndarray) -> None:
         """``signals`` [live, depth, 2] of the coming round, for the view from inside it."""
-        self._coming = self._confident_length(signals)
+        lengths = self._confident(signals)
+        self._coming = float(lengths.mean()) if len(lengths) else 0.0
 
     def decide(self, batch: Batch) -> Decision:
         if self._coming is not None:
@@ -52,21 +53,21 @@ class ConfidencePolicy:
         return Decision(self.candidate_steps[at], reason)
 
     def observe(self, outcome: Round) -> None:
-        """A window confident to its end may have gone on: it counts as the next deeper tier."""
+        """A request that was confident to its window's end counts as the next deeper tier."""
+        deeper = self._tiers[self._tiers > outcome.num_steps]
+        next_tier = float(deeper[0]) if len(deeper) else float(self._tiers[-1])
         if outcome.signals is None or not outcome.signals.size:
-            self._length = max(self._length, float(self._tiers[min(1, len(self._tiers) - 1)]))
+            self._length = max(self._length, next_tier if outcome.num_steps == 0 else 0.0)
             return
-        length = self._confident_length(outcome.signals)
-        if length >= outcome.num_steps - 0.5:
-            deeper = self._tiers[self._tiers > outcome.num_steps]
-            length = float(deeper[0]) if len(deeper) else float(self._tiers[-1])
-        self._length += MEMORY * (length - self._length)
+        lengths = self._confident(outcome.signals)
+        mean = float(np.where(lengths == outcome.num_steps, next_tier, lengths).mean())
+        self._length += MEMORY * (mean - self._length)
 
-    def _confident_length(self, signals: np.ndarray) -> float:
-        """Mean over requests of the drafts before the first one below the threshold."""
+    def _confident(self, signals: np.ndarray) -> np.ndarray:
+        """Per request the drafts before the first one below the threshold."""
         with np.errstate(invalid="ignore"):
             confident = np.logical_and.accumulate(signals[:, :, 0] >= self.threshold, axis=1)
-        return float(confident.sum(axis=1).mean()) if len(signals) else 0.0
+        return np.asarray(confident.sum(axis=1))
 
     def snapshot(self) -> dict[str, object]:
         return {"threshold": self.threshold, "confident_length": round(self._length, 3)}
