@@ -35,6 +35,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/decision.py
 	@$(BIN)/python benchmarks/switching.py
+	@$(BIN)/python benchmarks/replay.py
 
 clean:
 	@rm -rf .venv out .pytest_cache .ruff_cache .mypy_cache .hypothesis

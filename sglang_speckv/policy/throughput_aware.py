@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-
-import numpy as np
+from statistics import fmean
 
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.prior import CostPrior
@@ -67,7 +66,7 @@ class ThroughputAwarePolicy:
 
     def _rates(self) -> list[float]:
         """p[1..depth], the tail beyond what is measured continued geometrically; [] before any."""
-        rates = [float(np.mean(window)) for window in self._windows[: self._steps] if window]
+        rates = [fmean(window) for window in self._windows[: self._steps] if window]
         if not rates:
             return []
         ratio = rates[-1] / rates[-2] if len(rates) > 1 and rates[-2] > 0 else rates[-1]
@@ -76,11 +75,11 @@ class ThroughputAwarePolicy:
         return rates
 
     def observe(self, outcome: Round) -> None:
-        correct = np.asarray(outcome.num_correct_drafts)
+        correct = outcome.num_correct_drafts
         if not len(correct):
             return
         for i in range(min(outcome.num_steps, len(self._windows))):
-            self._windows[i].append(float(np.mean(correct > i)))
+            self._windows[i].append(sum(c > i for c in correct) / len(correct))
         self._batches += 1
 
     def snapshot(self) -> dict[str, object]:
