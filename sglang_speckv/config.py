@@ -39,6 +39,11 @@ def static_steps(policy: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def joined(steps: tuple[int, ...], extra: int | None) -> tuple[int, ...]:
+    """``steps`` with ``extra`` among them, ascending."""
+    return steps if extra is None else tuple(sorted({*steps, extra}))
+
+
 @dataclass(frozen=True)
 class SpecKVConfig:
     """Settings of the plugin; travels to every process under the ``"speckv"`` key of the
@@ -73,7 +78,8 @@ class SpecKVConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpecKVConfig:
-        """Build from JSON; an unknown key is refused by name."""
+        """Build from JSON; an unknown key is refused by name.  The step of ``static:K`` joins the
+        default candidates; candidates that were given have to hold it."""
         if not isinstance(values, Mapping):
             raise ConfigError(f'the "speckv" settings are {values!r}, not a JSON object')
         known = [field.name for field in fields(cls)]
@@ -82,7 +88,8 @@ class SpecKVConfig:
             raise ConfigError(
                 f"unknown speckv setting {unknown[0]!r}; the settings are {', '.join(known)}"
             )
-        return cls(**values)
+        steps = joined(DEFAULT_CANDIDATE_STEPS, static_steps(str(values.get("policy"))))
+        return cls(**{"candidate_steps": steps, **values})
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "candidate_steps": list(self.candidate_steps)}

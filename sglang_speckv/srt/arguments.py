@@ -20,6 +20,7 @@ from sglang_speckv.config import (
     SIGNAL_LAGS,
     ConfigError,
     SpecKVConfig,
+    joined,
     parse_steps,
     static_steps,
 )
@@ -120,9 +121,6 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
     if "trace" in given:
         given["trace"] = os.path.abspath(given["trace"])
     asked = {**carrier.asked_in(args.speculative_adaptive_config), **given}
-    if "candidate_steps" not in asked:
-        pinned = static_steps(given.get("policy", ""))
-        asked["candidate_steps"] = joined(DEFAULT_CANDIDATE_STEPS, pinned)
     config = SpecKVConfig.from_dict(asked)
     if config.trace is not None:
         check_directory(config.trace)
@@ -215,10 +213,6 @@ def with_launch_steps(config: SpecKVConfig, asked: int | None) -> tuple[SpecKVCo
         return config, pinned
     drafting = [step for step in config.candidate_steps if step > 0] or [0]
     return config, min(drafting, key=lambda step: abs(step - DEFAULT_NUM_STEPS))
-
-
-def joined(steps: tuple[int, ...], extra: int | None) -> tuple[int, ...]:
-    return steps if extra is None else tuple(sorted({*steps, extra}))
 
 
 def unsupported_reason(original: Callable[..., str | None], server_args: Any) -> str | None:

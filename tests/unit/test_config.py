@@ -69,6 +69,17 @@ def test_any_value_is_taken_or_refused(key: str, value: Any) -> None:
     assert all(type(step) is int for step in config.candidate_steps)
 
 
+def test_a_static_step_joins_the_default_candidates() -> None:
+    """Alike for flags, keywords and JSON, which all come through here."""
+    assert 4 not in DEFAULT_CANDIDATE_STEPS
+    config = SpecKVConfig.from_dict({"policy": "static:4"})
+    assert config.candidate_steps == tuple(sorted({*DEFAULT_CANDIDATE_STEPS, 4}))
+    with pytest.raises(ConfigError, match="add 4"):
+        SpecKVConfig.from_dict({"policy": "static:4", "candidate_steps": [1, 3]})
+    with pytest.raises(ConfigError, match="99"):
+        SpecKVConfig.from_dict({"policy": "static:99"})
+
+
 def test_defaults() -> None:
     config = SpecKVConfig.from_dict({})
     assert config.policy == "throughput"
@@ -79,9 +90,12 @@ def test_defaults() -> None:
     ("values", "sentence"),
     [
         ({"polcy": "ema"}, "unknown speckv setting 'polcy'; the settings are policy"),
-        ({"policy": "fast"}, "unknown policy 'fast'; choose from throughput, ema, static:K"),
+        ({"policy": "fast"}, "unknown policy 'fast'; choose from throughput, ema, .*static:K"),
         ({"policy": None}, "unknown policy None"),
-        ({"policy": "static:4"}, "add 4 to the candidate steps 0,1,2,3,5,7"),
+        (
+            {"policy": "static:4", "candidate_steps": [0, 1]},
+            "add 4 to the candidate steps 0,1",
+        ),
         ({"policy": "static:1 "}, "unknown policy"),
         ({"candidate_steps": []}, "not a non-empty list of integers"),
         ({"candidate_steps": "0,1"}, "not a non-empty list of integers"),
