@@ -1,6 +1,7 @@
 """How long the policies take: decide and observe, in microseconds, quietest of five runs.
 
 CPU time of the thread, so that the turns of other processes on a busy machine do not count.
+``throughput`` is given draft probabilities of every request, some unknown.
 
     python benchmarks/decision.py
 
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import gc
 import json
-import random
+from dataclasses import dataclass
 from time import thread_time_ns
+
+import numpy as np
 
 from sglang_speckv.policy import Batch, Round, StepPolicy, create_policy
 
@@ -21,24 +24,44 @@ TIERS = (0, 1, 2, 3, 4, 5, 6, 7)
 RUNS, ROUNDS, WARM_UP = 5, 2000, 300
 
 
-def rounds(rng: random.Random, sizes: list[int]) -> list[tuple[int, list[int], float]]:
-    """Per round: batch size, how deep each request would go, jitter of the time."""
-    return [
-        (size, [min(7, int(rng.expovariate(0.7))) for _ in range(size)], rng.lognormvariate(0, 0.1))
-        for size in (rng.choice(sizes) for _ in range(ROUNDS))
-    ]
+@dataclass(frozen=True)
+class Outcome:
+    """Per request how deep it would go, and what the draft says before; jitter of the time."""
+
+    depths: np.ndarray
+    first_probs: np.ndarray | None
+    jitter: float
+
+    @property
+    def size(self) -> int:
+        return len(self.depths)
 
 
-def one_run(policy: StepPolicy, outcomes: list[tuple[int, list[int], float]]) -> dict[str, float]:
+def rounds(sizes: list[int], signals: bool) -> list[Outcome]:
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(ROUNDS):
+        size = int(rng.choice(sizes))
+        probs = np.where(rng.random(size) < 0.1, np.nan, rng.beta(1.5, 1.0, size))
+        depths = np.minimum(7, rng.geometric(1.0 - 0.9 * np.nan_to_num(probs, nan=0.6)) - 1)
+        jitter = float(rng.lognormal(0, 0.1))
+        outcomes.append(Outcome(depths, probs if signals else None, jitter))
+    return outcomes
+
+
+def one_run(policy: StepPolicy, outcomes: list[Outcome]) -> dict[str, float]:
     decide, observe = [], []
-    for size, depths, jitter in outcomes:
+    for n, outcome in enumerate(outcomes):
+        size, context = outcome.size, outcome.size * (300 + n % 200)
+        batch = Batch(size, outcome.first_probs, context)
         start = thread_time_ns()
-        steps = policy.decide(Batch(size)).num_steps
+        steps = policy.decide(batch).num_steps
         decide.append(thread_time_ns() - start)
-        seconds = (0.04 + 0.003 * steps + 0.0004 * size * (steps + 1)) * jitter
-        outcome = Round(steps, size, [min(depth, steps) for depth in depths], seconds)
+        seconds = (0.04 + 0.003 * steps + 0.0004 * size * (steps + 1)) * outcome.jitter
+        correct = np.minimum(outcome.depths, steps).tolist()
+        done = Round(steps, size, correct, seconds, outcome.first_probs, None, context)
         start = thread_time_ns()
-        policy.observe(outcome)
+        policy.observe(done)
         observe.append(thread_time_ns() - start)
     figures = {}
     for what, nanoseconds in (("decide", decide), ("observe", observe)):
@@ -49,7 +72,7 @@ def one_run(policy: StepPolicy, outcomes: list[tuple[int, list[int], float]]) ->
 
 
 def measure(spec: str, sizes: list[int]) -> dict[str, float]:
-    outcomes = rounds(random.Random(0), sizes)
+    outcomes = rounds(sizes, signals=spec == "throughput")
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,11 @@
-"""How deep drafts survive: P(draft i accepted | drafts before it accepted), learned online."""
+"""How deep drafts survive: P(draft i accepted | drafts before it accepted), learned online.
+
+A table over the one number that is known of a request before its round, the draft's top-1
+probability ``first_prob``, in bins of log-odds, and over positions. Each cell leans on its
+neighbours in ``first_prob`` and on its position's mean, deeper positions on the one above. What
+moves all cells at once (another phase of traffic, other requests) is a shift in log-odds that a
+Kalman filter follows within some ten rounds; the cells themselves change slowly.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +14,36 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sglang_speckv.policy.calibration import Calibration
+from sglang_speckv.policy.prior import AcceptancePrior
+
+EDGES = 1.0 / (1.0 + np.exp(-np.linspace(-2.25, 4.5, 10)))
+"""Inner edges of the bins: 0.75 apart in log-odds, from .095 to .989. With the open bins at both
+ends and the row of unknown ``first_prob`` that makes 12 rows."""
 PRIOR = 0.6
 """Acceptance of the first draft before any evidence; deeper positions lean on the one above."""
 PRIOR_WEIGHT = 4.0
 """Labels that the prior, and the position above, are worth."""
-MEMORY = 50.0
-"""Request-rounds after which a label weighs 1/e ..."""
-MIN_ROUNDS = 12.0
+MEAN_WEIGHT = 8.0
+"""Labels that a position's mean is worth in each of its cells. On the paper's records 4 to 20 do
+alike held out, and ignoring first_prob beyond position one costs 1 to 2.5 % tokens/s."""
+NEIGHBOUR = 0.25
+"""Share of its labels that a cell lends to each neighbour in ``first_prob``."""
+MEMORY = 300.0
+"""Labels after which a cell's label weighs 1/e ..."""
+MIN_ROUNDS = 50.0
 """... but never fewer rounds than this: large batches change no faster than small ones."""
-FLOOR = 6.0
-"""Labels fade to this many and stay: for a best guess stale evidence beats none."""
+PRIOR_LABELS = 300.0
+"""At most this many labels of a trained prior count at each position: all of them together weigh
+as much as what was served in the last minutes."""
+DRIFT = 0.006
+"""Variance that the common shift gains per round of one request, in squared log-odds; of a batch,
+one over its size of it: the mean of many requests moves less."""
+MAX_SHIFT = 4.0
+CHECK_ROUNDS = 4
+"""One round in this many is checked against what was predicted of it."""
+FRESH_ROUNDS = 50.0
+"""Request-rounds after which a position that is not tried counts as not seen."""
 HOPE = 0.8
 """What a position may have become that has not been seen for long, ..."""
 HOPE_WEIGHT = 2.0
@@ -24,95 +51,177 @@ HOPE_WEIGHT = 2.0
 
 
 class Acceptance:
-    """Per-position conditional acceptance with exponential forgetting.
+    """Censored acceptance counts by row of ``first_prob`` and position, with forgetting.
 
     A request with c correct drafts out of k says "accepted" of positions 1..c and "rejected" of
-    c+1 where c < k; of deeper positions it says nothing. Positions without evidence inherit the
-    estimate of the position before.
+    c+1 where c < k; of deeper positions it says nothing. Rows are those of
+    :class:`~sglang_speckv.policy.prior.AcceptancePrior`, the last one is "unknown".
     """
 
-    def __init__(self, max_steps: int):
-        self._tried, self._accepted, self._fresh = ([0.0] * max_steps for _ in range(3))
-        if max_steps:
-            self._tried[0], self._accepted[0] = PRIOR_WEIGHT, PRIOR_WEIGHT * PRIOR
+    def __init__(self, max_steps: int, prior: AcceptancePrior | None = None):
+        edges = EDGES if prior is None else prior.edges
+        self._edges = np.append(edges, 1.001)  # beyond: NaN, infinity and what is no probability
+        self.rows = len(self._edges) + 1
+        self._steps = max_steps
+        self._counts = np.zeros((self.rows, 2, max_steps))  # tried, accepted
+        self._news = np.zeros_like(self._counts)
+        self._fresh = np.zeros(max_steps)
+        self._pooling = _pooling(self.rows)
+        self._shift = self._variance = 0.0
+        self._learned = 0
+        self.calibration = Calibration()
+        if prior is not None:
+            self._start_from(prior)
         self._believe()
 
-    def update(self, num_steps: int, num_correct_drafts: Sequence[int]) -> tuple[int, int]:
-        """Learn from one round of ``num_steps`` <= max_steps; returns the number of usable
-        requests and of their tokens, bonus included."""
-        correct = _valid(num_correct_drafts, num_steps)
+    def _start_from(self, prior: AcceptancePrior) -> None:
+        depth = min(prior.depth, self._steps)
+        tried = prior.tried[:, :depth]
+        scale = np.minimum(1.0, PRIOR_LABELS / np.maximum(tried.sum(axis=0), 1.0))
+        self._counts[:, 0, :depth] = tried * scale
+        self._counts[:, 1, :depth] = prior.accepted[:, :depth] * scale
+
+    def count(self, size: int, first_probs: np.ndarray | None) -> np.ndarray:
+        """How many of ``size`` requests are in each row, [rows] integers."""
+        return np.bincount(self._rows_of(size, first_probs), minlength=self.rows)
+
+    def _rows_of(self, size: int, first_probs: np.ndarray | None) -> np.ndarray:
+        """Row per request; all unknown where ``first_probs`` are not [size] numbers."""
+        if first_probs is not None:
+            try:
+                probs = np.asarray(first_probs, dtype=float)
+            except (TypeError, ValueError, OverflowError):
+                probs = np.empty(0)
+            if probs.shape == (size,):
+                return self._edges.searchsorted(probs, side="right")
+        return np.full(size, self.rows - 1)
+
+    def update(
+        self,
+        num_steps: int,
+        num_correct_drafts: Sequence[int],
+        first_probs: np.ndarray | None = None,
+    ) -> tuple[int, int, float]:
+        """Learn from one round of ``num_steps`` <= max_steps.
+
+        Returns the number of usable requests, of their tokens with bonus, and of the tokens that
+        had been expected of them.
+        """
+        correct, valid = _valid(num_correct_drafts, num_steps)
+        rows = self._rows_of(len(valid), first_probs)[valid]
         if not correct.size:
-            return 0, 0
-        self._forget(int(correct.size))
-        # at_least[c]: requests with c or more correct drafts, c = 0..num_steps
-        at_least = np.bincount(correct, minlength=num_steps + 1)[::-1].cumsum()[::-1].tolist()
-        for i in range(num_steps):
-            self._tried[i] += at_least[i]
-            self._fresh[i] += at_least[i]
-            self._accepted[i] += at_least[i + 1]
-        self._believe()
-        return at_least[0], sum(at_least)
+            return 0, 0, 0.0
+        width = num_steps + 1
+        # at_least[row, c]: requests with c or more correct drafts
+        seen = np.bincount(rows * width + correct, minlength=self.rows * width)
+        at_least = seen.reshape(self.rows, width)[:, ::-1].cumsum(axis=1)[:, ::-1]
+        expected = float(at_least[:, 0] @ self.lengths[:, num_steps])
+        self._news.fill(0.0)
+        self._news[:, 0, :num_steps] = at_least[:, :-1]
+        self._news[:, 1, :num_steps] = at_least[:, 1:]
+        correct_drafts = self._learn(len(correct))
+        return len(correct), len(correct) + correct_drafts, expected
 
-    def _forget(self, requests: int) -> None:
-        keep = math.exp(-min(requests / MEMORY, 1.0 / MIN_ROUNDS))
-        for i, tried in enumerate(self._tried):
-            faded = max(tried * keep, min(tried, FLOOR))
-            self._accepted[i] *= faded / tried if tried else 0.0
-            self._tried[i] = faded
-            self._fresh[i] *= keep
+    def _learn(self, requests: int) -> int:
+        """Fold the news in; returns the number of accepted drafts."""
+        tried, accepted = self._news[:, 0], float(self._news[:, 1].sum())
+        surprise = accepted - float(np.vdot(tried, self.conditional))
+        information = float(np.vdot(tried, self._spread))
+        self._learned += 1
+        if self._learned % CHECK_ROUNDS == 1:
+            self.calibration.update(self.conditional, self._news)
+        self._variance = min(self._variance + DRIFT / requests, 1.0)
+        self._variance /= 1.0 + self._variance * information
+        shift = self._shift + self._variance * surprise
+        self._shift = max(-MAX_SHIFT, min(MAX_SHIFT, shift))
+        self._counts *= 1.0 - np.minimum(tried * (1.0 / MEMORY), 1.0 / MIN_ROUNDS)[:, None]
+        self._counts += self._news
+        self._fresh *= math.exp(-min(requests / FRESH_ROUNDS, 4.0 / FRESH_ROUNDS))
+        self._fresh += tried.sum(axis=0)
+        self._believe()
+        return round(accepted)
 
     def _believe(self) -> None:
-        self.conditional: list[float] = []
-        """P(draft i accepted | those before it accepted), i = 1..max_steps."""
-        above, weight = 0.0, 0.0
-        for accepted, tried in zip(self._accepted, self._tried, strict=True):
-            above = (accepted + weight * above) / (tried + weight)
-            weight = PRIOR_WEIGHT
-            self.conditional.append(above)
+        steps = self._steps
+        pooled = self._pooling @ self._counts.reshape(self.rows, 2 * steps)
+        tried, accepted = pooled[:, :steps], pooled[:, steps:]
+        self._labels = tried[-1].tolist()
+        means = _means(self._labels, accepted[-1].tolist())
+        accepted += MEAN_WEIGHT * np.array(means)
+        tried += MEAN_WEIGHT
+        table = accepted / tried
+        table[-1] = means
+        if self._shift:
+            odds = math.exp(self._shift)  # p odds / (1 - p + p odds): moved in log-odds
+            scale = 1.0 + (odds - 1.0) * table
+            table *= odds
+            table /= scale
+        lengths = _lengths(table)
+        self.conditional = table[:-1]
+        """[rows, max_steps]: P(draft i accepted | those before it accepted)."""
+        self._spread = self.conditional * (1.0 - self.conditional)
+        self.lengths = lengths[:-1]
+        """[rows, max_steps + 1]: A(0)..A(K), expected tokens per request, bonus included."""
+        self.means, self.mean_lengths = table[-1], lengths[-1]
+        """The same over all rows."""
 
     @property
     def counts(self) -> list[float]:
         """Effective number of labels per position."""
-        return list(self._tried)
+        return list(self._labels)
 
     def survival(self) -> np.ndarray:
-        """s_1..s_K: P(the first i drafts are all accepted)."""
-        return np.cumprod(self.conditional)
+        """s_1..s_K over all rows: P(the first i drafts are all accepted)."""
+        return np.cumprod(self.means)
 
-    def accept_lengths(self) -> list[float]:
-        """A(0)..A(K): expected tokens per request and round, bonus included."""
-        return self._lengths(self.conditional)
-
-    def hoped_accept_lengths(self, known_steps: int) -> list[float]:
-        """A(0)..A(K) if all positions deeper than ``known_steps`` were one standard error better
-        than believed, or as good as hoped for where they have not been seen for long."""
-        hopes = list(self.conditional)
-        for i in range(known_steps, len(hopes)):
-            p, fresh = hopes[i], self._fresh[i]
-            renewed = (fresh * p + HOPE_WEIGHT * HOPE) / (fresh + HOPE_WEIGHT)
-            hopes[i] = min(1.0, max(renewed, p + _standard_error(p, self._tried[i])))
-        return self._lengths(hopes)
-
-    @staticmethod
-    def _lengths(conditional: Sequence[float]) -> list[float]:
-        lengths, survives = [1.0], 1.0
-        for p in conditional:
-            survives *= p
-            lengths.append(lengths[-1] + survives)
-        return lengths
+    def hope(self, known_steps: int) -> np.ndarray:
+        """[max_steps + 1]: how many times as many tokens as believed each depth would bring if
+        all positions deeper than ``known_steps`` were one standard error better than believed, or
+        as good as hoped for where they have not been seen for long."""
+        deeper = self.means[known_steps:]
+        fresh = self._fresh[known_steps:]
+        renewed = (fresh * deeper + HOPE_WEIGHT * HOPE) / (fresh + HOPE_WEIGHT)
+        labels = np.array(self._labels[known_steps:]) + PRIOR_WEIGHT
+        error = np.sqrt((deeper * (1.0 - deeper) + 0.02) / labels)
+        hoped = np.minimum(1.0, np.maximum(renewed, deeper + error))
+        best = np.concatenate([self.means[:known_steps], hoped])
+        return _lengths(best) / self.mean_lengths
 
 
-def _standard_error(p: float, count: float) -> float:
-    return math.sqrt((p * (1.0 - p) + 0.02) / (count + PRIOR_WEIGHT))
+def _pooling(rows: int) -> np.ndarray:
+    """[rows + 1, rows]: each row with a share of its neighbours, "unknown" alone, and at last the
+    sum of all."""
+    weights = np.eye(rows + 1, rows)
+    known = np.arange(rows - 2)
+    weights[known, known + 1] = weights[known + 1, known] = NEIGHBOUR
+    weights[-1] = 1.0
+    return weights
 
 
-def _valid(num_correct_drafts: Sequence[int], num_steps: int) -> np.ndarray:
-    """The entries that can be true, as integers; anything else is ignored."""
+def _means(tried: list[float], accepted: list[float]) -> list[float]:
+    above, means = PRIOR, []
+    for n, a in zip(tried, accepted, strict=True):
+        above = (a + PRIOR_WEIGHT * above) / (n + PRIOR_WEIGHT)
+        means.append(above)
+    return means
+
+
+def _lengths(conditional: np.ndarray) -> np.ndarray:
+    """A(0)..A(K) from the conditional acceptance of positions 1..K along the last axis."""
+    lengths = np.ones((*conditional.shape[:-1], conditional.shape[-1] + 1))
+    conditional.cumprod(axis=-1, out=lengths[..., 1:])
+    return lengths.cumsum(axis=-1)
+
+
+def _valid(num_correct_drafts: Sequence[int], num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The entries that can be true, as integers, and which ones they are."""
     try:
         values = np.asarray(num_correct_drafts)
         if values.dtype.kind not in "iu":
             values = values.astype(float)
-            values = values[values == np.floor(values)]
+            values = np.where(values == np.floor(values), values, -1.0)
+        values = values.ravel()
+        valid = (values >= 0) & (values <= num_steps)
     except (TypeError, ValueError, OverflowError):
-        return np.empty(0, dtype=int)
-    return values[(values >= 0) & (values <= num_steps)].ravel().astype(int)
+        return np.empty(0, dtype=int), np.empty(0, dtype=bool)
+    return values[valid].astype(int), valid

@@ -1,21 +1,27 @@
-"""What a round costs: seconds per (batch size, depth), measured while serving.
+"""What a round costs: seconds per (batch size, depth, context), profiled and measured serving.
 
-T(B, k) is a cell's own robust mean, blended with a fit over all cells where it has few samples:
+T(B, k, L) is a cell's own robust mean, blended with a fit over all cells where it has few samples:
 
-    a + b max(k - 1, 0) + c B (k + 1)        (k - 1 draft forwards, B (k + 1) verified tokens)
+    a + b max(k - 1, 0) + c B (k + 1) + d L
 
-The machine's speed drifts (neighbours, clocks, context length). That is common to all depths, so
-times are divided by a ``level`` that follows it: a slow spell is not blamed on the depth that
-happened to run.
+k - 1 draft forwards, B (k + 1) verified tokens, L tokens of context in all; a holds what every
+round pays, draft-extend included, so a warm 0 is a cell like the others and not "off".
+
+The machine's speed drifts (neighbours, clocks). That is common to all depths, so times are divided
+by a ``level`` that follows it: a slow spell is not blamed on the depth that happened to run.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from statistics import median
 
 import numpy as np
+
+from sglang_speckv.policy.context import ContextSlope
+from sglang_speckv.policy.prior import CostPrior
 
 MAX_BUCKET = 24
 """Half octaves: sizes from 4096 share the last bucket."""
@@ -42,6 +48,12 @@ LEVEL_ERROR = 0.3
 """Error of a cell that was measured at another level, per e-fold between them: what looked like
 a slow machine may have been the depth that ran."""
 
+PROFILE_ROUNDS = 6
+"""Rounds that a profile's row is worth: it is a median of several, of other text than is served."""
+
+ProfileRow = tuple[int, int, int, float]
+"""Batch size, num_steps, context_len (of all requests together), seconds."""
+
 
 def bucket_of(batch_size: int) -> int:
     return min(MAX_BUCKET, int(2.0 * math.log2(batch_size)))
@@ -50,22 +62,61 @@ def bucket_of(batch_size: int) -> int:
 class CostModel:
     """Times are in seconds divided by ``level``, except in :meth:`seconds`."""
 
-    def __init__(self, max_steps: int):
+    def __init__(self, max_steps: int, prior: CostPrior | None = None):
         shape = (MAX_BUCKET + 1, max_steps + 1)
         self._count = np.zeros(shape)
         self._mean = np.zeros(shape)
         self._size = np.ones(shape)
         self._level = np.ones(shape)
+        self._context = np.zeros(shape)
+        self._slope = ContextSlope()
         self._ratios: deque[float] = deque(maxlen=LEVEL_WINDOW)
         self._fits: dict[int, tuple[int, list[float]]] = {}
         self.level = 1.0
         self.noise = 0.1
         """Mean relative deviation of a single round."""
         self.samples = 0
+        """Rounds that are known of, measured or profiled."""
+        if prior is not None:
+            columns = prior.batch_size, prior.num_steps, prior.context_len, prior.seconds
+            for size, steps, context, seconds, rounds in zip(*columns, prior.rounds, strict=True):
+                if 0 <= steps <= max_steps and rounds > 0:
+                    self._enter(int(size), int(steps), float(context), float(seconds), int(rounds))
 
-    def update(self, batch_size: int, num_steps: int, seconds: float) -> float:
+    def profiled(self, rows: Iterable[ProfileRow]) -> None:
+        """Start from measured times, one or more per (batch size, depth, context), each the
+        median of some rounds. Rows that are no round of this model are left out."""
+        cells: dict[tuple[int, int, int], list[float]] = {}
+        for size, steps, context, seconds in rows:
+            if size >= 1 and 0 <= steps < self._mean.shape[1] and 0.0 < seconds < math.inf:
+                cells.setdefault((int(size), int(steps), int(context)), []).append(float(seconds))
+        for (size, steps, context), times in cells.items():
+            rounds = PROFILE_ROUNDS * len(times)
+            self._enter(size, steps, float(context), median(times), rounds)
+
+    def _enter(self, size: int, steps: int, context: float, seconds: float, rounds: int) -> None:
+        """One more fact about a cell, as if ``rounds`` rounds had taken ``seconds`` each."""
+        cell = bucket_of(size), steps
+        self.samples += rounds
+        weight = min(float(rounds), CAPACITY / 2)
+        gain = weight / (self._count[cell] + weight)
+        if self._count[cell]:
+            self._slope.learn(context - self._context[cell], seconds - self._mean[cell], weight)
+        self._count[cell] += weight
+        for record, value in (
+            (self._mean, seconds),
+            (self._size, float(size)),
+            (self._context, context),
+        ):
+            record[cell] += gain * (value - record[cell])
+        self._fits.clear()
+
+    def update(
+        self, batch_size: int, num_steps: int, seconds: float, context_len: int = 0
+    ) -> float:
         """Learn one clean round, ``num_steps`` <= max_steps; returns measured over expected."""
-        expected = self.times(batch_size)[0][num_steps] if self.samples else None
+        known = self.samples > 0
+        expected = self._time(batch_size, num_steps, context_len) if known else None
         level = self.level
         self.samples += 1
         self._count = np.maximum(
@@ -74,7 +125,7 @@ class CostModel:
         cell = bucket_of(batch_size), num_steps
         if expected is not None and self._count[cell] >= FLOOR:
             self._follow(seconds / expected)
-        self._learn(cell, batch_size, seconds / self.level, expected)
+        self._learn(cell, batch_size, seconds / self.level, expected, context_len)
         fitted = self._fits.get(cell[0])
         if fitted is None or self.samples >= fitted[0] + min(FIT_ROUNDS, fitted[0]):
             self._refit(batch_size)
@@ -89,7 +140,12 @@ class CostModel:
         self.noise += (deviation - self.noise) / 64.0
 
     def _learn(
-        self, cell: tuple[int, int], batch_size: int, time: float, expected: float | None
+        self,
+        cell: tuple[int, int],
+        batch_size: int,
+        time: float,
+        expected: float | None,
+        context_len: int,
     ) -> None:
         count = min(float(self._count[cell]), CAPACITY)
         mean = float(self._mean[cell])
@@ -101,31 +157,68 @@ class CostModel:
         elif count < FLOOR and expected is not None:
             time = min(time, (1.0 + 2 * SURPRISE) * expected)
         gain = 1.0 / (count + 1.0)
+        if context_len > 0:
+            context = float(self._context[cell])
+            if count and context:
+                self._slope.learn(context_len - context, time - mean, count * gain)
+            self._context[cell] += (gain if context else 1.0) * (context_len - context)
         self._count[cell] = count + 1.0
         self._mean[cell] += gain * (time - mean)
         self._size[cell] += gain * (batch_size - self._size[cell])
         self._level[cell] += max(gain, 0.25) * (self.level - self._level[cell])
 
-    def times(self, batch_size: int) -> tuple[list[float], list[float]]:
-        """T(B, 0..K), and the relative standard error of each."""
+    def times(self, batch_size: int, context_len: int = 0) -> tuple[list[float], list[float]]:
+        """T(B, 0..K, L), and the relative standard error of each. ``context_len`` 0: as usual at
+        this batch size."""
         row = bucket_of(batch_size)
-        if row not in self._fits:
-            self._refit(batch_size)
-        a, b, c = self._fits[row][1]
+        fit = self._fit_at(batch_size)
+        context = context_len or float(self._context[row].max())
+        records = self._count, self._mean, self._size, self._context, self._level
+        cells = zip(*(record[row].tolist() for record in records), strict=True)
         times, errors = [], []
-        cells = (of[row].tolist() for of in (self._count, self._mean, self._size, self._level))
-        for steps, (count, mean, size, level) in enumerate(zip(*cells, strict=True)):
-            fit = a + b * max(steps - 1, 0) + c * batch_size * (steps + 1)
-            own = max(mean + c * (batch_size - size) * (steps + 1), 0.5 * mean)
+        for steps, (count, mean, size, usual, level) in enumerate(cells):
+            cell = count, mean, size, usual
+            times.append(self._blend(fit, cell, batch_size, steps, context))
             share = FIT_WEIGHT / (FIT_WEIGHT + count)
-            times.append(share * fit + (1.0 - share) * own)
             doubt = 2.0 * FIT_ERROR * share + LEVEL_ERROR * abs(math.log(level / self.level))
             errors.append(math.hypot(self.noise / math.sqrt(count + 1.0), doubt))
         return times, errors
 
-    def seconds(self, batch_size: int) -> list[float]:
-        """T(B, 0..K) in seconds at the machine's present speed."""
-        return [time * self.level for time in self.times(batch_size)[0]]
+    def _time(self, batch_size: int, steps: int, context_len: int) -> float:
+        """The same of one depth."""
+        row = bucket_of(batch_size)
+        context = context_len or float(self._context[row].max())
+        records = self._count, self._mean, self._size, self._context
+        count, mean, size, usual = (float(record[row, steps]) for record in records)
+        cell = count, mean, size, usual
+        return self._blend(self._fit_at(batch_size), cell, batch_size, steps, context)
+
+    def _blend(
+        self,
+        fit: list[float],
+        cell: tuple[float, float, float, float],
+        batch_size: int,
+        steps: int,
+        context: float,
+    ) -> float:
+        """A cell's own (count, mean, size, context) and the fit, weighed by its samples."""
+        a, b, c = fit
+        d = self._slope.value
+        count, mean, size, usual = cell
+        fitted = a + b * max(steps - 1, 0) + c * batch_size * (steps + 1) + d * context
+        own = mean + c * (batch_size - size) * (steps + 1) + d * (context - usual)
+        share = FIT_WEIGHT / (FIT_WEIGHT + count)
+        return share * fitted + (1.0 - share) * max(own, 0.5 * mean)
+
+    def _fit_at(self, batch_size: int) -> list[float]:
+        row = bucket_of(batch_size)
+        if row not in self._fits:
+            self._refit(batch_size)
+        return self._fits[row][1]
+
+    def seconds(self, batch_size: int, context_len: int = 0) -> list[float]:
+        """T(B, 0..K, L) in seconds at the machine's present speed."""
+        return [time * self.level for time in self.times(batch_size, context_len)[0]]
 
     def _refit(self, batch_size: int) -> None:
         self._fits[bucket_of(batch_size)] = self.samples, self._fit(batch_size).tolist()
@@ -133,7 +226,9 @@ class CostModel:
     def _fit(self, batch_size: int) -> np.ndarray:
         """Ridge regression of a, b, c on the cells, the nearer in batch size the heavier."""
         cells = np.nonzero(self._count)
-        count, mean, size = self._count[cells], self._mean[cells], self._size[cells]
+        count, size = self._count[cells], self._size[cells]
+        mean = self._mean[cells]
+        mean = np.maximum(mean - self._slope.value * self._context[cells], 0.3 * mean)
         features = np.empty((len(mean), 3))
         features[:, 0] = 1.0
         features[:, 1] = np.maximum(cells[1] - 1, 0)

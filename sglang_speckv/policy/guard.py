@@ -8,7 +8,8 @@ biases rather than raw rates keeps a change of traffic from being blamed on a de
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+
+from sglang_speckv.policy.plan import Plan
 
 MEMORY = 64.0
 """Rounds after which a round weighs 1/e."""
@@ -24,40 +25,34 @@ CHECK_ROUNDS = 8
 
 
 class Guard:
-    """Where another tier earns clearly more than the held one once both are corrected for their
-    bias, it is held instead for a while. Watches the present bucket of batch sizes."""
+    """Where one tier kept for good would earn clearly more than the choices that are made, both
+    corrected for their bias, it is held instead for a while."""
 
     def __init__(self, tiers: tuple[int, ...]):
         self._tiers = tiers
-        self._bucket = -1
         self._age = 0
+        self._bucket = -1
         self._tier = self._left = 0
         self._keep = math.exp(-1.0 / MEMORY)
         self.holds = 0
-        self._restart()
-
-    def _restart(self) -> None:
-        zeros = [0.0] * len(self._tiers)
+        zeros = [0.0] * len(tiers)
         self._rounds, self._requests, self._value, self._time = ([*zeros] for _ in range(4))
+        self._chosen = [*zeros]
 
-    def update(self, bucket: int, steps: int, requests: int, value: float, time: float) -> None:
+    def update(self, steps: int, requests: int, value: float, time: float) -> None:
         """``value`` and ``time``: a round's realised tokens and seconds, relative to forecast."""
-        if bucket != self._bucket:
-            self._bucket, self._left = bucket, 0
-            self._restart()
         tier = self._tiers.index(steps)
         self._age += 1
         news = (self._rounds, 1.0), (self._requests, requests), (self._value, value)
-        for record, new in (*news, (self._time, time)):
+        for record, new in (*news, (self._time, time), (self._chosen, 0.0)):
             record[:] = [old * self._keep for old in record]
             record[tier] += new
 
-    def overrule(self, bucket: int, held: int, rates: Sequence[float]) -> int | None:
-        """The tier's index to run instead of ``held``, given every tier's forecast rate."""
+    def overrule(self, bucket: int, chosen: int) -> int | None:
+        """The tier's index to run instead of ``chosen``; another load ends a hold."""
+        self._chosen[chosen] += 1.0
         if bucket != self._bucket:
-            return None
-        if self._left == 0 and self._age % CHECK_ROUNDS == 0 and self._rounds[held] >= EVIDENCE:
-            self._check(held, [rate * self._bias(i) for i, rate in enumerate(rates)])
+            self._bucket, self._left = bucket, 0
         if self._left == 0:
             return None
         self._left -= 1
@@ -66,10 +61,19 @@ class Guard:
     def _bias(self, tier: int) -> float:
         return (self._value[tier] + PRIOR_ROUNDS) / (self._time[tier] + PRIOR_ROUNDS)
 
-    def _check(self, held: int, rates: Sequence[float]) -> None:
+    def check(self, plan: Plan) -> None:
+        """Start a hold where one is due."""
+        if self._left or self._age % CHECK_ROUNDS:
+            return
         known = [i for i, rounds in enumerate(self._rounds) if rounds >= EVIDENCE]
-        best = max(known, key=rates.__getitem__)
-        margin = MARGIN + SCATTER * math.sqrt(1 / self._requests[best] + 1 / self._requests[held])
-        if rates[best] > rates[held] * (1.0 + margin):
+        chosen = sum(self._chosen[i] for i in known)
+        if not known or chosen < 0.5 * sum(self._chosen):
+            return
+        bias = {i: self._bias(i) for i in known}
+        own = plan.rate * sum(self._chosen[i] * bias[i] for i in known) / chosen
+        best = max(known, key=lambda i: plan.rates[i] * bias[i])
+        requests = sum(self._chosen[i] * self._requests[i] for i in known) / chosen
+        margin = MARGIN + SCATTER * math.sqrt(1 / self._requests[best] + 1 / requests)
+        if plan.rates[best] * bias[best] > own * (1.0 + margin):
             self.holds += 1
             self._tier, self._left = best, HOLD_ROUNDS

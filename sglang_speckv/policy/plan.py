@@ -1,70 +1,123 @@
-"""From expected tokens and times to the tier to run, the rate it earns and the tier to try."""
+"""From expected tokens and times to what a batch size earns in the long run, and by which tier."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sglang_speckv.policy.cost import CostModel
+import numpy as np
+
+RECENT = 64
+"""Rounds of one load whose mix of ``first_prob`` tells what its rounds earn."""
 
 
-def best_tier(tokens: Sequence[float], times: Sequence[float]) -> tuple[int, float]:
-    """Index of the tier that maximises ``tokens - rate * times``, at the rate it earns itself.
+class Mix:
+    """How the requests of recent rounds at one load were spread over the acceptance table's rows.
 
-    Dinkelbach's iteration: the rate rises to that of the winner until the winner stays. ``tokens``
-    are per round, summed over the batch's requests.
+    Shares rather than counts, so that sizes of one bucket go together.
     """
-    rate = 0.0
-    while True:
-        surplus = [n - rate * t for n, t in zip(tokens, times, strict=True)]
-        winner = surplus.index(max(surplus))
-        earned = tokens[winner] / times[winner]
-        if earned <= rate * (1.0 + 1e-9):
-            return winner, rate
+
+    def __init__(self, rows: int):
+        self._shares = np.zeros((RECENT, rows))
+        self._rounds = 0
+
+    def add(self, counts: np.ndarray, size: int) -> None:
+        np.divide(counts, size, out=self._shares[self._rounds % RECENT])
+        self._rounds += 1
+
+    def shares(self) -> np.ndarray:
+        """[rounds, rows], rounds >= 1; all unknown before the first round."""
+        if not self._rounds:
+            unknown = np.zeros((1, self._shares.shape[1]))
+            unknown[0, -1] = 1.0
+            return unknown
+        return self._shares[: self._rounds]
+
+
+def long_run_rate(
+    tokens: np.ndarray, times: np.ndarray, rate: float, iterations: int = 20
+) -> float:
+    """The most tokens per second that rounds can earn when each has its own best tier.
+
+    ``tokens`` [rounds, tiers], ``times`` [tiers]. Renewal reward: the best choices maximise
+    ``tokens - rate * times`` at the very rate they earn together (Dinkelbach's iteration, which
+    converges quadratically from any start).
+    """
+    every = np.arange(len(tokens))
+    for _ in range(iterations):
+        choice = (tokens - rate * times).argmax(axis=1)
+        earned = float(tokens[every, choice].sum() / times[choice].sum())
+        if abs(earned - rate) <= 1e-6 * rate:
+            break
         rate = earned
+    return earned
 
 
 @dataclass(slots=True)
-class Forecast:
-    """Every tier's prospects for one batch size."""
+class Plan:
+    """Every tier's prospects at one batch size, and what is earned there in the long run.
 
-    tiers: tuple[int, ...]
+    Tiers are meant by index everywhere; ``tokens`` are per round, bonus included, ``times`` in the
+    cost model's units.
+    """
+
     tokens: list[float]
+    """Mean over the recent rounds of this load."""
     times: list[float]
     errors: list[float]
     """Relative standard errors of the times."""
-    best: int
-    """A tier's index, as everywhere here."""
-    rate: float
     rates: list[float]
+    """What each tier would earn if it were kept."""
+    best: int
+    """The best of them."""
+    rate: float
+    """What the best choice for every round earns: the price of time."""
 
     @classmethod
     def of(
-        cls, tiers: tuple[int, ...], size: int, lengths: Sequence[float], cost: CostModel
-    ) -> Forecast:
-        all_times, all_errors = cost.times(size)
-        tokens = [size * lengths[steps] for steps in tiers]
-        times = [all_times[steps] for steps in tiers]
-        errors = [all_errors[steps] for steps in tiers]
+        cls,
+        size: int,
+        lengths: np.ndarray,
+        shares: np.ndarray,
+        times: Sequence[float],
+        errors: Sequence[float],
+        before: Plan | None = None,
+    ) -> Plan:
+        """``lengths`` [rows, tiers]: expected tokens per request; ``shares`` [rounds, rows].
+        From the rate of the plan ``before`` one step of the iteration is enough."""
+        each = shares @ lengths
+        each *= size
+        tokens = (np.add.reduce(each) / len(each)).tolist()
         rates = [n / t for n, t in zip(tokens, times, strict=True)]
-        return cls(tiers, tokens, times, errors, *best_tier(tokens, times), rates)
+        best = rates.index(max(rates))
+        rate = rates[best]
+        if len(each) > 1:
+            clock = np.array(times)
+            rate = long_run_rate(each, clock, *((before.rate, 1) if before else (rate,)))
+        return cls(tokens, list(times), list(errors), rates, best, rate)
+
+    def choose(self, tokens: Sequence[float]) -> tuple[int, list[float]]:
+        """The tier for a round that may expect ``tokens``, and what each tier loses against it,
+        in the cost model's seconds."""
+        rate = self.rate
+        worth = [n / rate - t for n, t in zip(tokens, self.times, strict=True)]
+        most = max(worth)
+        return worth.index(most), [most - w for w in worth]
 
     def loss(self, tier: int) -> float:
-        """What a round of ``tier`` costs against the best one, in rounds of the best one."""
-        lost = self.times[tier] - self.tokens[tier] / self.rate
+        """What a usual round of ``tier`` costs against the best one, in rounds of the best one."""
+        lost = self.times[tier] - self.tokens[tier] / self.rates[self.best]
         return max(0.0, lost) / self.times[self.best]
 
-    def most_promising(
-        self, held: int, hoped_lengths: Sequence[float], most_loss: float
-    ) -> int | None:
-        """The tier that beats the held one by most if as much is accepted as hoped and its time
-        is one standard error shorter than believed; None where no affordable tier would."""
-        promise, found = self.rates[held], None
-        for tier, steps in enumerate(self.tiers):
-            if tier == held or self.loss(tier) > most_loss:
+    def most_promising(self, hope: Sequence[float], most_loss: float) -> int | None:
+        """The tier that would beat the present rate by most if ``hope`` [tiers] times as many
+        tokens come and its time is one standard error shorter than believed; None where no
+        affordable tier would."""
+        promise, found = self.rate, None
+        for tier, hoped in enumerate(hope):
+            if tier == self.best or self.loss(tier) > most_loss:
                 continue
-            hoped_tokens = hoped_lengths[steps] * self.tokens[0] / hoped_lengths[0]
-            hoped = hoped_tokens / (self.times[tier] * (1.0 - min(self.errors[tier], 0.5)))
+            hoped *= self.rates[tier] / (1.0 - min(self.errors[tier], 0.5))
             if hoped > promise:
                 promise, found = hoped, tier
         return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sglang_speckv.policy.acceptance import Acceptance
-from sglang_speckv.policy.plan import Forecast
+from collections.abc import Sequence
+
+from sglang_speckv.policy.plan import Plan
 
 BUDGET = 0.007
 """Rounds earned per round: the share of time that probes may lose against the best tier."""
@@ -28,20 +29,23 @@ class Probing:
         self._wait = 0
         self._tier = 0
         self._left = 0
+        self._next: tuple[int, float] | None = None
 
-    def next(self, forecast: Forecast, held: int, acceptance: Acceptance) -> int | None:
-        """The tier's index to run this round instead of ``held``, or None."""
+    def look(self, plan: Plan, hope: Sequence[float]) -> None:
+        """Choose what to try next, if anything; to be called every few rounds."""
+        tier = plan.most_promising(hope, SAVINGS / ROUNDS)
+        self._next = None if tier is None else (tier, ROUNDS * plan.loss(tier))
+
+    def next(self) -> int | None:
+        """The tier's index to run this round, or None."""
         if self._left:
             self._left -= 1
             return self._tier
         self._credit = min(SAVINGS, self._credit + BUDGET)
         self._wait -= 1
-        if self._wait > 0:
+        if self._wait > 0 or self._next is None or self._next[1] > self._credit:
             return None
-        hoped = acceptance.hoped_accept_lengths(forecast.tiers[held])
-        tier = forecast.most_promising(held, hoped, SAVINGS / ROUNDS)
-        if tier is None or ROUNDS * forecast.loss(tier) > self._credit:
-            return None
-        self._credit -= ROUNDS * forecast.loss(tier)
-        self._tier, self._left, self._wait = tier, ROUNDS - 1, PERIOD - ROUNDS + 1
-        return tier
+        self._tier, price = self._next
+        self._credit -= price
+        self._left, self._wait, self._next = ROUNDS - 1, PERIOD - ROUNDS + 1, None
+        return self._tier

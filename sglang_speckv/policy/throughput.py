@@ -1,14 +1,17 @@
 """The default policy: the depth with the most tokens per second, at this load, on this machine.
 
-    k* = argmax_k [ sum_r A_r(k) - lambda T(B, k) ]      lambda: tokens/s of the best tier
+    k* = argmax_k [ sum_r A_r(k) - lambda T(B, k) ]      lambda: long-run tokens/s at this load
 
-with A from the acceptance history and T from measured round times. A first look at three tiers,
-then: hysteresis in time, probing on a budget, and a guard that compares realised rates.
+with A from the acceptance table and T from profiled and measured round times. Where neither a
+profile nor an artifact told the times, a first look at three tiers; then every round its own
+choice, a switch when staying has cost what switching costs, probing on a budget, and a guard that
+compares realised rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -16,114 +19,209 @@ import numpy as np
 
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.cost import CostModel, bucket_of
+from sglang_speckv.policy.cost import CostModel, ProfileRow, bucket_of
 from sglang_speckv.policy.guard import Guard
-from sglang_speckv.policy.plan import Forecast
+from sglang_speckv.policy.plan import Mix, Plan
+from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
 from sglang_speckv.policy.probing import Probing
 
 LOOK_ROUNDS = 3
 """Rounds at each tier of the first look."""
-PATIENCE = 0.2
-"""A switch waits until staying has cost this share of a round: 20 rounds for a gain of 1 %, one
-for a gain of 20 %."""
+SWITCH_SECONDS = 20e-6
+"""What a switch of tiers costs in the engine (`benchmarks/switching.py`): staying is changed when
+it has cost as much."""
+PLAN_ROUNDS = 64
+"""Rounds that a batch size's plan is kept for where none of that size is observed."""
+LOOK_AHEAD_ROUNDS = 4
+"""Rounds from one look for a tier that is worth a probe to the next."""
+MAX_PLANS = 64
 MAX_BATCH = 1 << 20
-REASONS = ("launch", "look", "best", "probe", "guard")
+REASONS = ("launch", "look", "best", "signal", "probe", "guard")
 
 
 class ThroughputPolicy:
-    """Reasons: ``launch`` (no round times yet), ``look`` (the first rounds), ``best``, ``probe``
-    (a doubtful tier is tried) and ``guard`` (the tier with the best realised rate is held)."""
+    """Reasons: ``launch`` (no round times yet), ``look`` (the first rounds), ``best`` (the tier
+    that is best at this load), ``signal`` (these requests' draft probabilities say another one),
+    ``probe`` (a doubtful tier is tried) and ``guard`` (the tier with the best realised rate is
+    held).
+
+    ``acceptance`` and ``cost`` are what an artifact knows of this pair and machine; None starts
+    from the documented defaults of :mod:`~sglang_speckv.policy.acceptance` and
+    :mod:`~sglang_speckv.policy.cost`.
+    """
 
     name = "throughput"
 
-    def __init__(self, candidate_steps: Sequence[int], initial_steps: int):
+    def __init__(
+        self,
+        candidate_steps: Sequence[int],
+        initial_steps: int,
+        acceptance: AcceptancePrior | None = None,
+        cost: CostPrior | None = None,
+    ):
         self.candidate_steps = tuple(candidate_steps)
         self._launch = min(self.candidate_steps, key=lambda steps: abs(steps - initial_steps))
-        self._look = _first_look(self.candidate_steps, self._launch)
-        self._acceptance = Acceptance(self.candidate_steps[-1])
-        self._cost = CostModel(self.candidate_steps[-1])
+        self._acceptance = Acceptance(self.candidate_steps[-1], acceptance)
+        self._cost = CostModel(self.candidate_steps[-1], cost)
+        self._look = [] if self._cost.samples else _first_look(self.candidate_steps, self._launch)
         self._guard = Guard(self.candidate_steps)
         self._probing = Probing()
-        self._lengths = self._acceptance.accept_lengths()
-        self._forecasts: dict[int, Forecast] = {}
-        self._held: dict[int, int] = {}
-        self._regret: dict[int, float] = {}
+        self._mixes: dict[int, Mix] = {}
+        self._plans: dict[int, tuple[int, Plan]] = {}
+        self._held = self.candidate_steps.index(self._launch)
+        self._regret = 0.0
         self._decisions = dict.fromkeys(REASONS, 0)
         self._observed = self._ignored = self._switches = 0
-        self._last_size = 1
+        self._last_size, self._last_context = 1, 0
+        self._lay_table()
+
+    def profiled(self, rows: Iterable[ProfileRow]) -> None:
+        """Take round times from a profile, rows of (batch_size, num_steps, context_len, seconds),
+        one per round; with any there is no first look. Says nothing of acceptance."""
+        self._cost.profiled(rows)
+        self._plans.clear()
+        if self._cost.samples:
+            self._look = []
 
     def decide(self, batch: Batch) -> Decision:
-        num_steps, reason = self._choose(batch.size)
+        num_steps, reason, expected = self._choose(batch)
         self._decisions[reason] += 1
-        return Decision(num_steps, reason, self._lengths[num_steps])
+        return Decision(num_steps, reason, expected)
 
-    def _choose(self, size: int) -> tuple[int, str]:
-        if self._look:
-            return self._look.pop(), "look"
-        if not self._cost.samples or not _is_count(size):
-            return self._launch, "launch"
-        forecast = self._forecast(size)
-        held = self._settle(bucket_of(size), forecast)
-        guarded = self._guard.overrule(bucket_of(size), held, forecast.rates)
+    def _choose(self, batch: Batch) -> tuple[int, str, float]:
+        size = batch.size
+        if not _is_count(size):
+            return self._launch, "launch", self._unknown[self._launch]
+        counts = self._acceptance.count(size, batch.first_probs)
+        tokens = (counts @ self._table).tolist()
+        if self._look or not self._cost.samples:
+            steps, reason = (self._look.pop(), "look") if self._look else (self._launch, "launch")
+            return steps, reason, tokens[self.candidate_steps.index(steps)] / size
+        plan = self._plan(size)
+        self._mix(bucket_of(size)).add(counts, size)
+        tier, reason = self._tier(bucket_of(size), plan, tokens)
+        return self.candidate_steps[tier], reason, tokens[tier] / size
+
+    def _tier(self, bucket: int, plan: Plan, tokens: Sequence[float]) -> tuple[int, str]:
+        chosen, losses = plan.choose(tokens)
+        chosen = self._settle(chosen, losses[self._held])
+        guarded = self._guard.overrule(bucket, chosen)
         if guarded is not None:
-            return self.candidate_steps[guarded], "guard"
-        probe = self._probing.next(forecast, held, self._acceptance)
+            return guarded, "guard"
+        probe = self._probing.next()
         if probe is not None:
-            return self.candidate_steps[probe], "probe"
-        return self.candidate_steps[held], "best"
+            return probe, "probe"
+        return chosen, "best" if chosen == plan.best else "signal"
 
-    def _settle(self, bucket: int, forecast: Forecast) -> int:
-        """The tier held at this batch size, after a switch where staying has cost enough."""
-        held = self._held.setdefault(bucket, forecast.best)
-        if held == forecast.best:
-            self._regret[bucket] = 0.0
-            return held
-        self._regret[bucket] = self._regret.get(bucket, 0.0) + forecast.loss(held)
-        if self._regret[bucket] < PATIENCE:
-            return held
+    def _settle(self, chosen: int, loss: float) -> int:
+        """The held tier, or ``chosen`` where staying has cost a switch by now."""
+        if chosen == self._held:
+            self._regret = 0.0
+            return chosen
+        self._regret += loss * self._cost.level
+        if self._regret < SWITCH_SECONDS:
+            return self._held
         self._switches += 1
-        self._regret[bucket] = 0.0
-        self._held[bucket] = forecast.best
-        return forecast.best
+        self._regret = 0.0
+        self._held = chosen
+        return chosen
 
-    def _forecast(self, size: int) -> Forecast:
-        """Made anew after every learned round, at most once per batch size."""
-        if size not in self._forecasts:
-            if len(self._forecasts) >= 64:
-                self._forecasts.clear()
-            self._forecasts[size] = Forecast.of(
-                self.candidate_steps, size, self._lengths, self._cost
-            )
-        return self._forecasts[size]
+    def _mix(self, bucket: int) -> Mix:
+        if bucket not in self._mixes:
+            self._mixes[bucket] = Mix(self._acceptance.rows)
+        return self._mixes[bucket]
+
+    def _plan(self, size: int) -> Plan:
+        made, plan = self._plans.get(size, (-PLAN_ROUNDS, None))
+        if plan is None or self._observed - made >= PLAN_ROUNDS:
+            plan = self._make_plan(size)
+        return plan
+
+    def _make_plan(self, size: int) -> Plan:
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+        context = self._last_context if size == self._last_size else 0
+        times, errors = (
+            [values[steps] for steps in self.candidate_steps]
+            for values in self._cost.times(size, context)
+        )
+        shares = self._mix(bucket_of(size)).shares()
+        _, before = self._plans.get(size, (0, None))
+        plan = Plan.of(size, self._table, shares, times, errors, before)
+        self._plans[size] = self._observed, plan
+        return plan
+
+    def _lay_table(self) -> None:
+        lengths = self._acceptance.lengths
+        self._table = np.ascontiguousarray(lengths[:, self.candidate_steps])
+        self._unknown: list[float] = lengths[-1].tolist()
 
     def observe(self, outcome: Round) -> None:
         if not self._is_tier(outcome.num_steps) or not _is_count(outcome.batch_size):
             self._ignored += 1
             return
         steps, size, seconds = int(outcome.num_steps), int(outcome.batch_size), outcome.seconds
+        context = int(outcome.context_len) if _is_count(outcome.context_len, 1 << 40) else 0
         self._observed += 1
-        self._last_size = size
-        requests, tokens = self._acceptance.update(steps, outcome.num_correct_drafts)
+        self._last_size, self._last_context = size, context
+        requests, tokens, expected = self._acceptance.update(
+            steps, outcome.num_correct_drafts, outcome.first_probs
+        )
         if seconds is not None and _is_time(seconds):
-            ratio = self._cost.update(size, steps, float(seconds))
+            ratio = self._cost.update(size, steps, float(seconds), context)
             if requests:
-                value = tokens / (requests * self._lengths[steps])
-                self._guard.update(bucket_of(size), steps, requests, value, ratio)
-        self._lengths = self._acceptance.accept_lengths()
-        self._forecasts.clear()
+                self._guard.update(steps, requests, tokens / expected, ratio)
+        self._lay_table()
         if self._cost.samples:
-            self._forecast(size)  # here, where time is cheaper than in decide
+            self._look_ahead(self._make_plan(size))
+
+    def _look_ahead(self, plan: Plan) -> None:
+        """What takes long is done here, where time is cheaper than in :meth:`decide`."""
+        self._guard.check(plan)
+        if self._observed % LOOK_AHEAD_ROUNDS == 0:
+            hope = self._acceptance.hope(self.candidate_steps[plan.best])
+            self._probing.look(plan, [float(hope[k]) for k in self.candidate_steps])
 
     def _is_tier(self, steps: Any) -> bool:
         return isinstance(steps, Integral) and steps in self.candidate_steps
 
+    def explain(self, batch: Batch) -> dict[str, object]:
+        """What :meth:`decide` would do with this batch and why, as JSON builtins; changes
+        nothing. ``worth`` is in tokens: those expected less the price of the time."""
+        decision = copy.deepcopy(self).decide(batch)
+        told: dict[str, object] = {"num_steps": decision.num_steps, "reason": decision.reason}
+        if not self._cost.samples or not _is_count(batch.size):
+            return told
+        plan, level = copy.deepcopy(self)._plan(batch.size), self._cost.level
+        counts = self._acceptance.count(batch.size, batch.first_probs)
+        tokens = (counts @ self._table).tolist()
+        per_tier = {
+            "tokens": tokens,
+            "seconds": [time * level for time in plan.times],
+            "worth": [n - plan.rate * t for n, t in zip(tokens, plan.times, strict=True)],
+            "usual_tokens_per_s": [rate / level for rate in plan.rates],
+        }
+        return {
+            **told,
+            "batch_size": int(batch.size),
+            "with_signal": int(batch.size - counts[-1]),
+            "tokens_per_s": round(plan.rate / level, 3),
+            **{
+                what: {
+                    str(k): round(v, 6) for k, v in zip(self.candidate_steps, values, strict=True)
+                }
+                for what, values in per_tier.items()
+            },
+        }
+
     def snapshot(self) -> dict[str, object]:
         size = self._last_size
         known = bool(self._cost.samples)
-        rate = self._forecast(size).rate / self._cost.level if known else None
+        rate = self._plan(size).rate / self._cost.level if known else None
         return {
             "survival": [round(s, 4) for s in self._acceptance.survival().tolist()],
             "labels": [round(n, 1) for n in self._acceptance.counts],
+            "calibration": self._acceptance.calibration.snapshot(),
             "batch_size": size,
             "round_ms": self._round_ms(size) if known else None,
             "tokens_per_s": None if rate is None else round(rate, 3),
@@ -149,8 +247,8 @@ def _first_look(tiers: tuple[int, ...], launch: int) -> list[int]:
     return [steps for steps in reversed(order) for _ in range(LOOK_ROUNDS)]
 
 
-def _is_count(size: Any) -> bool:
-    return isinstance(size, Integral) and 1 <= int(size) <= MAX_BATCH
+def _is_count(size: Any, most: int = MAX_BATCH) -> bool:
+    return isinstance(size, Integral) and 1 <= int(size) <= most
 
 
 def _is_time(seconds: Any) -> bool:

@@ -49,6 +49,11 @@ class Noise:
     lag: int = 0
     unclean: float = 0.05
     """Share of rounds without a time."""
+    content: float = 0.0
+    """Standard deviation of what a request's acceptance has of this round alone, in log-odds."""
+    signal: str = ""
+    """What ``first_probs`` say of position one's acceptance: "true", "inverted" (one minus it),
+    "random" or, where empty, nothing."""
 
 
 @dataclass
@@ -90,16 +95,30 @@ class Engine:
                 ended = self._requests.random(phase.size) < 1 / 60
                 fresh = self._requests.normal(0, self.noise.spread, phase.size)
                 effects = np.where(ended, fresh, effects)
-                decision = policy.decide(Batch(phase.size))
-                late.append(self._round(phase, effects, decision.num_steps, n, result))
+                now = effects + self._requests.normal(0, self.noise.content, phase.size)
+                probs = self._first_probs(phase, now)
+                decision = policy.decide(Batch(phase.size, probs))
+                late.append(self._round(phase, now, decision.num_steps, n, result, probs))
                 result.reasons.append(decision.reason)
                 if len(late) > self.noise.lag:
                     policy.observe(late.pop(0))
                 n += 1
         return result
 
+    def _first_probs(self, phase: Phase, effects: np.ndarray) -> np.ndarray | None:
+        first = _accept(phase.conditional, effects, 1)[:, 0]
+        if self.noise.signal == "random":
+            return self._requests.random(phase.size)
+        return {"true": first, "inverted": 1.0 - first}.get(self.noise.signal)
+
     def _round(
-        self, phase: Phase, effects: np.ndarray, steps: int, n: int, result: Result
+        self,
+        phase: Phase,
+        effects: np.ndarray,
+        steps: int,
+        n: int,
+        result: Result,
+        first_probs: np.ndarray | None,
     ) -> Round:
         accept = _accept(phase.conditional, effects, steps)
         drift = 1.0 + self.noise.drift * np.sin(n / 60.0)
@@ -109,9 +128,8 @@ class Engine:
         result.steps.append(steps)
         correct = np.cumprod(self._rng.random(accept.shape) < accept, axis=1).sum(axis=1)
         clean = self._rng.random() >= self.noise.unclean
-        return Round(
-            steps, phase.size, correct.tolist(), self._measured(seconds) if clean else None
-        )
+        time = self._measured(seconds) if clean else None
+        return Round(steps, phase.size, correct.tolist(), time, first_probs)
 
     def _measured(self, seconds: float) -> float:
         spike = 2.0 if self._rng.random() < self.noise.spikes else 1.0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sglang_speckv.policy.cost import CostModel, bucket_of
+from sglang_speckv.policy.prior import CostPrior
 from tests.unit.policy.simulate import Cost
 
 TRUTH = Cost()
@@ -133,3 +134,40 @@ def test_buckets_are_half_octaves() -> None:
         7,
     ]
     assert bucket_of(10**9) == bucket_of(4096)
+
+
+def test_a_profile_is_where_it_starts() -> None:
+    model = CostModel(7)
+    rows = [(size, k, 32 * size, TRUTH.seconds(size, k)) for size in (1, 4, 16) for k in (0, 3, 7)]
+    model.profiled(
+        [*rows, (0, 3, 0, 0.1), (1, 9, 0, 0.1), (1, 3, 0, -1.0), (1, 3, 0, float("nan"))]
+    )
+    for size in (1, 4, 8, 16):
+        assert ratios(model, size) == pytest.approx([1.0] * 8, rel=0.1)
+    assert model.seconds(4)[3] == pytest.approx(TRUTH.seconds(4, 3), rel=0.05)
+
+
+def test_a_cost_table_is_where_it_starts() -> None:
+    sizes, steps = np.repeat([1, 8], 3), np.tile([-1, 1, 5], 2)
+    seconds = np.array([TRUTH.seconds(s, max(k, 0)) for s, k in zip(sizes, steps, strict=True)])
+    prior = CostPrior(sizes, steps, seconds, np.full(6, 100), np.zeros(6))
+    model = CostModel(7, prior)
+    assert ratios(model, 8)[1:] == pytest.approx([1.0] * 7, rel=0.1)
+
+
+def test_context_costs_what_it_was_seen_to_cost() -> None:
+    model, rng = CostModel(3), np.random.default_rng(0)
+    for n in range(600):
+        context = int(rng.choice([2_000, 30_000]))
+        seconds = (0.040 + 0.003 * (n % 4) + 1e-6 * context) * float(np.exp(rng.normal(0, 0.05)))
+        model.update(8, n % 4, seconds, context)
+    longer = model.seconds(8, 30_000)[2] - model.seconds(8, 2_000)[2]
+    assert longer == pytest.approx(0.028, rel=0.2)
+
+
+def test_context_that_says_nothing_costs_nothing() -> None:
+    model, rng = CostModel(3), np.random.default_rng(0)
+    for n in range(400):
+        seconds = 0.040 * float(np.exp(rng.normal(0, 0.1)))
+        model.update(4, n % 4, seconds, int(rng.integers(1, 10_000)))
+    assert model.seconds(4, 10_000)[2] == pytest.approx(model.seconds(4, 100)[2], rel=0.05)

@@ -6,42 +6,54 @@ import numpy as np
 
 from sglang_speckv.policy import Batch, Round, create_policy
 from sglang_speckv.policy.guard import EVIDENCE, HOLD_ROUNDS, Guard
+from sglang_speckv.policy.plan import Plan
+
+
+def plan(rates: list[float]) -> Plan:
+    """Tiers whose rates are known; the last one is what is chosen for its rate."""
+    return Plan(rates, [1.0, 1.0], [0.0, 0.0], rates, 1, rates[1])
 
 
 def filled(bias: float, requests: int = 16) -> Guard:
     """Tiers 1 and 3, equally often seen; the times of tier 3 are ``bias`` times the forecast."""
     guard = Guard((1, 3))
     for _ in range(64):
-        guard.update(0, 1, requests, 1.0, 1.0)
-        guard.update(0, 3, requests, 1.0, bias)
+        guard.overrule(0, 1)
+        guard.update(1, requests, 1.0, 1.0)
+        guard.update(3, requests, 1.0, bias)
     return guard
 
 
 def test_true_forecasts_are_left_alone() -> None:
-    assert filled(1.0).overrule(0, 1, [10.0, 12.0]) is None
-    assert filled(1.1).overrule(0, 1, [10.0, 12.0]) is None
+    for bias in (1.0, 1.1):
+        guard = filled(bias)
+        guard.check(plan([10.0, 12.0]))
+        assert guard.overrule(0, 1) is None
 
 
-def test_a_tier_that_never_earns_what_it_promises_is_replaced_for_a_while() -> None:
+def test_choices_that_never_earn_what_they_promise_are_replaced_for_a_while() -> None:
     guard = filled(2.0)
-    held = [guard.overrule(0, 1, [10.0, 12.0]) for _ in range(HOLD_ROUNDS + 8)]
-    assert held[:HOLD_ROUNDS] == [0] * HOLD_ROUNDS
-    assert guard.holds >= 1
+    guard.check(plan([10.0, 12.0]))
+    held = [guard.overrule(0, 1) for _ in range(HOLD_ROUNDS + 8)]
+    assert held == [0] * HOLD_ROUNDS + [None] * 8
+    assert guard.holds == 1
 
 
-def test_another_batch_size_starts_afresh() -> None:
+def test_another_load_ends_a_hold() -> None:
     guard = filled(2.0)
-    assert guard.overrule(4, 1, [10.0, 12.0]) is None
-    guard.update(4, 3, 16, 1.0, 1.0)
-    assert guard.overrule(4, 1, [10.0, 12.0]) is None
+    guard.check(plan([10.0, 12.0]))
+    assert guard.overrule(4, 1) is None
 
 
 def test_little_evidence_is_none() -> None:
     guard = Guard((1, 3))
+    guard.check(plan([10.0, 12.0]))
     for _ in range(int(EVIDENCE) - 1):
-        guard.update(0, 1, 16, 1.0, 1.0)
-        guard.update(0, 3, 16, 1.0, 5.0)
-    assert guard.overrule(0, 1, [10.0, 12.0]) is None
+        guard.overrule(0, 1)
+        guard.update(1, 16, 1.0, 1.0)
+        guard.update(3, 16, 1.0, 5.0)
+        guard.check(plan([10.0, 12.0]))
+    assert guard.overrule(0, 1) is None
 
 
 def test_rare_long_pauses_of_one_depth() -> None:
