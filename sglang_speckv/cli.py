@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sglang_speckv import __version__
+from sglang_speckv.bench.ab import ab_command
 from sglang_speckv.bench.demo import demo_command
 from sglang_speckv.bench.replay.command import replay_command
 from sglang_speckv.config import ConfigError
@@ -51,6 +52,7 @@ def serve(context: typer.Context) -> None:
         launcher.serve(context.args)
 
 
+app.command("ab")(ab_command)
 app.command("demo")(demo_command)
 app.command("replay")(replay_command)
 app.command("train")(train_command)

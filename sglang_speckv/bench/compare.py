@@ -5,76 +5,105 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from sglang_speckv.bench.client import Client, ServerError
-from sglang_speckv.bench.counters import read_counters
+from sglang_speckv.bench import sampling
+from sglang_speckv.bench.arms import Arm, Draft, ServerSpec, servers_for
+from sglang_speckv.bench.client import Client
+from sglang_speckv.bench.connection import ServerError
+from sglang_speckv.bench.fleet import Fleet, ServerFacts, fleet_of
 from sglang_speckv.bench.lossless import GapMeter, Verdict, judge
-from sglang_speckv.bench.plan import Arm, Draft, ServerSpec, arms_for, servers_for
+from sglang_speckv.bench.options import Options
 from sglang_speckv.bench.progress import Screen
-from sglang_speckv.bench.prompts import Prompt
-from sglang_speckv.bench.run import BlockResult, Results, Runner, Tokenize, tokens_per_request
-from sglang_speckv.bench.server import Server, running
+from sglang_speckv.bench.results import BlockResult, Results
+from sglang_speckv.bench.run import Runner, Tokenize, tokens_per_request
+from sglang_speckv.bench.traffic import Condition, Workload
 
-_READY_TIMEOUT_S = 600.0
 _CLOSING_S = 8.0  # judging the answers, the report, ending the servers
+_DEFAULT_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare. ``seconds`` bounds all of it, the servers' start included."""
+    """What to compare. ``options.minutes`` bounds all of it, the servers' start included;
+    ``planned_rounds`` are the blocks per cell that the output length should leave time for."""
 
+    options: Options
     target: str
     drafts: Sequence[Draft]
-    concurrencies: Sequence[int]
-    prompts: Sequence[Prompt]
+    arms: Sequence[Arm]
+    workload: Workload
     tokenize: Tokenize
     server_flags: Sequence[str]
-    seconds: float
-    rounds: int
-    token_bounds: tuple[int, int]
+    dtype: str
     server_bytes: int
-    logs: Path
+    planned_rounds: int
+
+    @property
+    def traffic(self) -> list[list[Condition]]:
+        rates = self.options.rate
+        return [self.workload.conditions(kind, rates) for kind in self.options.traffic]
+
+    @property
+    def logs(self) -> Path:
+        return Path(self.options.out) / "logs"
 
 
 @dataclass
 class Outcome:
-    """``max_new_tokens`` is the output length of every request."""
+    """Filled while it runs, so that what an interrupted run measured is there.
+
+    ``max_new_tokens`` is the output length of every request, 0 until it is settled. ``failures``
+    are servers that are out and why, ``p_values`` of a sampled arm's answers being the target's.
+    """
 
     results: Results = field(default_factory=Results)
-    verdicts: dict[tuple[Arm, int], Verdict] = field(default_factory=dict)
+    verdicts: dict[tuple[Arm, Condition], Verdict] = field(default_factory=dict)
+    samples: dict[Arm, sampling.Samples] = field(default_factory=dict)
     max_new_tokens: int = 0
-    max_running_requests: int | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, ServerFacts] = field(default_factory=dict)
     ready_s: float = 0.0
+    interrupted: bool = False
+    keep: Callable[[Arm, BlockResult], None] = lambda arm, result: None
+    settled: Callable[[int], None] = lambda max_new_tokens: None
+
+    @property
+    def p_values(self) -> dict[Arm, float]:
+        reference = next((s for arm, s in self.samples.items() if arm.name == "none"), None)
+        if reference is None:
+            return {}
+        return {
+            arm: sampling.p_value(samples, reference)
+            for arm, samples in self.samples.items()
+            if arm.name != "none"
+        }
 
 
-async def compare(wanted: Comparison, screen: Screen) -> Outcome:
+async def compare(wanted: Comparison, outcome: Outcome, screen: Screen) -> None:
     """Run it; servers end with it, also when it is interrupted or terminated."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    deadline = time.perf_counter() + wanted.seconds - _CLOSING_S
-    arms_left = len(arms_for(wanted.drafts))
-    outcome = Outcome()
+    deadline = time.perf_counter() + wanted.options.seconds - _CLOSING_S
+    arms_left = len(wanted.arms)
     for group in server_groups(wanted, screen):
         names = {spec.name for spec in group}
-        arms = [arm for arm in arms_for(wanted.drafts) if arm.server in names]
+        arms = [arm for arm in wanted.arms if arm.server in names]
         share, arms_left = len(arms) / arms_left, arms_left - len(arms)
         until = time.perf_counter() + share * (deadline - time.perf_counter())
         await _run_group(wanted, group, arms, until, outcome, screen)
-    return outcome
 
 
 def server_groups(wanted: Comparison, screen: Screen) -> list[list[ServerSpec]]:
     """Servers that are up together: all, or one at a time where memory is short."""
-    specs = servers_for(wanted.drafts)
+    specs = servers_for(wanted.drafts, wanted.arms)
     available = psutil.virtual_memory().available
-    needed = len(specs) * wanted.server_bytes
+    needed = sum(spec.url is None for spec in specs) * wanted.server_bytes
     if available >= needed:
         return [specs]
     screen.say(
@@ -82,7 +111,7 @@ def server_groups(wanted: Comparison, screen: Screen) -> list[list[ServerSpec]]:
         "GB are free: running one after another, so noise over time does not cancel"
     )
     # the one without drafting comes last: the others' answers are judged while it is up
-    return [[spec] for spec in (*specs[1:], specs[0])]
+    return [[spec] for spec in sorted(specs, key=lambda spec: spec.name == "none")]
 
 
 async def _run_group(
@@ -93,63 +122,81 @@ async def _run_group(
     outcome: Outcome,
     screen: Screen,
 ) -> None:
-    flags = ("--model-path", wanted.target, *wanted.server_flags)
-    servers = [
-        Server(spec.name, (*flags, *spec.flags), wanted.logs / f"{spec.name}.log") for spec in group
-    ]
+    options = wanted.options
+    flags = ("--model-path", wanted.target, *wanted.server_flags, *options.server_flags)
     started = time.perf_counter()
-    with screen.status(f"starting {len(servers)} SGLang server(s)") as report:
-        async with running(servers, _READY_TIMEOUT_S) as clients:
+    with screen.status(f"starting {len(group)} SGLang server(s)") as report:
+        async with fleet_of(group, flags, wanted.logs, options.timeout_s) as fleet:
             outcome.ready_s += time.perf_counter() - started
-            arms = await _checked_arms(clients, arms, outcome, screen)
-            runner = Runner(
-                clients, arms, wanted.concurrencies, wanted.prompts, wanted.tokenize, report
-            )
-            warm_up_s = await runner.warm_up()
-            if not outcome.max_new_tokens:
-                outcome.max_new_tokens = tokens_per_request(
-                    warm_up_s, until - time.perf_counter(), wanted.rounds, wanted.token_bounds
-                )
-            await runner.measure(outcome.results, outcome.max_new_tokens, until)
-            if "none" in clients:
+            await fleet.prove(arms)
+            outcome.facts |= fleet.facts
+            _tell(fleet, outcome, screen)
+            try:
+                await _measure(wanted, fleet, arms, until, outcome, report)
+            finally:
+                fleet.note_memory()
+                _tell(fleet, outcome, screen)
+            if options.temperature == 0:
                 report("comparing the answers")
-                meter = GapMeter(clients["none"], wanted.tokenize)
-                outcome.verdicts = await _judge(wanted, outcome.results, meter)
+                await _judge(wanted, fleet, outcome)
 
 
-async def _checked_arms(
-    clients: Mapping[str, Client], arms: Sequence[Arm], outcome: Outcome, screen: Screen
-) -> list[Arm]:
-    """Arms that are what they claim: SpecKV active where it should be, and equal limits."""
-    inactive = set()
-    for name, client in clients.items():
-        state = await client.internal_state()
-        _check_limit(name, state, outcome)
-        if name.endswith("-speckv") and read_counters(state, name) is None:
-            inactive.add(name)
-            screen.say(f"server {name}: SpecKV is not active, so its arms are not reported")
-    return [arm for arm in arms if arm.server not in inactive]
+async def _measure(
+    wanted: Comparison,
+    fleet: Fleet,
+    arms: Sequence[Arm],
+    until: float,
+    outcome: Outcome,
+    report: Callable[[str], None],
+) -> None:
+    options = wanted.options
+    runner = Runner(
+        fleet=fleet,
+        arms=arms,
+        workload=wanted.workload,
+        traffic=wanted.traffic,
+        tokenize=wanted.tokenize,
+        report=report,
+        temperature=options.temperature,
+        keep=outcome.keep,
+    )
+    pace = await runner.warm_up()
+    if not outcome.max_new_tokens:
+        left = until - time.perf_counter()
+        planned = tokens_per_request(pace, left, wanted.planned_rounds, options.token_bounds)
+        default = _DEFAULT_TOKENS if options.minutes is None else planned
+        outcome.max_new_tokens = options.max_new_tokens or default
+        outcome.settled(outcome.max_new_tokens)
+    await runner.measure(outcome.results, outcome.max_new_tokens, until, options.most_rounds)
+    if options.temperature > 0:
+        for arm in runner.up:
+            report(f"repeated prompts: {arm.name}")
+            outcome.samples |= await runner.repeated(arm, max(options.concurrency))
 
 
-def _check_limit(name: str, state: Mapping[str, Any], outcome: Outcome) -> None:
-    limit = state.get("effective_max_running_requests_per_dp")
-    if outcome.max_running_requests is None:
-        outcome.max_running_requests = limit
-    if limit != outcome.max_running_requests:
-        raise ServerError(
-            f"server {name} runs at most {limit} requests where another runs "
-            f"{outcome.max_running_requests}: the comparison would not be fair"
-        )
+def _tell(fleet: Fleet, outcome: Outcome, screen: Screen) -> None:
+    for name, reason in fleet.failures.items():
+        if name not in outcome.failures:
+            screen.say(f"out of the comparison: {reason}")
+    outcome.failures |= fleet.failures
 
 
-async def _judge(
-    wanted: Comparison, results: Results, meter: GapMeter
-) -> dict[tuple[Arm, int], Verdict]:
-    verdicts: dict[tuple[Arm, int], Verdict] = {}
-    none, *drafting = arms_for(wanted.drafts)
-    for arm in drafting:
-        for concurrency in wanted.concurrencies:
-            pair: dict[Arm, list[BlockResult]] = results.common([none, arm], concurrency)
+async def _judge(wanted: Comparison, fleet: Fleet, outcome: Outcome) -> None:
+    """Answers of every arm that has any against those of ``none``, if that is up."""
+    client = fleet.clients.get("none")
+    none = next((arm for arm in wanted.arms if arm.name == "none"), None)
+    if none is None or not isinstance(client, Client):
+        return
+    meter = GapMeter(client, wanted.tokenize)
+    for arm in wanted.arms:
+        for condition in outcome.results.conditions():
+            if arm == none or arm.name.startswith("url:"):
+                continue
+            pair = outcome.results.common([none, arm], condition)
             if pair[arm]:
-                verdicts[arm, concurrency] = await judge(pair[arm], pair[none], meter)
-    return verdicts
+                try:
+                    verdict = await judge(pair[arm], pair[none], meter)
+                except ServerError as error:
+                    fleet.fail("none", error)
+                    return
+                outcome.verdicts[arm, condition] = verdict

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 
-from sglang_speckv.bench.client import ServerError
+from sglang_speckv.bench.connection import ServerError
 
 
 class Counters(msgspec.Struct, frozen=True):
     """Cumulative since start, or what one block added.
 
     ``rounds`` are decode rounds by step count, ``request_rounds`` the same times requests;
-    ``recent`` the newest rounds as (seconds since start, num_steps, batch size).
+    ``recent`` the newest rounds as (seconds since start, num_steps, batch size, and whatever a
+    later version adds).
     """
 
     rounds: dict[str, int]
@@ -22,7 +24,7 @@ class Counters(msgspec.Struct, frozen=True):
     correct_drafts: int
     switches: int = 0
     fallbacks: int = 0
-    recent: tuple[tuple[float, int, int], ...] = ()
+    recent: tuple[tuple[float, ...], ...] = ()
 
     def since(self, before: Counters) -> Counters:
         rounds = {tier: n - before.rounds.get(tier, 0) for tier, n in self.rounds.items()}
@@ -64,6 +66,14 @@ class Counters(msgspec.Struct, frozen=True):
         total = sum(self.rounds.values())
         tiers = sorted((tier for tier, n in self.rounds.items() if n), key=int)
         return {tier: self.rounds[tier] / total for tier in tiers}
+
+    def step_seconds(self) -> dict[str, float]:
+        """Seconds by step count, of the newest rounds: a round lasts from the one before it."""
+        found: dict[str, float] = {}
+        for (before, *_), (moment, num_steps, *_) in pairwise(self.recent):
+            tier = str(int(num_steps))
+            found[tier] = found.get(tier, 0.0) + moment - before
+        return found
 
 
 def read_counters(state: dict[str, Any], server: str) -> Counters | None:

@@ -3,111 +3,48 @@
     speckv demo --quick
     speckv demo --draft eagle3 --concurrency 1 --concurrency 8 --seconds 900
 
-All servers are up at once and take turns block by block, so that a noisy machine treats every arm
-alike. ``static:K`` and ``speckv`` are policies of one server, switched while it runs.
+A small ``speckv ab``: all servers are up at once and take turns block by block, so that a noisy
+machine treats every arm alike. ``static:K`` and ``speckv`` are policies of one server, switched
+while it runs.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from sglang_speckv.bench import stats
-from sglang_speckv.bench.client import ServerError
-from sglang_speckv.bench.compare import Comparison, Outcome, compare
-from sglang_speckv.bench.models import DEMO_TARGET
-from sglang_speckv.bench.plan import Arm, arms_for
-from sglang_speckv.bench.prepare import DemoOptions, prepare
-from sglang_speckv.bench.progress import Screen
+from sglang_speckv.bench.connection import ServerError
+from sglang_speckv.bench.options import Options, options_from
 from sglang_speckv.bench.prompts import DEMO_PROMPTS
-from sglang_speckv.bench.provenance import provenance, write_atomically
-from sglang_speckv.bench.report import Cell, cells_for, print_tables
+from sglang_speckv.config import ConfigError
+
+ARMS = ("none", "static:1", "static:3", "static:5", "ema", "speckv")
+DEFAULT_SECONDS, QUICK_SECONDS = 1140.0, 340.0
+DEFAULT_ROUNDS, QUICK_ROUNDS = 12, 4
+_MIN_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    cells: Sequence[Cell]
-    results_path: Path
-    picture_path: Path
-    seconds: float
-
-    def last_line(self) -> str:
-        """One compact JSON object."""
-        summary = {
-            "cells": [cell.to_json() for cell in self.cells],
-            "results": str(self.results_path),
-            "picture": str(self.picture_path),
-            "seconds": round(self.seconds, 1),
-        }
-        return msgspec.json.encode(summary).decode()
-
-
-def run_demo(options: DemoOptions, screen: Screen | None = None) -> DemoResult:
-    """Set everything up, compare, write ``results.json`` and ``steps.png`` into ``options.out``."""
-    screen = screen or Screen()
-    wanted = prepare(options, screen)
-    started = time.perf_counter()
-    outcome = asyncio.run(compare(wanted, screen))
-    cells = demo_cells(wanted, outcome)
-    if not cells:
-        raise ServerError("no draft had an active SpecKV server, so there is nothing to compare")
-    seconds = time.perf_counter() - started
-    results = options.out / "results.json"
-    details = msgspec.json.format(
-        msgspec.json.encode(describe(wanted, outcome, cells, seconds)), indent=1
-    )
-    write_atomically(results, lambda path: path.write_bytes(details))
-    picture = options.out / "steps.png"
-    write_atomically(picture, lambda path: _draw(cells, path, wanted))
-    return DemoResult(cells, results, picture, time.perf_counter() - started)
-
-
-def demo_cells(wanted: Comparison, outcome: Outcome) -> list[Cell]:
-    """Cells by draft and concurrency; ``none`` is measured once and stands in each draft's."""
-    none, *drafting = arms_for(wanted.drafts)
-    cells: list[Cell] = []
-    for draft in wanted.drafts:
-        ours = [arm for arm in drafting if arm.draft == draft.name]
-        for concurrency in wanted.concurrencies:
-            ran = [arm for arm in ours if (arm, concurrency) in outcome.results.blocks]
-            if not any(arm.policy for arm in ran):
-                continue
-            blocks = outcome.results.common([none, *ran], concurrency)
-            verdicts = _of_concurrency(outcome.verdicts, concurrency)
-            cells += cells_for(draft.name, concurrency, blocks, verdicts)
-    return cells
-
-
-def describe(
-    wanted: Comparison, outcome: Outcome, cells: Sequence[Cell], seconds: float
-) -> dict[str, Any]:
-    """All of a run, with where it came from."""
-    none = arms_for(wanted.drafts)[0]
-    noise = {
-        str(concurrency): stats.spread([result.seconds for result in blocks])
-        for (arm, concurrency), blocks in outcome.results.blocks.items()
-        if arm == none
+def demo_options(
+    quick: bool = False, seconds: float | None = None, **asked: Any
+) -> tuple[Options, int]:
+    """The comparison, and for how many blocks per cell its output length leaves time."""
+    if seconds is not None and not _MIN_SECONDS <= seconds <= 86400:
+        raise ConfigError(f"{seconds} seconds are not in {_MIN_SECONDS:.0f}..86400")
+    budget = seconds or (QUICK_SECONDS if quick else DEFAULT_SECONDS)
+    preset = {
+        "arms": ARMS,
+        "concurrency": (1, 4),
+        "requests_per_slot": 1,
+        "token_bounds": (16, 64),
+        "minutes": budget / 60,
+        "out": "out/demo",
     }
-    return {
-        "provenance": provenance(),
-        "target": wanted.target,
-        "target_note": "4-bit weights (Q4_1) expanded" if DEMO_TARGET in wanted.target else None,
-        "drafts": {draft.name: [draft.algorithm, str(draft.path)] for draft in wanted.drafts},
-        "server_flags": list(wanted.server_flags),
-        "max_running_requests": outcome.max_running_requests,
-        "max_new_tokens": outcome.max_new_tokens,
-        "seconds": round(seconds, 1),
-        "servers_ready_s": round(outcome.ready_s, 1),
-        "noise_block_seconds_of_none": noise,
-        "cells": [cell.to_detail() for cell in cells],
-    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    return options_from(preset | given, "options"), QUICK_ROUNDS if quick else DEFAULT_ROUNDS
 
 
 def demo_command(
@@ -128,38 +65,64 @@ def demo_command(
     json: Annotated[bool, typer.Option("--json", help="Only the JSON line on stdout.")] = False,
 ) -> None:
     """Compare no drafting, fixed depths, SGLang's own rule and SpecKV on a small real model."""
-    from rich.console import Console
-
-    options = DemoOptions(
+    options, rounds = demo_options(
+        quick,
+        seconds,
         target=target,
-        drafts=tuple(draft or ()),
-        concurrencies=tuple(concurrency or (1, 4)),
-        quick=quick,
-        seconds=seconds,
-        out=out,
-        prompts=prompts,
+        drafts=draft,
+        concurrency=concurrency,
+        out=str(out),
+        prompts=None if prompts == DEMO_PROMPTS else str(prompts),
         dtype=dtype,
     )
+    raise typer.Exit(run_demo(options, rounds, only_json=json))
+
+
+def run_demo(options: Options, planned_rounds: int, only_json: bool = False) -> int:
+    """Set everything up, compare, write ``results.json`` and ``steps.png``; the exit code."""
+    from rich.console import Console
+
+    from sglang_speckv.bench.execute import execute
+    from sglang_speckv.bench.plot import draw
+    from sglang_speckv.bench.prepare import prepare
+    from sglang_speckv.bench.progress import Screen
+    from sglang_speckv.bench.provenance import write_atomically
+    from sglang_speckv.bench.report import print_tables
+
     screen = Screen()
+    wanted = prepare(options, screen, planned_rounds)
     try:
-        result = run_demo(options, screen)
+        done = execute(wanted, screen)
+        cells = compared(done.found.cells)
     except ServerError as error:
         screen.say(f"speckv: {error}")
-        raise typer.Exit(1) from None
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        screen.say("speckv: stopped; the servers are down")
-        raise typer.Exit(130) from None
-    if not json:
+        return 1
+    if done.outcome.interrupted:
+        return 130
+    picture = Path(options.out) / "steps.png"
+    title = f"SpecKV on SGLang, target {Path(wanted.target).name}"
+    write_atomically(picture, lambda path: draw(cells, path, title))
+    if not only_json:
         console = Console()
-        print_tables(result.cells, console if console.is_terminal else Console(width=130))
-    print(result.last_line())
+        print_tables(cells, console if console.is_terminal else Console(width=150))
+    print(last_line(cells, done.path, picture, done.seconds))
+    return 1 if done.outcome.failures else 0
 
 
-def _draw(cells: Sequence[Cell], path: Path, wanted: Comparison) -> None:
-    from sglang_speckv.bench.plot import draw
+def compared(cells: Sequence[Any]) -> list[Any]:
+    """The cells of drafts whose SpecKV was on; without any there is nothing to show."""
+    active = {cell.draft for cell in cells if cell.active}
+    if not active:
+        raise ServerError("no draft had an active SpecKV server, so there is nothing to compare")
+    return [cell for cell in cells if cell.draft in active]
 
-    draw(cells, path, f"SpecKV on SGLang, target {Path(wanted.target).name}")
 
-
-def _of_concurrency(verdicts: dict[tuple[Arm, int], Any], concurrency: int) -> dict[Arm, Any]:
-    return {arm: verdict for (arm, at), verdict in verdicts.items() if at == concurrency}
+def last_line(cells: Sequence[Any], results: Path, picture: Path, seconds: float) -> str:
+    """One compact JSON object."""
+    summary = {
+        "cells": [cell.to_json() for cell in cells],
+        "results": str(results),
+        "picture": str(picture),
+        "seconds": round(seconds, 1),
+    }
+    return msgspec.json.encode(summary).decode()

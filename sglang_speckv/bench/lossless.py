@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.prompts import Prompt
-from sglang_speckv.bench.run import BlockResult, Tokenize
+from sglang_speckv.bench.results import BlockResult
+from sglang_speckv.bench.run import Tokenize
 
 TIE_GAP = 1e-3
 """Two tokens this close in log-probability may swap with the shape of a float32 batch."""
@@ -39,6 +40,11 @@ class Verdict:
         return self.ties == len(self.gaps)
 
 
+class TwoBest(Protocol):
+    async def top2_gap(self, input_ids: Sequence[int]) -> float:
+        """Log-probability between the two likeliest next tokens."""
+
+
 def divergences(
     blocks: Sequence[BlockResult], reference: Sequence[BlockResult]
 ) -> list[Divergence]:
@@ -65,7 +71,7 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
 class GapMeter:
     """Asks the server without drafting how close its two best tokens were; remembers."""
 
-    client: Client
+    client: TwoBest
     tokenize: Tokenize
     _known: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
 
@@ -87,5 +93,6 @@ class GapMeter:
 async def judge(
     blocks: Sequence[BlockResult], reference: Sequence[BlockResult], meter: GapMeter
 ) -> Verdict:
+    """Answers of paired blocks against the reference's."""
     answers = sum(len(result.completions) for result in blocks)
     return Verdict(answers, await meter.gaps(divergences(blocks, reference)))

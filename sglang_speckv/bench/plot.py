@@ -1,48 +1,123 @@
-"""The demo's picture: what SpecKV chose while it served, and what it brought."""
+"""Pictures: what SpecKV chose while it served, and what each arm brought at which load."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sglang_speckv.bench.report import Cell, total_counters
+from sglang_speckv.bench.cells import Cell, total_counters
 
 _SPECKV, _OTHER, _BEST = "#0f766e", "#b8c4cc", "#64748b"
+_METADATA = ("Creator", "Date", "Format", "Type")  # without them SVG names no address but its own
+_NAMED = {"none": "#111827", "default": "#b45309", "ema": "#7c3aed"}
 
 
 def draw(cells: Sequence[Cell], path: Path, title: str) -> None:
-    """One row per draft and concurrency: steps over time on the left, tok/s on the right."""
+    """One row per draft and load: steps over time on the left, tok/s on the right."""
+    figure = _steps_and_rates(cells, title)
+    figure.savefig(path, dpi=130, format="png")
+    _close(figure)
+
+
+def svg(make: Callable[..., Any], *args: Any) -> str:
+    """A figure as inline SVG, text as text."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speckv"}):
+        figure = make(*args)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(_METADATA))
+    _close(figure)
+    text = out.getvalue()
+    return text[text.index("<svg") :]
 
-    rows = list(dict.fromkeys((cell.draft, cell.concurrency) for cell in cells))
+
+def steps_figure(cells: Sequence[Cell]) -> Any:
+    """Only the choices, one row per draft and load."""
+    plt = _pyplot()
+    rows = list(dict.fromkeys((cell.draft, cell.condition) for cell in cells))
     figure, axes = plt.subplots(
-        len(rows),
-        2,
-        figsize=(12, 2.5 * len(rows) + 0.8),
-        width_ratios=(2.4, 1),
-        squeeze=False,
-        layout="constrained",
+        len(rows), 1, figsize=(11, 1.7 * len(rows) + 0.6), squeeze=False, layout="constrained"
     )
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-    for (left, right), (draft, concurrency) in zip(axes, rows, strict=True):
-        row = [cell for cell in cells if (cell.draft, cell.concurrency) == (draft, concurrency)]
-        draw_steps(left, row, f"{draft}, concurrency {concurrency}: draft steps chosen by SpecKV")
-        draw_rates(right, row)
+    for (axis,), key in zip(axes, rows, strict=True):
+        row = [cell for cell in cells if (cell.draft, cell.condition) == key]
+        draw_steps(axis, row, f"{key[0]}: {key[1]}")
     axes[-1][0].set_xlabel("seconds of decoding under SpecKV (dotted: next block of prompts)")
-    axes[-1][1].set_xlabel("tok/s (dark: best fixed depth)")
-    figure.savefig(path, dpi=130, format="png")
-    plt.close(figure)
+    return figure
+
+
+def rates_figure(cells: Sequence[Cell], title: str) -> Any:
+    """tok/s of every arm over the best static arm's, by load, with intervals."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(11, 4.4), layout="constrained")
+    loads = list(dict.fromkeys(cell.condition for cell in cells))
+    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    for i, arm in enumerate(arms):
+        ours = [cell for cell in cells if cell.arm == arm and cell.ratio is not None]
+        shift = 0.7 * (i / max(len(arms) - 1, 1) - 0.5)
+        _draw_arm(axis, arm, ours, [loads.index(cell.condition) + shift for cell in ours])
+    axis.axhline(1, color="0.6", linewidth=0.8)
+    best = {load: max(c.tok_per_s for c in cells if c.condition == load) for load in loads}
+    names = [f"{_load_name(load)}\n(most: {best[load]:.0f} tok/s)" for load in loads]
+    axis.set_xticks(range(len(loads)), names)
+    axis.set_ylabel("tok/s over the best static arm")
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.grid(axis="y", color="0.93")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    return figure
+
+
+def accept_figure(by_class: dict[str, dict[str, float]]) -> Any:
+    """Accept length by class of prompt; ``by_class`` is arm -> class -> accept length."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(11, 3.6), layout="constrained")
+    kinds = sorted({kind for found in by_class.values() for kind in found})
+    width = 0.8 / max(len(by_class), 1)
+    for i, (arm, found) in enumerate(by_class.items()):
+        places = [kinds.index(kind) - 0.4 + width * (i + 0.5) for kind in found]
+        axis.bar(places, list(found.values()), width * 0.92, color=_color(arm, i), label=arm)
+    axis.set_xticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
+    axis.set_ylabel("accept length (bonus included)")
+    axis.axhline(1, color="0.6", linewidth=0.8)
+    axis.set_ylim(bottom=0.9)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    return figure
+
+
+def calibration_figure(points: dict[str, Sequence[tuple[float, float, int]]]) -> Any:
+    """Expected against true accept length; ``points`` are name -> (expected, true, rounds)."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(5, 4.4), layout="constrained")
+    values = [
+        v for found in points.values() for expected, true, _ in found for v in (expected, true)
+    ]
+    low, high = min(values), max(values)
+    axis.plot([low, high], [low, high], color="0.6", linewidth=0.8)
+    for i, (name, found) in enumerate(points.items()):
+        sizes = [12 + 120 * n / max(m for _, _, m in found) for _, _, n in found]
+        axis.scatter(
+            *zip(*((e, t) for e, t, _ in found), strict=True),
+            s=sizes,
+            alpha=0.7,
+            color=_color(name, i),
+            label=name,
+        )
+    axis.set_xlabel("expected accept length")
+    axis.set_ylabel("true accept length")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    return figure
 
 
 def draw_steps(axes: Any, row: Sequence[Cell], title: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylabel("steps")
-    speckv = next((cell for cell in row if cell.arm == "speckv"), None)
+    speckv = next((cell for cell in row if cell.arm.startswith("speckv")), None)
     if speckv is None:
         return
     offset = 0.0
@@ -50,8 +125,8 @@ def draw_steps(axes: Any, row: Sequence[Cell], title: str) -> None:
         recent = result.counters.recent if result.counters else ()
         if not recent:
             continue
-        times = [offset + moment - recent[0][0] for moment, _, _ in recent]
-        steps = [num_steps for _, num_steps, _ in recent]
+        times = [offset + moment - recent[0][0] for moment, *_ in recent]
+        steps = [num_steps for _, num_steps, *_ in recent]
         axes.step(times, steps, where="post", color=_SPECKV, linewidth=0.9)
         offset = times[-1] + (times[-1] - times[0]) / len(times)
         axes.axvline(offset, color="0.8", linestyle=":", linewidth=0.8)
@@ -73,3 +148,74 @@ def draw_rates(axes: Any, row: Sequence[Cell]) -> None:
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.14)
+
+
+def _steps_and_rates(cells: Sequence[Cell], title: str) -> Any:
+    plt = _pyplot()
+    rows = list(dict.fromkeys((cell.draft, cell.condition) for cell in cells))
+    figure, axes = plt.subplots(
+        len(rows),
+        2,
+        figsize=(12, 2.5 * len(rows) + 0.8),
+        width_ratios=(2.4, 1),
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    for (left, right), (draft, condition) in zip(axes, rows, strict=True):
+        row = [cell for cell in cells if (cell.draft, cell.condition) == (draft, condition)]
+        draw_steps(left, row, f"{draft}, {condition}: draft steps chosen by SpecKV")
+        draw_rates(right, row)
+    axes[-1][0].set_xlabel("seconds of decoding under SpecKV (dotted: next block of prompts)")
+    axes[-1][1].set_xlabel("tok/s (dark: best fixed depth)")
+    return figure
+
+
+def _draw_arm(axis: Any, arm: str, cells: Sequence[Cell], places: Sequence[float]) -> None:
+    if not cells:
+        return
+    ratios = [cell.ratio for cell in cells if cell.ratio is not None]
+    low = [r.value - (r.value if r.low is None else r.low) for r in ratios]
+    high = [(r.value if r.high is None else r.high) - r.value for r in ratios]
+    mine = arm.startswith("speckv")
+    axis.errorbar(
+        places,
+        [r.value for r in ratios],
+        yerr=[low, high],
+        fmt="D" if mine else "o",
+        markersize=7 if mine else 5,
+        color=_color(
+            arm, int(arm.partition(":")[2].partition("#")[0] or 0) if "static" in arm else 0
+        ),
+        capsize=2,
+        linewidth=1,
+        label=arm,
+    )
+
+
+def _color(arm: str, number: int) -> Any:
+    if arm.startswith("speckv"):
+        return _SPECKV
+    named = _NAMED.get(arm.partition("#")[0])
+    if named is not None:
+        return named
+    return _pyplot().get_cmap("Blues")(0.35 + 0.07 * min(number, 8))
+
+
+def _load_name(condition: Any) -> str:
+    if condition.rate is not None:
+        return f"{condition.rate:g} requests/s"
+    return "sweep" if condition.traffic == "sweep" else f"{condition.concurrency} at a time"
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _close(figure: Any) -> None:
+    _pyplot().close(figure)

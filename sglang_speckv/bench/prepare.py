@@ -1,71 +1,58 @@
-"""From what a person asked of the demo to a :class:`~sglang_speckv.bench.compare.Comparison`."""
+"""From what a person asked to a :class:`~sglang_speckv.bench.compare.Comparison`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from sglang_speckv.bench.arms import Draft, arms_for, needs_draft
 from sglang_speckv.bench.compare import Comparison
 from sglang_speckv.bench.drafts import DEMO_DRAFTS, algorithm_of, resolve_draft
 from sglang_speckv.bench.models import resolve_target
-from sglang_speckv.bench.plan import Draft
+from sglang_speckv.bench.options import Options
 from sglang_speckv.bench.progress import Screen
-from sglang_speckv.bench.prompts import DEMO_PROMPTS, Prompt, load_prompts
+from sglang_speckv.bench.prompts import Prompt, find_prompts
 from sglang_speckv.bench.run import Tokenize
+from sglang_speckv.bench.traffic import Workload
 from sglang_speckv.config import ConfigError
 
-DEFAULT_SECONDS, QUICK_SECONDS = 1140.0, 340.0
-_MIN_SECONDS = 60.0
+PLANNED_ROUNDS = 8
+_ALGORITHMS = ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE")
 _SERVER_BYTES = 2_500_000_000  # one server's processes beside its weights
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """``seconds`` bounds everything after set-up; None is what quick or full implies."""
-
-    target: str | None = None
-    drafts: tuple[str, ...] = ()
-    concurrencies: tuple[int, ...] = (1, 4)
-    quick: bool = False
-    seconds: float | None = None
-    out: Path = Path("out/demo")
-    prompts: Path = DEMO_PROMPTS
-    dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        for concurrency in self.concurrencies:
-            if not 1 <= concurrency <= 256:
-                raise ConfigError(f"concurrency {concurrency} is not in 1..256")
-        if not self.concurrencies or len(set(self.concurrencies)) != len(self.concurrencies):
-            raise ConfigError(f"concurrencies {self.concurrencies} are none, or name one twice")
-        if self.seconds is not None and not _MIN_SECONDS <= self.seconds <= 86400:
-            raise ConfigError(f"{self.seconds} seconds are not in {_MIN_SECONDS:.0f}..86400")
-
-    @property
-    def budget_s(self) -> float:
-        return self.seconds or (QUICK_SECONDS if self.quick else DEFAULT_SECONDS)
-
-
-def prepare(options: DemoOptions, screen: Screen) -> Comparison:
+def prepare(options: Options, screen: Screen, planned_rounds: int = PLANNED_ROUNDS) -> Comparison:
     """The set-up: models fetched, drafts complete, prompts read, a tokenizer loaded."""
-    prompts = load_prompts(options.prompts)
+    if options.prompts is None or not options.prompts.startswith("sglang:"):
+        find_prompts(options.prompts, "")  # refused before anything is fetched
     with screen.downloads() as progress:
         target = resolve_target(options.target, progress)
-    drafts = find_drafts(options.drafts, target, screen)
+    drafts = find_drafts(options.drafts, target, screen) if needs_draft(options.all_arms) else []
+    dtype = options.dtype or default_dtype()
+    workload = Workload(
+        find_prompts(options.prompts, str(target)),
+        options.concurrency,
+        options.requests_per_slot,
+        seed=options.seed,
+    )
     return Comparison(
+        options=options,
         target=str(target),
         drafts=drafts,
-        concurrencies=options.concurrencies,
-        prompts=prompts,
+        arms=arms_for(drafts, options.all_arms),
+        workload=workload,
         tokenize=chat_tokenizer(str(target)),
-        server_flags=server_flags(max(options.concurrencies), options.dtype or default_dtype()),
-        seconds=options.budget_s,
-        rounds=4 if options.quick else 12,
-        token_bounds=(16, 64),
+        server_flags=server_flags(most_requests(options, workload), dtype),
+        dtype=dtype,
         server_bytes=_SERVER_BYTES + 2 * _weight_bytes(target),
-        logs=options.out / "logs",
+        planned_rounds=options.rounds or planned_rounds,
     )
+
+
+def most_requests(options: Options, workload: Workload) -> int:
+    """At a time; an open loop may have all of a block's at once."""
+    open_loop = workload.open_loop_requests if options.rate else 1
+    return max(*options.concurrency, open_loop)
 
 
 def find_drafts(names: Sequence[str], target: Path | str, screen: Screen) -> list[Draft]:
@@ -73,18 +60,25 @@ def find_drafts(names: Sequence[str], target: Path | str, screen: Screen) -> lis
     found = []
     for name in names or DEMO_DRAFTS:
         try:
-            path = resolve_draft(name, target)
+            found.append(_draft(name, target))
         except ConfigError as error:
             if names:
                 raise
             screen.say(f"skipped: {error}")
-            continue
-        found.append(
-            Draft(path.name if name not in DEMO_DRAFTS else name, path, algorithm_of(path))
-        )
     if not found:
         raise ConfigError("no demo draft was found; pass --draft PATH")
     return found
+
+
+def _draft(name: str, target: Path | str) -> Draft:
+    """A demo draft, a directory, or ``ALGORITHM=PATH-OR-HUB-ID``."""
+    algorithm, _, place = name.partition("=")
+    if algorithm in _ALGORITHMS and place:
+        path = Path(place).expanduser()
+        shown = str(resolve_draft(place, target)) if path.is_dir() else place
+        return Draft(f"{algorithm.lower()}-{path.name}", shown, algorithm)
+    path = resolve_draft(name, target)
+    return Draft(path.name if name not in DEMO_DRAFTS else name, str(path), algorithm_of(path))
 
 
 def server_flags(max_concurrency: int, dtype: str) -> list[str]:
@@ -121,10 +115,9 @@ def chat_tokenizer(target: str) -> Tokenize:
 
     def tokenize(prompt: Prompt) -> list[int]:
         if prompt.id not in known:
-            messages = [{"role": "user", "content": prompt.prompt}]
             known[prompt.id] = list(
                 tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, return_dict=False
+                    prompt.chat(), add_generation_prompt=True, return_dict=False
                 )
             )
         return known[prompt.id]

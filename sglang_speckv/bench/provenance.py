@@ -20,7 +20,7 @@ _PACKAGES = ("sglang-speckv", "sglang", "torch", "transformers", "flashinfer-pyt
 
 def provenance() -> dict[str, Any]:
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(shown_path, sys.argv[1:])],
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "git": _git("rev-parse", "HEAD"),
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else status != "",
@@ -42,6 +42,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         scratch = Path(folder) / path.name
         write(scratch)
         os.replace(scratch, path)
+
+
+def shown_path(text: str) -> str:
+    """``text`` without what is this machine's own: the checkout and the home directory."""
+    checkout = str(Path(__file__).resolve().parents[2])
+    return text.replace(checkout + "/", "").replace(str(Path.home()), "~")
 
 
 def _output(*command: str) -> str | None:

@@ -4,117 +4,210 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from sglang_speckv.bench.client import Client, Completion, ServerError
+from sglang_speckv.bench import sampling
+from sglang_speckv.bench.arms import NO_DRAFT, Arm
+from sglang_speckv.bench.client import Client
+from sglang_speckv.bench.connection import ServerError
 from sglang_speckv.bench.counters import Counters, read_counters
-from sglang_speckv.bench.plan import Arm, Block, schedule
+from sglang_speckv.bench.load import Answer, Completion, drive
+from sglang_speckv.bench.openai_client import OpenAIClient
+from sglang_speckv.bench.plan import order_of, tasks
 from sglang_speckv.bench.prompts import Prompt
+from sglang_speckv.bench.results import BlockResult, Results
+from sglang_speckv.bench.sampling import Samples
+from sglang_speckv.bench.traffic import Block, Condition, Workload
 
 WARM_UP_TOKENS = 16
-BALANCED_ROUNDS = 4
-"""Rounds after which every concurrency has met all four prompt classes equally often."""
 
 Tokenize = Callable[[Prompt], list[int]]
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class BlockResult:
-    """One arm's run of one block; ``counters`` are the block's own, None without SpecKV."""
+class Pace:
+    """How long blocks take: up to the first tokens, and for each token of output length."""
 
-    block: Block
-    tokens: int
-    seconds: float
-    completions: tuple[Completion, ...]
-    counters: Counters | None
+    fixed_s: float = 0.0
+    per_token_s: float = 0.0
+
+    @classmethod
+    def of(cls, result: BlockResult) -> Pace:
+        first_s = max((c.first_s or 0.0 for c in result.completions), default=0.0)
+        fixed_s = min(first_s, result.seconds)
+        return cls(fixed_s, (result.seconds - fixed_s) / WARM_UP_TOKENS)
+
+    @property
+    def seconds(self) -> float:
+        return self.fixed_s + WARM_UP_TOKENS * self.per_token_s
+
+    def times(self, factor: float) -> Pace:
+        return Pace(self.fixed_s * factor, self.per_token_s * factor)
+
+    def __add__(self, other: Pace) -> Pace:
+        return Pace(self.fixed_s + other.fixed_s, self.per_token_s + other.per_token_s)
 
 
-@dataclass
-class Results:
-    """Blocks by arm and concurrency, in order of their index."""
+class Fleet(Protocol):
+    """The servers that are up."""
 
-    blocks: dict[tuple[Arm, int], list[BlockResult]] = field(default_factory=dict)
+    clients: dict[str, Client | OpenAIClient]
 
-    def add(self, arm: Arm, result: BlockResult) -> None:
-        self.blocks.setdefault((arm, result.block.concurrency), []).append(result)
-
-    def common(self, arms: Sequence[Arm], concurrency: int) -> dict[Arm, list[BlockResult]]:
-        """The blocks that all ``arms`` ran, so that they compare pair by pair."""
-        found = {arm: self.blocks.get((arm, concurrency), []) for arm in arms}
-        count = min(map(len, found.values()), default=0)
-        return {arm: blocks[:count] for arm, blocks in found.items()}
+    def fail(self, server: str, error: ServerError) -> None:
+        """Take a server out that failed at work."""
 
 
 @dataclass
 class Runner:
-    """Drives the arms of the servers that are up now."""
+    """Drives the arms of the servers that are up now. ``keep`` gets every finished block."""
 
-    clients: Mapping[str, Client]
+    fleet: Fleet
     arms: Sequence[Arm]
-    concurrencies: Sequence[int]
-    prompts: Sequence[Prompt]
+    workload: Workload
+    traffic: Sequence[Sequence[Condition]]
     tokenize: Tokenize
     report: Report
+    temperature: float = 0.0
+    keep: Callable[[Arm, BlockResult], None] = lambda arm, result: None
+    _took_s: dict[Condition, float] = field(default_factory=dict)
 
-    async def warm_up(self) -> float:
-        """Each arm at each concurrency once, dropped; the seconds that such a round takes."""
-        start = time.perf_counter()
-        warm_prompts = self.prompts[::-1]
-        for block, arm in schedule(0, self.arms, self.concurrencies, warm_prompts):
-            self.report(f"warm-up: {label(arm, block.concurrency)}")
-            await self.run_block(arm, block, WARM_UP_TOKENS)
-        return time.perf_counter() - start
+    @property
+    def up(self) -> list[Arm]:
+        """Arms whose servers have not failed."""
+        return [arm for arm in self.arms if arm.server in self.fleet.clients]
 
-    async def measure(self, results: Results, max_new_tokens: int, deadline: float) -> None:
-        """Whole rounds until another one would pass ``deadline`` (of ``time.perf_counter``);
-        at least one, and a balanced number of them where that fits."""
-        start, index = time.perf_counter(), 0
-        while True:
-            await self._round(index, results, max_new_tokens)
-            index += 1
-            now = time.perf_counter()
-            ahead = BALANCED_ROUNDS if index % BALANCED_ROUNDS == 0 else 1
-            if now + ahead * (now - start) / index > deadline:
+    async def warm_up(self) -> Pace:
+        """Short blocks, dropped: what learns at every load, the rest at the largest. Returns what
+        a block of every arm under every condition would take."""
+        conditions = [condition for group in self.traffic for condition in group]
+        loads = sorted({condition.concurrency or 0 for condition in conditions}, reverse=True)
+        short = replace(self.workload, requests_per_slot=1)
+        took: dict[tuple[Arm, int], Pace] = {}
+        for load in loads:
+            block = short.block(-1, next(c for c in conditions if (c.concurrency or 0) == load))
+            for arm in self.up:
+                if load == loads[0] or arm.learns or arm.name == "none":
+                    self.report(f"warm-up: {label(arm, block.condition)}")
+                    result = await self.attempt(arm, block, WARM_UP_TOKENS)
+                    if result is not None:
+                        took[arm, load] = Pace.of(result).times(self.workload.requests_per_slot)
+        return _projected(took, self.up, [c.concurrency or 0 for c in conditions], loads[0])
+
+    async def measure(
+        self, results: Results, max_new_tokens: int, deadline: float, rounds: int | None = None
+    ) -> None:
+        """Blocks until the next would pass ``deadline`` (of ``time.perf_counter``) or each
+        condition has ``rounds``; at least one under each condition of the first traffic."""
+        spent: set[Condition] = set()
+        for number, block in tasks(self.workload, self.traffic, rounds):
+            first = block.index == 0 and block.condition in self.traffic[0]
+            if not first and time.perf_counter() + self._expected(block.condition) > deadline:
+                spent.add(block.condition)
+            if not self.up or len(spent) == sum(map(len, self.traffic)):
                 return
+            if block.condition not in spent:
+                await self._task(number, block, results, max_new_tokens)
 
-    async def _round(self, index: int, results: Results, max_new_tokens: int) -> None:
-        for block, arm in schedule(index, self.arms, self.concurrencies, self.prompts):
-            result = await self.run_block(arm, block, max_new_tokens)
-            results.add(arm, result)
-            rate = result.tokens / result.seconds
-            self.report(f"round {index + 1}: {label(arm, block.concurrency)}, {rate:.0f} tok/s")
+    async def _task(self, number: int, block: Block, results: Results, max_new_tokens: int) -> None:
+        started = time.perf_counter()
+        waiting = [arm for arm in self.up if not results.has(arm, block)]
+        for arm in order_of(waiting, number, block.index) if waiting else []:
+            if arm.server not in self.fleet.clients:
+                continue
+            result = await self.attempt(arm, block, max_new_tokens)
+            if result is not None:
+                results.add(arm, result)
+                self.keep(arm, result)
+                rate = result.tokens / result.seconds
+                self.report(
+                    f"block {block.index + 1}: {label(arm, block.condition)}, {rate:.0f} tok/s"
+                )
+        if len(waiting) == len(self.up):
+            self._took_s[block.condition] = time.perf_counter() - started
+
+    def _expected(self, condition: Condition) -> float:
+        """Seconds of a task as the last one took, or one of the same load; else 0."""
+        alike = [s for c, s in self._took_s.items() if c.concurrency == condition.concurrency]
+        return self._took_s.get(condition, max(alike, default=0.0))
+
+    async def attempt(self, arm: Arm, block: Block, max_new_tokens: int) -> BlockResult | None:
+        """One block, or None where the server failed, which ends that server's arms."""
+        try:
+            return await self.run_block(arm, block, max_new_tokens)
+        except ServerError as error:
+            self.fleet.fail(arm.server, error)
+            return None
+
+    async def repeated(self, arm: Arm, concurrency: int) -> dict[Arm, Samples]:
+        """Sampled answers to the first prompt, many times; nothing where the server failed."""
+        client = self.fleet.clients[arm.server]
+        try:
+            if arm.policy is not None and isinstance(client, Client):
+                await client.set_policy(arm.policy)
+            answer = self._answer(client, sampling.TOKENS)
+            return {arm: await sampling.draw(answer, self.workload.prompts[0], concurrency)}
+        except ServerError as error:
+            self.fleet.fail(arm.server, error)
+            return {}
 
     async def run_block(self, arm: Arm, block: Block, max_new_tokens: int) -> BlockResult:
-        client = self.clients[arm.server]
-        inputs = [self.tokenize(prompt) for prompt in block.prompts]
+        client = self.fleet.clients[arm.server]
         if arm.policy is not None:
+            assert isinstance(client, Client)
             await client.set_policy(arm.policy)
         await client.flush_cache()
-        before = await self._counters(arm)
-        load = await client.run_load(inputs, block.concurrency, max_new_tokens)
-        after = await self._counters(arm)
+        before = await self._counters(arm, client)
+        load = await drive(block, self._answer(client, max_new_tokens))
+        after = await self._counters(arm, client)
         counters = after.since(before) if after and before else None
-        return BlockResult(block, load.tokens, load.seconds, load.completions, counters)
+        return BlockResult(block, load.seconds, load.completions, counters)
 
-    async def _counters(self, arm: Arm) -> Counters | None:
-        if arm.policy is None:
+    def _answer(self, client: Client | OpenAIClient, max_new_tokens: int) -> Answer:
+        async def answer(prompt: Prompt, request_id: str) -> Completion:
+            if isinstance(client, OpenAIClient):
+                return await client.chat(prompt, max_new_tokens, request_id, self.temperature)
+            ids = self.tokenize(prompt)
+            return await client.generate(ids, max_new_tokens, request_id, self.temperature)
+
+        return answer
+
+    async def _counters(self, arm: Arm, client: Client | OpenAIClient) -> Counters | None:
+        if arm.policy is None or isinstance(client, OpenAIClient):
             return None
-        state = await self.clients[arm.server].internal_state()
+        state = await client.internal_state()
         counters = read_counters(state, arm.server)
         if counters is None:
             raise ServerError(f"server {arm.server}: SpecKV stopped being active")
+        if state["speckv"].get("policy", arm.policy) != arm.policy:
+            raise ServerError(f"server {arm.server} runs another policy than {arm.policy!r}")
         return counters
 
 
-def tokens_per_request(
-    warm_up_s: float, budget_s: float, rounds: int, bounds: tuple[int, int]
-) -> int:
+def tokens_per_request(pace: Pace, budget_s: float, rounds: int, bounds: tuple[int, int]) -> int:
     """The output length with which ``rounds`` rounds fit the budget, a multiple of 8."""
-    fitting = WARM_UP_TOKENS * budget_s / (rounds * warm_up_s)
-    return max(bounds[0], min(bounds[1], int(fitting) // 8 * 8))
+    fitting = (budget_s / rounds - pace.fixed_s) / max(pace.per_token_s, 1e-6)
+    return max(bounds[0], int(min(bounds[1], fitting)) // 8 * 8)
 
 
-def label(arm: Arm, concurrency: int) -> str:
-    name = arm.name if arm.name == "none" else f"{arm.draft} {arm.name}"
-    return f"{name} at concurrency {concurrency}"
+def label(arm: Arm, condition: Condition) -> str:
+    name = arm.name if arm.draft == NO_DRAFT else f"{arm.draft} {arm.name}"
+    return f"{name} at {condition}"
+
+
+def _projected(
+    took: Mapping[tuple[Arm, int], Pace], arms: Sequence[Arm], loads: Sequence[int], largest: int
+) -> Pace:
+    """The sum over arms and loads. Where an arm was not run at a load: as it did at the largest,
+    scaled as the others are."""
+    total = Pace()
+    for load in loads:
+        both = [arm for arm in arms if (arm, load) in took and (arm, largest) in took]
+        here = sum((took[arm, load] for arm in both), Pace())
+        there = sum((took[arm, largest] for arm in both), Pace())
+        scale = here.seconds / there.seconds if there.seconds else 1.0
+        for arm in arms:
+            known = took.get((arm, load))
+            total += known or took.get((arm, largest), Pace()).times(scale)
+    return total

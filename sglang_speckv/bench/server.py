@@ -13,12 +13,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-from sglang_speckv.bench.client import Client, ServerError
+from sglang_speckv.bench.client import Client
+from sglang_speckv.bench.connection import ServerError
 from sglang_speckv.config import ConfigError
 
 COMMAND = (sys.executable, "-m", "sglang_speckv", "serve")
@@ -29,13 +30,15 @@ class Server:
     """One server process and everything it spawned."""
 
     def __init__(
-        self, name: str, args: Sequence[str], log: Path, command: Sequence[str] = COMMAND
+        self, name: str, args: Sequence[str], log: Path, command: Sequence[str] | None = None
     ) -> None:
         self.name = name
         self.log = log
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self.argv = [*command, *args, "--host", "127.0.0.1", "--port", str(port)]
+        self.argv = [*(command or COMMAND), *args, "--host", "127.0.0.1", "--port", str(port)]
+        self.ready_s: float | None = None
+        self.peak_rss = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -51,11 +54,14 @@ class Server:
             )
 
     async def wait_ready(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+        """Until it answers; then ``ready_s`` says how many seconds that took."""
+        started = time.monotonic()
+        deadline = started + timeout_s
         async with Client(self.name, self.url, timeout_s=30) as client:
             while time.monotonic() < deadline:
                 self.check_alive()
                 if await client.ready():
+                    self.ready_s = time.monotonic() - started
                     return
                 await asyncio.sleep(1)
         raise ServerError(
@@ -74,6 +80,13 @@ class Server:
             f"server {self.name} ended with code {code}; the end of {self.log}:\n"
             f"{last_lines(self.log)}"
         )
+
+    def measure_memory(self) -> None:
+        """Keeps the largest resident size of the process and all its children, in bytes."""
+        if self._process is not None:
+            with suppress(psutil.NoSuchProcess):
+                processes = [psutil.Process(self._process.pid), *_family(self._process.pid)]
+                self.peak_rss = max(self.peak_rss, sum(map(_resident_bytes, processes)))
 
     def stop(self, grace_s: float = 5.0) -> None:
         """End the whole process group, its leader politely first; safe to call twice."""
@@ -96,26 +109,27 @@ class Server:
 @asynccontextmanager
 async def running(
     servers: Sequence[Server], ready_timeout_s: float
-) -> AsyncIterator[dict[str, Client]]:
-    """All ``servers`` up, started together; a client for each by name. All end on any exit."""
+) -> AsyncIterator[dict[str, ServerError | ConfigError]]:
+    """All ``servers`` started together and waited for; yields why some are not up, by name. All
+    end on any exit."""
+    failures: dict[str, ServerError | ConfigError] = {}
+
+    async def wait(server: Server) -> None:
+        try:
+            await server.wait_ready(ready_timeout_s)
+        except (ServerError, ConfigError) as error:
+            failures[server.name] = error
+            server.stop()
+
     try:
         for server in servers:
             server.start()
-        try:
-            async with asyncio.TaskGroup() as group:
-                for server in servers:
-                    group.create_task(server.wait_ready(ready_timeout_s))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        async with AsyncExitStack() as stack:
-            clients = [Client(server.name, server.url) for server in servers]
-            yield {client.name: await stack.enter_async_context(client) for client in clients}
-    except ServerError:
-        for server in servers:
-            server.check_alive()  # says more than a refused connection
-        raise
+        async with asyncio.TaskGroup() as group:
+            for server in servers:
+                group.create_task(wait(server))
+        yield failures
     finally:
-        with ThreadPoolExecutor(len(servers)) as pool:
+        with ThreadPoolExecutor(max(len(servers), 1)) as pool:
             list(pool.map(Server.stop, servers))
 
 
@@ -138,6 +152,13 @@ def _family(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 def _die_with_parent() -> Callable[[], object] | None:

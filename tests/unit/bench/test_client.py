@@ -1,6 +1,7 @@
 """The load client against servers that answer, die, hang and lie."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from sglang_speckv.bench import client as client_module
+from sglang_speckv.bench import connection
 from sglang_speckv.bench.client import Client, ServerError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -19,10 +20,15 @@ def good_answer(count: int) -> dict[str, Any]:
     return {"text": "x", "output_ids": list(range(count)), "meta_info": meta}
 
 
-async def generate(request: web.Request) -> web.Response:
-    body = await request.json()
-    assert body["sampling_params"]["ignore_eos"] and body["sampling_params"]["temperature"] == 0
-    return web.json_response(good_answer(body["sampling_params"]["max_new_tokens"]))
+async def stream(request: web.Request, *answers: object) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for answer in answers:
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        await response.write(b"data: " + data + b"\n\n")
+        await asyncio.sleep(0.01)
+    await response.write(b"data: [DONE]\n\n")
+    return response
 
 
 @asynccontextmanager
@@ -49,25 +55,27 @@ def run(handler: Handler, use: Callable[[Client], Awaitable[Any]], timeout_s: fl
     return asyncio.run(main())
 
 
-def test_load_keeps_order_and_its_concurrency():
-    running, most = 0, 0
-
-    async def handler(request: web.Request) -> web.Response:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
+def test_a_streamed_answer_is_counted_by_the_engine_and_timed():
+    async def handler(request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        await asyncio.sleep(0.01 * (5 - body["input_ids"][0]))
-        running -= 1
-        answer = good_answer(2) | {"output_ids": [body["input_ids"][0], 7]}
-        return web.json_response(answer)
+        assert body["stream"] and body["rid"] == "code:c1:x"
+        sampling = body["sampling_params"]
+        assert sampling == {"temperature": 0.5, "max_new_tokens": 3, "ignore_eos": True}
+        return await stream(request, good_answer(1), good_answer(2), good_answer(3))
 
-    load = run(handler, lambda client: client.run_load([[i] for i in range(5)], 3, 2))
-    assert [completion.output_ids[0] for completion in load.completions] == [0, 1, 2, 3, 4]
-    assert most == 3
-    assert load.tokens == 10
-    assert load.seconds > 0
-    assert (load.completions[0].verify_ct, load.completions[0].num_correct_drafts) == (2, 3)
+    done = run(handler, lambda client: client.generate([1], 3, "code:c1:x", 0.5))
+    assert (done.output_ids, done.tokens) == ((0, 1, 2), 3)
+    assert (done.verify_ct, done.num_correct_drafts) == (2, 3)
+    assert 0 < done.first_s < done.latency_s
+    assert done.per_token_s == pytest.approx((done.latency_s - done.first_s) / 2)
+
+
+def test_an_error_inside_the_stream_is_shown():
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await stream(request, {"error": {"message": "the prompt is too long"}})
+
+    with pytest.raises(ServerError, match="the prompt is too long"):
+        run(handler, lambda client: client.generate([1], 4))
 
 
 @pytest.mark.parametrize(
@@ -84,19 +92,20 @@ def test_load_keeps_order_and_its_concurrency():
     ],
 )
 def test_nonsense_is_one_clear_error(answer: bytes, message: str):
-    async def handler(request: web.Request) -> web.Response:
-        return web.Response(body=answer)
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await stream(request, answer)
 
     with pytest.raises(ServerError, match=message):
         run(handler, lambda client: client.generate([1], 4))
 
 
-def test_a_load_fails_with_its_first_error():
+@pytest.mark.parametrize("body", [b"", b"\xff\xfe not events", b"data: {}\n\n"])
+def test_an_answer_that_is_no_stream(body: bytes):
     async def handler(request: web.Request) -> web.Response:
-        return web.Response(status=500, text="out of memory")
+        return web.Response(body=body)
 
-    with pytest.raises(ServerError, match="out of memory"):
-        run(handler, lambda client: client.run_load([[1], [2], [3]], 2, 4))
+    with pytest.raises(ServerError, match="broke off"):
+        run(handler, lambda client: client.generate([1], 4))
 
 
 def test_an_error_status_shows_its_text():
@@ -120,7 +129,7 @@ def test_a_server_that_dies_in_mid_answer():
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
         await response.prepare(request)
-        await response.write(b'{"output_ids": [')
+        await response.write(b'data: {"output_ids": [')
         request.transport.abort()
         return response
 
@@ -129,7 +138,7 @@ def test_a_server_that_dies_in_mid_answer():
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(client_module, "_MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr(connection, "_MAX_ANSWER_BYTES", 1 << 20)
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -137,8 +146,10 @@ def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch):
         while True:
             await response.write(b" " * 65536)
 
-    with pytest.raises(ServerError, match="the answer is over 1 MB"):
+    with pytest.raises(ServerError, match="the stream does not end"):
         run(handler, lambda client: client.generate([1], 4))
+    with pytest.raises(ServerError, match="the answer is over 1 MB"):
+        run(handler, lambda client: client.internal_state())
 
 
 def test_nobody_listens():

@@ -1,4 +1,4 @@
-"""Which servers run together, what is checked of them, and the demo's options."""
+"""Which servers run together, and the drafts that are found."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 
 from sglang_speckv.bench import compare, drafts
-from sglang_speckv.bench.client import ServerError
-from sglang_speckv.bench.compare import Comparison, Outcome, server_groups
-from sglang_speckv.bench.plan import Draft
-from sglang_speckv.bench.prepare import DemoOptions, find_drafts
+from sglang_speckv.bench.arms import Draft, arms_for
+from sglang_speckv.bench.compare import Comparison, server_groups
+from sglang_speckv.bench.options import Options
+from sglang_speckv.bench.prepare import find_drafts
 from sglang_speckv.bench.progress import Screen
+from sglang_speckv.bench.traffic import Workload
 from sglang_speckv.config import ConfigError
 
 
@@ -19,21 +20,20 @@ def screen(path: Path) -> Screen:
     return Screen(Console(file=path.open("w"), width=200))
 
 
-def wanted(**changes: object) -> Comparison:
-    values = {
-        "target": "t",
-        "drafts": [Draft("eagle3", Path("/e"), "EAGLE3")],
-        "concurrencies": (1, 4),
-        "prompts": [],
-        "tokenize": lambda prompt: [1],
-        "server_flags": [],
-        "seconds": 60,
-        "rounds": 4,
-        "token_bounds": (16, 64),
-        "server_bytes": 3_000_000_000,
-        "logs": Path("logs"),
-    }
-    return Comparison(**{**values, **changes})
+def wanted(arms: tuple[str, ...] = ("none", "static:1", "ema", "speckv")) -> Comparison:
+    eagle3 = Draft("eagle3", "/e", "EAGLE3")
+    return Comparison(
+        options=Options(arms=arms),
+        target="t",
+        drafts=[eagle3],
+        arms=arms_for([eagle3], arms),
+        workload=Workload([]),
+        tokenize=lambda prompt: [1],
+        server_flags=[],
+        dtype="float32",
+        server_bytes=3_000_000_000,
+        planned_rounds=4,
+    )
 
 
 @pytest.mark.parametrize(("available", "groups"), [(20e9, 1), (8e9, 3)])
@@ -47,33 +47,11 @@ def test_servers_run_one_by_one_when_memory_is_short(tmp_path, monkeypatch, avai
         assert "8 GB are free: running one after another" in (tmp_path / "said").read_text()
 
 
-def test_unequal_limits_are_unfair():
-    outcome = Outcome()
-    compare._check_limit("none", {"effective_max_running_requests_per_dp": 4}, outcome)
-    compare._check_limit("ema", {"effective_max_running_requests_per_dp": 4}, outcome)
-    with pytest.raises(ServerError, match="at most 48 requests where another runs 4"):
-        compare._check_limit("speckv", {"effective_max_running_requests_per_dp": 48}, outcome)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"concurrencies": (0,)},
-        {"concurrencies": (4, 4)},
-        {"concurrencies": ()},
-        {"seconds": 5},
-        {"seconds": float("nan")},
-    ],
-)
-def test_options_that_make_no_sense(options):
-    with pytest.raises(ConfigError):
-        DemoOptions(**options)
-
-
-def test_time_limits():
-    assert DemoOptions(quick=True).budget_s < 360
-    assert DemoOptions().budget_s < 1200
-    assert DemoOptions(quick=True, seconds=100).budget_s == 100
+def test_a_server_elsewhere_needs_no_memory_here(tmp_path, monkeypatch):
+    memory = SimpleNamespace(available=4e9)
+    monkeypatch.setattr(compare.psutil, "virtual_memory", lambda: memory)
+    found = server_groups(wanted(("none", "url:x=http://h:1")), screen(tmp_path / "said"))
+    assert [spec.name for spec in found[0]] == ["none", "url:x"]
 
 
 def test_a_demo_draft_that_is_absent_is_skipped_with_a_line(tmp_path, monkeypatch):
@@ -81,7 +59,12 @@ def test_a_demo_draft_that_is_absent_is_skipped_with_a_line(tmp_path, monkeypatc
     (tmp_path / "eagle3").mkdir()
     (tmp_path / "eagle3" / "config.json").write_text('{"architectures": ["XEagle3"]}')
     found = find_drafts((), tmp_path, screen(tmp_path / "said"))
-    assert found == [Draft("eagle3", tmp_path / "eagle3", "EAGLE3")]
+    assert found == [Draft("eagle3", str(tmp_path / "eagle3"), "EAGLE3")]
     assert (tmp_path / "said").read_text().count("\n") == 1
     with pytest.raises(ConfigError, match="standalone"):
         find_drafts(("standalone",), tmp_path, screen(tmp_path / "said"))
+
+
+def test_a_draft_by_algorithm(tmp_path):
+    found = find_drafts(("EAGLE=some/head",), tmp_path, screen(tmp_path / "said"))
+    assert found == [Draft("eagle-head", "some/head", "EAGLE")]

@@ -3,18 +3,19 @@
 import asyncio
 from collections.abc import Sequence
 
-from sglang_speckv.bench.client import Completion
+from sglang_speckv.bench.load import Completion
 from sglang_speckv.bench.lossless import GapMeter, Verdict, divergences, first_difference, judge
-from sglang_speckv.bench.plan import Block
 from sglang_speckv.bench.prompts import Prompt
-from sglang_speckv.bench.run import BlockResult
+from sglang_speckv.bench.results import BlockResult
+from sglang_speckv.bench.traffic import Block, Condition, Segment
 
 PROMPTS = (Prompt("a", "code", "x"), Prompt("b", "qa", "y"))
 
 
 def result(*outputs: Sequence[int]) -> BlockResult:
-    completions = tuple(Completion(tuple(output), 0, 0) for output in outputs)
-    return BlockResult(Block(0, 2, PROMPTS), 6, 1.0, completions, None)
+    completions = tuple(Completion(tuple(output)) for output in outputs)
+    block = Block(0, Condition("mixed", 2), (Segment(2, PROMPTS),))
+    return BlockResult(block, 1.0, completions)
 
 
 class Gaps:

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from sglang_speckv.bench.stats import Ratio, paired_ratio, spread, tok_per_s
+from sglang_speckv.bench import stats
+from sglang_speckv.bench.stats import Ratio, Resampled, Sample, Units, spread, tok_per_s
+
+
+def sample(seconds: np.ndarray, cell: str = "c") -> Sample:
+    """Arms x blocks of 64 tokens each; every block has a prompt of its own."""
+    seconds = np.asarray(seconds, float)
+    tokens = np.full(seconds.shape, 64.0)
+    blocks = tuple(f"{cell}/{i}" for i in range(seconds.shape[1]))
+    prompts = tuple(f"p{i}" for i in range(seconds.shape[1]))
+    return Sample(Units(tokens, seconds, blocks), Units(tokens, seconds, prompts))
 
 
 def test_rate_is_all_tokens_over_all_time():
@@ -12,34 +22,78 @@ def test_rate_is_all_tokens_over_all_time():
 
 def test_pairing_removes_common_noise():
     noise = np.random.default_rng(3).uniform(1, 5, 40)
-    theirs = [(64, float(seconds)) for seconds in noise]
-    ours = [(64, float(seconds) / 1.1) for seconds in noise]
-    ratio = paired_ratio(ours, theirs)
+    ratio = Resampled([sample([noise / 1.1, noise])]).ratio(stats.over(0, 1))
     assert ratio.value == pytest.approx(1.1)
     assert ratio.high - ratio.low < 1e-6
 
 
-def test_interval_covers_a_true_tie_about_as_often_as_it_says():
+@pytest.mark.parametrize("blocks", [4, 8, 24])
+def test_interval_covers_a_true_tie_about_as_often_as_it_says(blocks: int):
     rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(40):
-        ours, theirs = ([(64, float(s)) for s in rng.lognormal(0.0, 0.1, 16)] for _ in range(2))
-        ratio = paired_ratio(ours, theirs, seed=trial)
+    trials, covered = 100, 0
+    for trial in range(trials):
+        drawn = Resampled([sample(rng.lognormal(0.0, 0.1, (2, blocks)))], seed=trial)
+        ratio = drawn.ratio(stats.over(0, 1))
         covered += ratio.low <= 1 <= ratio.high
-    assert covered >= 33
+    assert covered >= 0.89 * trials
+
+
+def test_interval_is_the_paired_t_interval_where_that_exists():
+    """For small noise the logarithm is nearly linear and both must agree."""
+    from scipy.stats import t
+
+    seconds = 1 + 0.01 * np.random.default_rng(1).standard_normal((2, 6))
+    difference = np.log(seconds[1]) - np.log(seconds[0])
+    half = t.ppf(0.975, 5) * difference.std(ddof=1) / np.sqrt(6)
+    ratio = Resampled([sample(seconds)]).ratio(stats.over(0, 1))
+    assert np.log(ratio.high / ratio.low) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_prompts_that_repeat_in_every_block_widen_the_interval():
+    """Blocks that all hold the same two prompts are alike; the prompts are not."""
+    per_prompt = np.array([[10.0, 30.0], [20.0, 20.0]])
+    blocks = Units(np.full((2, 6), 64.0), np.full((2, 6), 40.0), tuple("abcdef"))
+    prompts = Units(np.full((2, 2), 192.0), 6 * per_prompt, ("p", "q"))
+    ratio = Resampled([Sample(blocks, prompts)]).ratio(stats.over(0, 1))
+    assert ratio.low < 0.9 and ratio.high > 1.1
+
+
+def test_picking_the_best_of_equals_is_corrected():
+    """An arm equal to five others looks worse than the best of them; less so corrected."""
+    rng = np.random.default_rng(5)
+    raw, corrected = [], []
+    for trial in range(60):
+        drawn = Resampled([sample(rng.lognormal(0.0, 0.1, (6, 8)))], seed=trial)
+        statistic = stats.over_best(0, range(1, 6))
+        raw.append(np.log(drawn.ratio(statistic).value))
+        corrected.append(np.log(drawn.ratio(statistic, picks_best=True).value))
+    assert np.mean(raw) < -0.03
+    assert abs(np.mean(corrected)) < 0.8 * abs(np.mean(raw))
+
+
+def test_means_over_cells_and_headroom():
+    """Arm 0 is best in the first cell, arm 1 in the second; arm 2 is both."""
+    cells = [
+        sample(np.tile([[1.0], [2.0], [1.0]], 4), "a"),
+        sample(np.tile([[4.0], [1.0], [1.0]], 4), "b"),
+    ]
+    drawn = Resampled(cells)
+    assert drawn.ratio(stats.mean_over(2, 0)).value == pytest.approx(2)
+    assert drawn.ratio(stats.headroom([0, 1])).value == pytest.approx(2**0.5)
+    assert drawn.ratio(stats.mean_over_best(2, [0, 1])).value == pytest.approx(2**0.5)
+    assert drawn.ratio(stats.over_best(1, [0, 1], cell=0)).value == pytest.approx(0.5)
 
 
 def test_few_blocks_have_no_interval():
-    ratio = paired_ratio([(10, 1.0), (10, 2.0)], [(10, 1.0), (10, 1.0)])
-    assert (ratio.low, ratio.high) == (None, None)
+    ratio = Resampled([sample([[1.0, 2.0], [1.0, 1.0]])]).ratio(stats.over(0, 1))
+    assert (ratio.low, ratio.high, ratio.interval) == (None, None, None)
     assert str(ratio) == "x0.67"
     assert str(Ratio(0.971, 0.948, 0.9999)) == "x0.97 [0.95, 1.00]"
 
 
 def test_same_seed_same_interval():
-    ours = [(64, 1.0 + i / 10) for i in range(8)]
-    theirs = [(64, 1.3)] * 8
-    assert paired_ratio(ours, theirs) == paired_ratio(ours, theirs)
+    one = sample([[1.0 + i / 10 for i in range(8)], [1.3] * 8])
+    assert Resampled([one]).ratio(stats.over(0, 1)) == Resampled([one]).ratio(stats.over(0, 1))
 
 
 def test_spread():

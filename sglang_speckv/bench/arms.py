@@ -1,0 +1,179 @@
+"""The ways to serve that are compared, by name, and the servers that they need.
+
+========================  =================================================================
+``none``                  the target alone
+``default``               SGLang with the algorithm and no step flags (a tree for Llama)
+``ema``                   SGLang's own adaptive rule (EAGLE family only)
+``fresh:K``               SGLang with K steps on a server of its own, without SpecKV
+``static:K``              K steps, a policy of the SpecKV server
+``speckv[:POLICY]``       SpecKV, ``throughput`` unless another policy is named
+``url:NAME=http://...``   a running server with the OpenAI completions interface
+========================  =================================================================
+
+``ARM#2`` is the same arm a second time: how far apart the two come out is the noise. All
+``static:K`` and ``speckv`` arms of a draft share one server and are switched while it runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, MAX_NUM_STEPS, ConfigError
+
+NO_DRAFT = "shared"
+DEFAULT_POLICY = "throughput"
+_ARM = re.compile(
+    r"(?P<base>none|default|ema|(?P<fixed>static|fresh):(?P<steps>\d{1,3})|speckv(?::[\w.:-]+)?)"
+    r"(?:#\d+)?\Z"
+)
+_URL = re.compile(r"url:(?P<name>[\w.-]+)=(?P<url>https?://\S+)\Z")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A draft checkpoint under the name that the tables show."""
+
+    name: str
+    path: str
+    algorithm: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to serve. ``policy`` is switched to before each of its blocks, if it has one."""
+
+    draft: str
+    name: str
+    server: str
+    policy: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The name without ``#2``."""
+        return self.name.partition("#")[0]
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it is a fixed depth that a user could have chosen; ``none`` is one."""
+        return self.name == "none" or re.fullmatch(r"static:\d+", self.name) is not None
+
+    @property
+    def learns(self) -> bool:
+        """Whether what it served before changes what it does next."""
+        return self.base.startswith(("speckv", "ema"))
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """A server by name: flags that make it different from the others, or where it runs."""
+
+    name: str
+    flags: tuple[str, ...] = ()
+    url: str | None = None
+
+
+def check_arm(name: str) -> None:
+    """Raises :class:`ConfigError` where ``name`` is no arm."""
+    match = _ARM.match(name)
+    if match is None and _URL.match(name) is None:
+        raise ConfigError(
+            f"unknown arm {name!r}; arms are none, default, ema, static:K, fresh:K, "
+            "speckv[:POLICY], url:NAME=http://..., each with #2 for a second time"
+        )
+    if match and match["steps"] and int(match["steps"]) > MAX_NUM_STEPS:
+        raise ConfigError(f"arm {name!r} drafts more than {MAX_NUM_STEPS} steps")
+    if match and match["fixed"] == "fresh" and int(match["steps"]) == 0:
+        raise ConfigError(f"arm {name!r} drafts nothing; without drafting the arm is none")
+
+
+def arms_for(drafts: Sequence[Draft], names: Sequence[str]) -> list[Arm]:
+    """The arms called ``names``: those without a draft once, the others for each draft."""
+    arms = [_draftless(name) for name in names if _needs_no_draft(name)]
+    for draft in drafts:
+        for name in names:
+            if not _needs_no_draft(name) and not (_base(name) == "ema" and not has_ema(draft)):
+                arms.append(_drafting(draft, name))
+    return arms
+
+
+def servers_for(drafts: Sequence[Draft], arms: Sequence[Arm]) -> list[ServerSpec]:
+    """The servers of ``arms``, each once, in their order."""
+    by_name = {draft.name: draft for draft in drafts}
+    specs: dict[str, ServerSpec] = {}
+    for arm in arms:
+        if arm.server not in specs:
+            match = _URL.match(arm.name)
+            flags = () if match else _flags(by_name.get(arm.draft), arm, arms)
+            specs[arm.server] = ServerSpec(arm.server, flags, match["url"] if match else None)
+    return list(specs.values())
+
+
+def needs_draft(names: Sequence[str]) -> bool:
+    """Whether any of the arms drafts."""
+    return not all(map(_needs_no_draft, names))
+
+
+def has_ema(draft: Draft) -> bool:
+    """SGLang's own adaptive rule exists for the EAGLE family only."""
+    return draft.algorithm in ("EAGLE", "EAGLE3", "NEXTN")
+
+
+def _base(name: str) -> str:
+    return name.partition("#")[0]
+
+
+def _needs_no_draft(name: str) -> bool:
+    return _base(name) == "none" or name.startswith("url:")
+
+
+def _draftless(name: str) -> Arm:
+    match = _URL.match(name)
+    server = f"url:{match['name']}" if match else "none"
+    return Arm(NO_DRAFT, name, server)
+
+
+def _drafting(draft: Draft, name: str) -> Arm:
+    base = _base(name)
+    if base.startswith("static:"):
+        return Arm(draft.name, name, f"{draft.name}-speckv", base)
+    if base.startswith("speckv"):
+        policy = base.partition(":")[2] or DEFAULT_POLICY
+        return Arm(draft.name, name, f"{draft.name}-speckv", policy)
+    return Arm(draft.name, name, f"{draft.name}-{base.replace(':', '')}")
+
+
+def _flags(draft: Draft | None, arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
+    if draft is None:
+        return ()
+    speculative = (
+        *("--speculative-algorithm", draft.algorithm),
+        *("--speculative-draft-model-path", draft.path),
+    )
+    if arm.policy is not None:
+        return (*speculative, "--speckv", *_candidates(arm.server, arms))
+    if arm.base == "ema":
+        return (*speculative, "--speculative-adaptive")
+    if arm.base.startswith("fresh:"):
+        return (*speculative, *_step_flags(int(arm.base.partition(":")[2])))
+    return speculative
+
+
+def _candidates(server: str, arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Every depth that an arm holds must exist as a tier of the shared server."""
+    policies = [arm.policy for arm in arms if arm.server == server and arm.policy]
+    held = {int(policy.partition(":")[2]) for policy in policies if policy.startswith("static:")}
+    if held <= set(DEFAULT_CANDIDATE_STEPS):
+        return ()
+    steps = sorted(held | set(DEFAULT_CANDIDATE_STEPS))
+    return ("--speckv-candidate-steps", ",".join(map(str, steps)))
+
+
+def _step_flags(steps: int) -> tuple[str, ...]:
+    """A chain of ``steps``: SGLang wants all three, and they must agree."""
+    return (
+        *("--speculative-num-steps", str(steps)),
+        *("--speculative-eagle-topk", "1"),
+        *("--speculative-num-draft-tokens", str(steps + 1)),
+    )
