@@ -12,7 +12,7 @@ MAX_NUM_STEPS = 16
 DEFAULT_PROFILE_SECONDS = 10.0
 MAX_PROFILE_SECONDS = 600.0
 SIGNAL_LAGS = ("auto", "late", "0")
-POLICY_NAMES = ("throughput", "ema", "static:K")
+POLICY_NAMES = ("throughput", "ema", "throughput_aware", "confidence", "static:K")
 _STATIC = re.compile(r"static:(\d+)\Z")
 
 
@@ -52,7 +52,8 @@ class SpecKVConfig:
     ``candidate_steps`` are the tiers that are built at start-up, ascending; 0 is "do not draft".
     ``ema_config`` holds the user's own batch-size slots in SGLang's adaptive-config form, for the
     ``ema`` policy; None means SGLang's defaults. ``signal_lag``: see
-    :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records. ``profile_seconds``
+    :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records, ``artifact`` one that
+    `speckv train` made. ``profile_seconds``
     bounds the rounds that are timed before serving; 0 learns while serving.
     """
 
@@ -61,6 +62,7 @@ class SpecKVConfig:
     ema_config: Mapping[str, Any] | None = None
     signal_lag: str = "auto"
     trace: str | None = None
+    artifact: str | None = None
     profile_seconds: float = DEFAULT_PROFILE_SECONDS
 
     def __post_init__(self) -> None:
@@ -72,8 +74,9 @@ class SpecKVConfig:
             raise ConfigError(
                 f"signal lag {self.signal_lag!r} is not one of {', '.join(SIGNAL_LAGS)}"
             )
-        if self.trace is not None and (not isinstance(self.trace, str) or not self.trace):
-            raise ConfigError(f"trace {self.trace!r} is not the path of a folder")
+        for name, path in (("trace", self.trace), ("artifact", self.artifact)):
+            if path is not None and (not isinstance(path, str) or not path):
+                raise ConfigError(f"{name} {path!r} is not the path of a folder")
         _check_profile_seconds(self.profile_seconds)
 
     @classmethod
@@ -115,7 +118,7 @@ def _check_profile_seconds(seconds: Any) -> None:
 
 def _check_policy(policy: Any, candidate_steps: tuple[int, ...]) -> None:
     if not isinstance(policy, str) or (
-        policy not in ("throughput", "ema") and static_steps(policy) is None
+        policy not in POLICY_NAMES[:-1] and static_steps(policy) is None
     ):
         raise ConfigError(f"unknown policy {policy!r}; choose from {', '.join(POLICY_NAMES)}")
     pinned = static_steps(policy)

@@ -27,6 +27,8 @@ CASES = [
     Case("throughput", (0, 1, 2, 3, 4, 5, 6, 7), 0),
     Case("ema"),
     Case("ema", initial_steps=5),
+    Case("throughput_aware"),
+    Case("confidence"),
     Case("static:0"),
     Case("static:5"),
 ]

@@ -7,17 +7,26 @@ from typing import Any
 
 from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
+from sglang_speckv.policy.confidence import ConfidencePolicy
 from sglang_speckv.policy.ema import EmaPolicy
+from sglang_speckv.policy.prior import Prior
 from sglang_speckv.policy.static import StaticPolicy
 from sglang_speckv.policy.throughput import ThroughputPolicy
+from sglang_speckv.policy.throughput_aware import ThroughputAwarePolicy
 
 __all__ = ["Batch", "Decision", "Round", "StepPolicy", "create_policy"]
 
-_Factory = Callable[[SpecKVConfig, int, Mapping[str, Any] | None], StepPolicy]
+_Factory = Callable[[SpecKVConfig, int, Mapping[str, Any] | None, Prior], StepPolicy]
 
 _FACTORIES: dict[str, _Factory] = {
-    "throughput": lambda config, initial, _: ThroughputPolicy(config.candidate_steps, initial),
-    "ema": lambda config, initial, slots: EmaPolicy(config.candidate_steps, initial, slots),
+    "throughput": lambda config, initial, _, prior: ThroughputPolicy(
+        config.candidate_steps, initial, prior.acceptance, prior.cost
+    ),
+    "ema": lambda config, initial, slots, _: EmaPolicy(config.candidate_steps, initial, slots),
+    "throughput_aware": lambda config, initial, *_: ThroughputAwarePolicy(
+        config.candidate_steps, initial
+    ),
+    "confidence": lambda config, initial, *_: ConfidencePolicy(config.candidate_steps, initial),
     "static": lambda config, *_: StaticPolicy(config.policy, config.candidate_steps),
 }
 
@@ -28,11 +37,16 @@ def create_policy(
     initial_steps: int,
     *,
     adaptive_config: Mapping[str, Any] | None = None,
+    prior: Prior | None = None,
 ) -> StepPolicy:
-    """Build the policy named ``spec``: ``throughput``, ``ema`` or ``static:K``.
+    """Build the policy named ``spec``: one of ``config.POLICY_NAMES``.
 
     ``adaptive_config`` is the parsed ``--speculative-adaptive-config`` JSON; only ``ema`` reads
-    it. Raises :class:`~sglang_speckv.config.ConfigError`.
+    it. ``prior`` is what an artifact knows of the pair.
+
+    Raises :class:`~sglang_speckv.config.ConfigError`.
     """
     config = SpecKVConfig(policy=spec, candidate_steps=tuple(candidate_steps))
-    return _FACTORIES[spec.partition(":")[0]](config, initial_steps, adaptive_config)
+    return _FACTORIES[spec.partition(":")[0]](
+        config, initial_steps, adaptive_config, prior or Prior()
+    )

@@ -4,10 +4,10 @@ Source: sgl-project/sglang pull request 28045 (open in 2026-11), as described th
 
     score(S) = (1 + sum over i <= S of p[i]) / cost(batch size, S)
 
-p[i] is the share of requests whose draft i was accepted over the last 20 batches, of all batch
-sizes together; positions above the running S are extrapolated geometrically and forgotten when S
-shrinks. Decided anew every 10 batches, never 0, and nothing deeper is ever tried out. (A later
-revision decides every 5 batches and asks for 10 % more to switch: ``interval``, ``hysteresis``.)
+p[i]: share of requests whose draft i was accepted over the last 20 batches, whatever their size.
+Positions above S are extrapolated geometrically and forgotten when S shrinks. Decided anew every
+10 batches, never 0, and nothing deeper is ever tried out. (A later revision decides every 5 and
+wants 10 % more to switch: ``interval``, ``hysteresis``.)
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.policy.cost import CostModel
 from sglang_speckv.policy.prior import CostPrior
 
 WINDOW = 20
 
 
 class ThroughputAwarePolicy:
-    """``cost`` stands for the rule's start-up profile: the row of the nearest batch size counts."""
+    """``cost``: the rule's start-up profile; without it times are learned while serving."""
 
     name = "throughput_aware"
 
@@ -31,12 +32,13 @@ class ThroughputAwarePolicy:
         self,
         candidate_steps: Sequence[int],
         initial_steps: int,
-        cost: CostPrior,
+        cost: CostPrior | None = None,
         interval: int = 10,
         hysteresis: float = 0.0,
     ):
         self.candidate_steps = tuple(candidate_steps)
         self._cost = cost
+        self._online = CostModel(self.candidate_steps[-1])
         self._tiers = [steps for steps in self.candidate_steps if steps] or [0]
         self._steps = min(self._tiers, key=lambda steps: abs(steps - initial_steps))
         self._interval, self._hysteresis = interval, hysteresis
@@ -52,17 +54,20 @@ class ThroughputAwarePolicy:
         return Decision(self._steps, "score")
 
     def _decide_anew(self, size: int) -> None:
-        rates = self._rates()
-        times = self._cost.at(size)
-        if not rates or not all(steps in times for steps in self._tiers):
+        rates, times = self._rates(), self._times(size)
+        if not rates or not set(self._tiers) <= set(times):
             return
         self._scores = {k: (1.0 + sum(rates[:k])) / times[k] for k in self._tiers}
         best = max(self._tiers, key=self._scores.__getitem__)
-        if self._scores[best] <= self._scores[self._steps] * (1.0 + self._hysteresis):
-            return
-        for window in self._windows[best : self._steps]:
-            window.clear()
-        self._steps = best
+        if self._scores[best] > self._scores[self._steps] * (1.0 + self._hysteresis):
+            for window in self._windows[best : self._steps]:
+                window.clear()
+            self._steps = best
+
+    def _times(self, size: int) -> dict[int, float]:
+        if self._cost is not None:
+            return self._cost.at(size)
+        return dict(enumerate(self._online.seconds(size))) if self._online.samples else {}
 
     def _rates(self) -> list[float]:
         """p[1..depth], the tail beyond what is measured continued geometrically; [] before any."""
@@ -81,13 +86,15 @@ class ThroughputAwarePolicy:
         for i in range(min(outcome.num_steps, len(self._windows))):
             self._windows[i].append(sum(c > i for c in correct) / len(correct))
         self._batches += 1
+        if self._cost is None and outcome.seconds is not None:
+            self._online.update(outcome.batch_size, outcome.num_steps, outcome.seconds)
+
+    def profiled(self, rows: Sequence[tuple[int, int, int, float]]) -> None:
+        """(batch size, num_steps, context_len, seconds) of each round timed at start-up."""
+        for size, steps, _, seconds in rows:
+            self._online.update(size, steps, seconds)
 
     def snapshot(self) -> dict[str, object]:
-        return {
-            "num_steps": self._steps,
-            "acceptance": [round(rate, 4) for rate in self._rates()],
-            "scores": {str(k): round(score, 3) for k, score in self._scores.items()},
-        }
-
-    def explain(self, batch: Batch) -> dict[str, object]:
-        return self.snapshot()
+        rates = [round(rate, 4) for rate in self._rates()]
+        scores = {str(k): round(score, 3) for k, score in self._scores.items()}
+        return {"num_steps": self._steps, "acceptance": rates, "scores": scores}

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
-from sglang_speckv.config import SpecKVConfig
+from sglang_speckv.config import POLICY_NAMES, SpecKVConfig
+from sglang_speckv.offline.artifact import load_artifact
 from sglang_speckv.policy import create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
 from sglang_speckv.policy.ema import EmaPolicy
+from sglang_speckv.policy.prior import Prior
 from sglang_speckv.srt.counters import Counters
 from sglang_speckv.srt.lag import SignalLag
-from sglang_speckv.srt.profile import ProfileRun
+from sglang_speckv.srt.profile import ProfileRun, summary
 from sglang_speckv.srt.trace import TraceWriter
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class EnginePolicy:
         self._profile: ProfileRun | None = None
         self._profiled: list[tuple[int, int, int, float]] = []
         self._config = config
+        self._prior = _prior(config.artifact)
         self._policies: dict[str, StepPolicy] = {}
         self._cuda_graph_bs: list[int] | None = None
         self._warned = False
@@ -116,6 +120,7 @@ class EnginePolicy:
                 self.candidate_steps,
                 self.launch_steps,
                 adaptive_config=self._config.ema_config,
+                prior=self._prior,
             )
             self._tell_graph_sizes(self._policies[name])
             self._tell_profile(self._policies[name])
@@ -147,7 +152,7 @@ class EnginePolicy:
 
     def selectable(self) -> list[str]:
         """Names that :meth:`select` takes."""
-        return ["throughput", "ema", *(f"static:{step}" for step in self.candidate_steps)]
+        return [*POLICY_NAMES[:-1], *(f"static:{step}" for step in self.candidate_steps)]
 
     def pin(self, num_steps: int | None) -> None:
         """Hold one depth whatever the policy says; None releases."""
@@ -167,10 +172,7 @@ class EnginePolicy:
             "signal_lag": self.lag.describe(),
             **self.counters.snapshot(),
             "trace": self.trace.snapshot() if self.trace is not None else None,
-            "profile": [
-                [size, steps, context, round(1e3 * seconds, 3)]
-                for size, steps, context, seconds in self._profiled
-            ],
+            "profile": summary(self._profiled),
             "policy_state": self.policy.snapshot(),
         }
 
@@ -204,3 +206,7 @@ class EnginePolicy:
                 error,
                 self.launch_steps,
             )
+
+
+def _prior(artifact: str | None) -> Prior | None:
+    return load_artifact(Path(artifact)).prior if artifact is not None else None

@@ -73,6 +73,20 @@ def test_a_later_revision_wants_a_margin() -> None:
     assert run(ThroughputAwarePolicy(TIERS, 1, cost(0.3), interval=5, hysteresis=9.0), [5], 20) == 1
 
 
+@pytest.mark.parametrize("learned", ["profiled", "served"])
+def test_without_a_table_times_are_learned(learned: str) -> None:
+    policy = ThroughputAwarePolicy(TIERS, 3)
+    times = {k: 1.0 + 2.0 * k for k in TIERS}
+    rows = [(1, k, 100, times[k]) for _ in range(40) for k in TIERS]
+    if learned == "profiled":
+        policy.profiled(rows)
+    else:
+        for _, k, _, seconds in rows:
+            policy.observe(Round(k, 1, [k], seconds))
+    assert run(policy, [5], 20) == 1
+    assert run(ThroughputAwarePolicy(TIERS, 3), [5], 20) == 3, "no time yet, no decision"
+
+
 def test_a_missing_price_keeps_the_depth() -> None:
     gap = cost(0.1)
     without = CostPrior(*(a[gap.num_steps != 5] for a in vars(gap).values()))
