@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sglang_speckv.config import (
@@ -24,9 +25,11 @@ from sglang_speckv.config import (
     parse_steps,
     static_steps,
 )
+from sglang_speckv.offline.artifact import check_identity, load_artifact
 from sglang_speckv.srt import carrier, compat
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
+from sglang_speckv.srt.identity import identity
 from sglang_speckv.srt.refusals import refuse_unsupported
 from sglang_speckv.srt.trace import check_directory
 
@@ -48,7 +51,8 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="ARTIFACT",
         help="Choose speculative_num_steps per batch at run time. Needs --speculative-algorithm "
-        "EAGLE, EAGLE3, NEXTN or STANDALONE.",
+        "EAGLE, EAGLE3, NEXTN or STANDALONE. ARTIFACT: a folder that `speckv train` made for this "
+        "pair; without one everything is learned while serving.",
     )
     group.add_argument(
         "--speckv-policy",
@@ -115,7 +119,8 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
     given = {key: value for key, value in given.items() if value is not None}
     if artifact is None and not given:
         return None
-    _check_artifact(artifact)
+    if artifact:
+        given["artifact"] = _artifact_path(artifact)
     if "candidate_steps" in given:
         given["candidate_steps"] = parse_steps(given["candidate_steps"])
     if "trace" in given:
@@ -127,18 +132,14 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
     return config
 
 
-def _check_artifact(artifact: str | None) -> None:
-    if not artifact:
-        return
+def _artifact_path(artifact: str) -> str:
     if artifact.lower() in ("true", "false"):
         raise ConfigError(
             f"--speckv {artifact} is neither a switch nor an artifact; write --speckv alone "
             "(in a YAML config: speckv: '')"
         )
-    raise ConfigError(
-        f"--speckv {artifact!r} names an artifact, which this version cannot read yet; "
-        "write --speckv alone"
-    )
+    load_artifact(Path(artifact))  # what is wrong with it is said before SGLang is imported
+    return os.path.abspath(artifact)
 
 
 def exit_with(error: ConfigError) -> None:
@@ -185,6 +186,8 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
         declare_resolution(server_args, "speckv", speculative_algorithm=algorithm)
     refuse_unsupported(cfg)
     check_draft(cfg)
+    if config.artifact is not None:
+        check_identity(load_artifact(Path(config.artifact)), identity(server_args))
     config, num_steps = with_launch_steps(config, cfg.speculative_num_steps)
     EnginePolicy(config, num_steps)  # refuses here what it would refuse in the scheduler
     declare_resolution(

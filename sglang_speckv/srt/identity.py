@@ -1,38 +1,71 @@
-"""Whose rounds these are: what identifies a pair, its compression and its machine."""
+"""Whose rounds these are: what identifies a pair, its compression and its machine.
+
+One function for the launcher, which compares an artifact with it, and for the scheduler, which
+writes it into a trace: what was recorded here fits here.
+"""
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 from sglang_speckv import __version__
 from sglang_speckv.offline.records import Header
+from sglang_speckv.srt import compat
+
+
+def identity(server_args: Any) -> dict[str, str | int | None]:
+    """The fields of :class:`Header` that an artifact must agree with; ``server_args`` resolved."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+    from sglang.srt.configs.model_config import ModelConfig
+
+    cfg = resolving_view(server_args)
+    target = ModelConfig.from_server_args(server_args)
+    draft = target
+    if cfg.speculative_draft_model_path is not None:
+        draft = ModelConfig.from_server_args(
+            server_args,
+            model_path=cfg.speculative_draft_model_path,
+            model_revision=cfg.speculative_draft_model_revision,
+            is_draft_model=True,
+        )
+    dtype = str(target.dtype).removeprefix("torch.")
+    return {
+        "target": model_name(cfg.model_path),
+        "draft": model_name(cfg.speculative_draft_model_path or cfg.model_path),
+        "algorithm": cfg.speculative_algorithm,
+        "quantization": target.quantization,
+        "draft_quantization": draft.quantization,
+        "kv_cache_dtype": dtype if cfg.kv_cache_dtype == "auto" else cfg.kv_cache_dtype,
+        "dtype": dtype,
+        "device": device_name(),
+        "sglang": compat.installed_version(),
+        "draft_vocab_size": draft_vocab_size(draft),
+    }
 
 
 def trace_header(worker: Any) -> Header:
-    """Identity of a scheduler's worker, for its trace; call it once the models are loaded."""
-    from sglang.srt.runtime_context import get_parallel, get_spec
+    """The first line of a scheduler's trace."""
+    from sglang.srt.runtime_context import get_parallel
 
-    target, draft = worker._target_worker.model_runner, worker._draft_worker.draft_runner
+    policy = worker.speckv
     return Header(
-        target=str(target.model_config.model_path),
-        draft=str(draft.model_config.model_path),
-        algorithm=str(get_spec().speculative_algorithm),
-        draft_vocab_size=draft_vocab_size(draft.model_config),
-        candidate_steps=tuple(worker.speckv.candidate_steps),
-        quantization=target.model_config.quantization,
-        draft_quantization=draft.model_config.quantization,
-        dtype=_plain(target.model_config.dtype),
-        kv_cache_dtype=_plain(target.kv_cache_dtype),
-        device=device_name(),
-        sglang=_version(),
+        **identity(worker.server_args),  # type: ignore[arg-type]
+        candidate_steps=tuple(policy.candidate_steps),
         speckv=__version__,
-        policy=worker.speckv.policy_name,
-        signal_lag=worker.speckv.lag.mode,
-        overlap=worker.speckv.lag.overlap,
+        policy=policy.policy_name,
+        signal_lag=policy.lag.mode,
+        overlap=policy.lag.overlap,
         tp_size=get_parallel().tp_size,
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
+
+
+def model_name(path: str) -> str:
+    """A hub id as it is, a local folder by its last name: folders move, models stay the same."""
+    return Path(os.path.abspath(path)).name if os.path.exists(path) else path
 
 
 def draft_vocab_size(model_config: Any) -> int:
@@ -47,13 +80,3 @@ def device_name() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-
-
-def _plain(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _version() -> str:
-    from sglang_speckv.srt.compat import installed_version
-
-    return installed_version()

@@ -57,17 +57,31 @@ class ProfileRun:
         self._context[cell] = outcome.context_len
 
     def finish(self) -> list[tuple[int, int, int, float]]:
-        """Rows of (batch_size, num_steps, context_len, median seconds); settles `auto`."""
-        by_mode: dict[bool, dict[tuple[int, int], float]] = {True: {}, False: {}}
+        """Rows of (batch_size, num_steps, context_len, seconds), one per round; settles `auto`."""
+        by_mode: dict[bool, dict[tuple[int, int], list[float]]] = {True: {}, False: {}}
         for (size, steps, waits), times in self._seconds.items():
             if len(times) >= 2:
-                by_mode[waits][size, steps] = median(times)
+                by_mode[waits][size, steps] = times
         if self._lag.open:
-            self._lag.choose(by_mode[True], by_mode[False])
+            waiting, late = (_medians(by_mode[waits]) for waits in (True, False))
+            self._lag.choose(waiting, late)
         return [
             (size, steps, self._context[size, steps], seconds)
-            for (size, steps), seconds in sorted(by_mode[self._lag.waits].items())
+            for (size, steps), times in sorted(by_mode[self._lag.waits].items())
+            for seconds in times
         ]
+
+
+def _medians(cells: dict[tuple[int, int], list[float]]) -> dict[tuple[int, int], float]:
+    return {cell: median(times) for cell, times in cells.items()}
+
+
+def summary(rows: Sequence[tuple[int, int, int, float]]) -> list[list[float]]:
+    """[batch size, num_steps, median milliseconds] per cell."""
+    cells: dict[tuple[int, int], list[float]] = {}
+    for size, steps, _, seconds in rows:
+        cells.setdefault((size, steps), []).append(seconds)
+    return [[*cell, round(1e3 * seconds, 3)] for cell, seconds in _medians(cells).items()]
 
 
 # ---------------------------------------------------------------------------- the launcher's side

@@ -3,9 +3,7 @@ draft's own distribution, computed by Transformers from the text alone."""
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,32 +13,18 @@ from scipy import special, stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sglang_speckv.offline.records import Header, Record, read_trace, trace_files
-from tests.engine.conftest import PROMPTS, Serving, flags, serving
+from tests.engine.conftest import PAIRS, PROMPTS, Serving, on_pairs
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, on_pairs("eagle3", "standalone-self")]
 DEPTHS = [3, 0, 5, 1]
 
 
-@pytest.fixture(scope="module", params=[("STANDALONE", "alike"), ("EAGLE3", "eagle3")], ids=str)
-def traced(
-    request: pytest.FixtureRequest,
-    models: dict[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[str, Serving, Path]]:
-    folder = tmp_path_factory.mktemp("trace")
-    asked = ["--speckv-candidate-steps", "0,1,3,5", "--speckv-trace", str(folder)]
-    asked += ["--speckv-profile", "2", "--enable-metrics"]
-    args = [*flags(models, *request.param), *asked]
-    with serving(tmp_path_factory.mktemp("signals"), *args) as running:
-        yield request.param[0], running, folder
-
-
-def records_of(folder: Path, server: Serving) -> tuple[Header, list[Record]]:
+def records_of(server: Serving) -> tuple[Header, list[Record]]:
     """Everything written so far, once it is flushed."""
     expected = server.speckv()["trace"]["records"]
     deadline = time.monotonic() + 20
     while True:
-        header, records = read_trace(trace_files(folder)[0])
+        header, records = read_trace(trace_files(server.trace)[0])
         found = list(records)
         if len(found) >= expected > 0 or time.monotonic() > deadline:
             return header, found
@@ -68,12 +52,10 @@ def churn(server: Serving) -> dict[str, list[int]]:
         return dict(pool.map(ask, range(6)))
 
 
-def test_signals_are_the_drafts_own(
-    traced: tuple[str, Serving, Path], models: dict[str, str]
-) -> None:
-    algorithm, server, folder = traced
+def test_signals_are_the_drafts_own(server: Serving, models: dict[str, str]) -> None:
+    algorithm, draft = PAIRS[server.pair]
     answers = churn(server)
-    header, records = records_of(folder, server)
+    header, records = records_of(server)
     assert header.algorithm == algorithm
     assert (header.dtype, header.overlap, header.candidate_steps) == (
         "float32",
@@ -93,21 +75,23 @@ def test_signals_are_the_drafts_own(
         mine = [r for r in ours if r.request == rid]
         assert sum(r.num_correct_drafts + 1 for r in mine) >= len(answer) - 1
     if algorithm == "STANDALONE":
-        compare_with_transformers(ours, answers, models)
+        compare_with_transformers(ours, answers, models[draft])
 
 
 def compare_with_transformers(
-    records: list[Record], answers: dict[str, list[int]], models: dict[str, str]
+    records: list[Record], answers: dict[str, list[int]], path: str
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(models["target"])
-    draft = AutoModelForCausalLM.from_pretrained(models["alike"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    draft = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     compared = 0
+    # SGLang feeds a STANDALONE draft the prompt from its second token on (it shifts the draft's
+    # input by one, as an EAGLE head needs it), so the draft never sees the first.
     for r in records:
         prompt = tokenizer(PROMPTS[int(r.prompt.split(":")[1])])["input_ids"]
         text = (prompt + answers[r.request])[: r.context_len]
         for top1_prob, entropy in zip(r.top1_prob, r.entropy, strict=True):
             with torch.no_grad():
-                logits = draft(torch.tensor([text])).logits[0, -1].double().numpy()
+                logits = draft(torch.tensor([text[1:]])).logits[0, -1].double().numpy()
             p = special.softmax(logits)
             assert top1_prob == pytest.approx(p.max(), abs=1e-3)
             assert entropy == pytest.approx(stats.entropy(p), abs=1e-2)
@@ -116,12 +100,11 @@ def compare_with_transformers(
     assert compared > 50
 
 
-def test_the_trace_adds_up_with_the_counters(traced: tuple[str, Serving, Path]) -> None:
-    _, server, folder = traced
+def test_the_trace_adds_up_with_the_counters(server: Serving) -> None:
     server.select("throughput")
     server.generate(PROMPTS, max_new_tokens=40)
     shown = server.speckv()
-    _, records = records_of(folder, server)
+    _, records = records_of(server)
     assert shown["trace"]["dropped_rounds"] == 0
     assert len(records) == shown["request_rounds"]
     assert sum(r.num_correct_drafts for r in records) == shown["correct_drafts"]
@@ -133,16 +116,14 @@ def test_the_trace_adds_up_with_the_counters(traced: tuple[str, Serving, Path]) 
     assert np.isfinite([r.seconds for r in records if r.seconds is not None]).all()
 
 
-def test_profiled_before_ready(traced: tuple[str, Serving, Path]) -> None:
-    _, server, _ = traced
+def test_profiled_before_ready(server: Serving) -> None:
     rows = server.speckv()["profile"]
-    assert {steps for size, steps, _, _ in rows if size == 1} == {0, 1, 3, 5}
+    assert {steps for size, steps, _ in rows if size == 1} == {0, 1, 3, 5}
     assert all(ms > 0 for *_, ms in rows)
     assert server.speckv()["signal_lag"] == {"mode": "auto", "rounds": 0, "host_waits": False}
 
 
-def test_metrics_page(traced: tuple[str, Serving, Path]) -> None:
-    _, server, _ = traced
+def test_metrics_page(server: Serving) -> None:
     server.generate(PROMPTS, max_new_tokens=24)
     time.sleep(1.2)
     server.generate(PROMPTS[:1], max_new_tokens=4)

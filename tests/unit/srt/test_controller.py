@@ -7,7 +7,8 @@ import pytest
 
 from sglang_speckv.config import ConfigError, SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.srt.controller import RECENT_ROUNDS, EnginePolicy
+from sglang_speckv.srt.controller import EnginePolicy
+from sglang_speckv.srt.counters import RECENT_ROUNDS
 
 
 class Broken:
