@@ -1,7 +1,8 @@
-"""Real servers on the CPU, one process group each, shared by the tests of a module."""
+"""Real servers on the CPU, one process group each, shared by as many tests as can use them."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,19 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_speckv.bench.server import Server, last_lines
+from sglang_speckv.bench.server import Server
 from tests.engine.tiny_models import tiny_eagle2_head, tiny_eagle3_head, tiny_llama
 
 READY_S = 300
+STEPS = (0, 1, 3, 5)
+"""Candidates of the shared servers."""
+PAIRS = {
+    "eagle3": ("EAGLE3", "eagle3"),
+    "standalone-self": ("STANDALONE", "target"),
+    "standalone-other": ("STANDALONE", "other"),
+    "eagle2": ("EAGLE", "eagle2"),
+}
+"""Shared servers by name: algorithm and draft."""
 PROMPTS = [
     "In the beginning was the word",
     "def add(a, b):",
@@ -44,6 +54,8 @@ class Serving:
     def __init__(self, url: str, log: Path) -> None:
         self.url = url
         self.log = log
+        self.pair = ""
+        self.trace = Path()
 
     def generate(self, prompts: list[str], max_new_tokens: int = 48, **sampling: Any) -> list[Any]:
         """Whole answers of one request that holds all ``prompts``, greedy unless told."""
@@ -108,24 +120,10 @@ def serving(tmp_path: Path, *args: str) -> Iterator[Serving]:
     server = Server("under test", args, tmp_path / "server.log")
     server.start()
     try:
-        serving = Serving(server.url, server.log)
-        _wait(server, serving)
-        yield serving
+        asyncio.run(server.wait_ready(READY_S))
+        yield Serving(server.url, server.log)
     finally:
         server.stop()
-
-
-def _wait(server: Server, serving: Serving) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        server.check_alive()
-        try:
-            if requests.get(serving.url + "/health_generate", timeout=30).status_code == 200:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.5)
-    raise TimeoutError(last_lines(server.log))
 
 
 def flags(models: dict[str, str], algorithm: str | None = None, draft: str = "") -> list[str]:
@@ -151,3 +149,28 @@ def plain_answers(
             "alone": [plain.tokens([prompt])[0] for prompt in PROMPTS],
             "batch": plain.tokens(PROMPTS),
         }
+
+
+@pytest.fixture(scope="session")
+def server(
+    request: pytest.FixtureRequest,
+    models: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Serving]:
+    """One SpecKV server per pair for every module that names pairs with :func:`on_pairs`.
+
+    pytest runs all tests of a pair together, whatever their module, so that one is up at a time.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
+    asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
+    asked += ["--speckv-trace", str(folder / "trace"), "--speckv-profile", "2", "--enable-metrics"]
+    with serving(folder, *flags(models, *PAIRS[request.param]), *asked) as running:
+        running.pair, running.trace = request.param, folder / "trace"
+        yield running
+
+
+def on_pairs(*names: str) -> pytest.MarkDecorator:
+    """Run the tests of a module on the shared servers of these pairs, in the order of PAIRS: pytest
+    groups tests by the position of a parameter."""
+    assert names == tuple(PAIRS)[: len(names)]
+    return pytest.mark.parametrize("server", names, indirect=True)

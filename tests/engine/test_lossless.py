@@ -1,37 +1,13 @@
 """The depth never changes the text: every draft, every depth, and depths that move every few
 rounds give the greedy answers of the target alone (float32)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.engine.conftest import PROMPTS, Serving, flags, serving
+from tests.engine.conftest import PAIRS, PROMPTS, STEPS, Serving, on_pairs
 
-pytestmark = pytest.mark.engine
-
-STEPS = (0, 1, 3, 5)
-PAIRS = {
-    "eagle3": ("EAGLE3", "eagle3"),
-    "eagle2": ("EAGLE", "eagle2"),
-    "standalone-self": ("STANDALONE", "target"),
-    "standalone-other": ("STANDALONE", "other"),
-}
-
-
-@pytest.fixture(scope="module", params=PAIRS, autouse=True)
-def server(
-    request: pytest.FixtureRequest,
-    models: dict[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Serving]:
-    algorithm, draft = PAIRS[request.param]
-    asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
-    with serving(
-        tmp_path_factory.mktemp("speckv"), *flags(models, algorithm, draft), *asked
-    ) as running:
-        running.pair = request.param
-        yield running
+pytestmark = [pytest.mark.engine, on_pairs(*PAIRS)]
 
 
 def check(server: Serving, plain_answers: dict[str, Any]) -> None:

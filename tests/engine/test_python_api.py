@@ -1,4 +1,7 @@
-"""``sglang_speckv.Engine`` and ``Runtime``, and stock classes with the JSON key."""
+"""``sglang_speckv.Engine`` and ``Runtime``, and stock classes with the JSON key.
+
+The engine is also where NEXTN is served: SGLang's other name for EAGLE, with the same head.
+"""
 
 import json
 import subprocess
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 
 from sglang_speckv import Engine
+from tests.engine.conftest import PROMPTS
 
 pytestmark = pytest.mark.engine
 
@@ -16,18 +20,20 @@ import json, sys
 from sglang_speckv import Engine, Runtime
 
 def main():
-    kind, speckv, arguments = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    kind = sys.argv[1]
+    speckv, arguments, prompts = (json.loads(text) for text in sys.argv[2:])
     running = {"Engine": Engine, "Runtime": Runtime}[kind](speckv=speckv, **arguments)
     try:
-        sampling = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+        sampling = {"temperature": 0, "max_new_tokens": 48, "ignore_eos": True}
         if kind == "Engine":
-            answer = running.generate("hello", sampling)
+            answers = running.generate(prompts, sampling)
             state = running.get_server_info()["internal_states"][0]
         else:
             import requests
-            answer = json.loads(running.generate("hello", sampling_params=sampling))
+            answers = json.loads(running.generate(prompts, sampling_params=sampling))
             state = requests.get(running.url + "/server_info").json()["internal_states"][0]
-        print(json.dumps({"answer": answer["text"], "speckv": state["speckv"]}))
+        tokens = [answer["output_ids"] for answer in answers]
+        print(json.dumps({"tokens": tokens, "state": state}))
     finally:
         running.shutdown()
 
@@ -40,7 +46,7 @@ def run(kind: str, speckv: dict[str, Any], arguments: dict[str, Any], tmp_path: 
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, str(script), kind, json.dumps(speckv), json.dumps(arguments)],
+        [sys.executable, str(script), kind, *map(json.dumps, (speckv, arguments, PROMPTS))],
         capture_output=True,
         text=True,
         timeout=300,
@@ -50,24 +56,36 @@ def run(kind: str, speckv: dict[str, Any], arguments: dict[str, Any], tmp_path: 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture
-def arguments(models: dict[str, str]) -> dict[str, Any]:
+def arguments(models: dict[str, str], algorithm: str, draft: str) -> dict[str, Any]:
     return {
         "model_path": models["target"],
-        "speculative_algorithm": "STANDALONE",
-        "speculative_draft_model_path": models["alike"],
+        "speculative_algorithm": algorithm,
+        "speculative_draft_model_path": models[draft],
         "max_total_tokens": 4096,
     }
 
 
-@pytest.mark.parametrize("kind", ["Engine", "Runtime"])
-def test_serves(kind: str, arguments: dict[str, Any], tmp_path: Any) -> None:
-    shown = run(kind, {"candidate_steps": [0, 2]}, arguments, tmp_path)
-    assert shown["speckv"]["candidate_steps"] == [0, 2]
-    assert sum(shown["speckv"]["rounds"].values()) > 0
-    assert shown["answer"]
+@pytest.mark.parametrize(
+    ("kind", "algorithm", "draft"),
+    [("Engine", "NEXTN", "eagle2"), ("Runtime", "STANDALONE", "alike")],
+)
+def test_serves_losslessly(
+    kind: str,
+    algorithm: str,
+    draft: str,
+    models: dict[str, str],
+    plain_answers: dict[str, Any],
+    tmp_path: Any,
+) -> None:
+    asked = arguments(models, algorithm, draft)
+    shown = run(kind, {"candidate_steps": [0, 2]}, asked, tmp_path)
+    speckv = shown["state"]["speckv"]
+    assert shown["tokens"] == plain_answers["batch"]
+    assert speckv["candidate_steps"] == [0, 2]
+    assert speckv["rounds"]["2"] > 0
+    assert 0 < speckv["correct_drafts"] < speckv["proposed_drafts"]
 
 
-def test_refuses_in_python_with_a_value_error(arguments: dict[str, Any]) -> None:
+def test_refuses_in_python_with_a_value_error(models: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="'magic'"):
-        Engine(speckv={"policy": "magic"}, **arguments)
+        Engine(speckv={"policy": "magic"}, **arguments(models, "STANDALONE", "alike"))

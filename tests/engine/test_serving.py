@@ -2,28 +2,15 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
 from scipy import stats
 
-from tests.engine.conftest import PROMPTS, Serving, flags, serving
+from tests.engine.conftest import PROMPTS, STEPS, Serving, on_pairs
 
-pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module", params=[("EAGLE3", "eagle3"), ("STANDALONE", "alike")], ids=str)
-def server(
-    request: pytest.FixtureRequest,
-    models: dict[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Serving]:
-    with serving(
-        tmp_path_factory.mktemp("serving"), *flags(models, *request.param), "--speckv"
-    ) as running:
-        yield running
+pytestmark = [pytest.mark.engine, on_pairs("eagle3", "standalone-self")]
 
 
 def test_openai_chat(server: Serving) -> None:
@@ -112,7 +99,7 @@ def test_server_info_shows_what_was_chosen(server: Serving) -> None:
     server.generate(PROMPTS, max_new_tokens=64)
     shown: dict[str, Any] = server.speckv()
     assert shown["active"] is True
-    assert shown["candidate_steps"] == [0, 1, 2, 3, 5, 7]
+    assert shown["candidate_steps"] == list(STEPS)
     assert sum(shown["rounds"].values()) >= len(shown["recent"]) > 0
     assert shown["correct_drafts"] <= shown["proposed_drafts"]
     assert shown["decisions"] > 0
