@@ -128,7 +128,7 @@ def run_ab(options: Options, resume: bool = False, only_json: bool = False) -> i
     if not only_json:
         console = Console()
         wide = console if console.is_terminal else Console(width=150)
-        print_judgement(done.found, done.outcome.failures, wide)
+        print_judgement(done.found, done.outcome, wide)
     losses = lossy(done.results)
     for line in losses:
         screen.say(f"speckv: {line}")

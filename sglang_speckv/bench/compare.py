@@ -15,6 +15,7 @@ from sglang_speckv.bench import sampling
 from sglang_speckv.bench.arms import Arm, Draft, ServerSpec, servers_for
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
+from sglang_speckv.bench.counters import Reliability
 from sglang_speckv.bench.fleet import Fleet, ServerFacts, fleet_of
 from sglang_speckv.bench.lossless import GapMeter, Verdict, judge
 from sglang_speckv.bench.options import Options
@@ -64,6 +65,7 @@ class Outcome:
     results: Results = field(default_factory=Results)
     verdicts: dict[tuple[Arm, Condition], Verdict] = field(default_factory=dict)
     samples: dict[Arm, sampling.Samples] = field(default_factory=dict)
+    reliability: dict[Arm, Reliability] = field(default_factory=dict)
     max_new_tokens: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     facts: dict[str, ServerFacts] = field(default_factory=dict)
@@ -159,6 +161,7 @@ async def _measure(
         report=report,
         temperature=options.temperature,
         keep=outcome.keep,
+        reliability=outcome.reliability,
     )
     pace = await runner.warm_up()
     if not outcome.max_new_tokens:

@@ -9,6 +9,8 @@ import msgspec
 
 from sglang_speckv.bench.connection import ServerError
 
+Reliability = tuple[tuple[float, float, float], ...]
+
 
 class Counters(msgspec.Struct, frozen=True):
     """Cumulative since start, or what one block added.
@@ -74,6 +76,19 @@ class Counters(msgspec.Struct, frozen=True):
             tier = str(int(num_steps))
             found[tier] = found.get(tier, 0.0) + moment - before
         return found
+
+
+def read_reliability(state: dict[str, Any]) -> Reliability:
+    """How often drafts were accepted that the policy gave a probability: bins of (mean prediction,
+    share accepted, drafts); empty where the policy does not predict."""
+    speckv = state.get("speckv")
+    told = speckv.get("policy_state") if isinstance(speckv, dict) else None
+    calibration = told.get("calibration") if isinstance(told, dict) else None
+    bins = calibration.get("reliability", ()) if isinstance(calibration, dict) else ()
+    try:
+        return msgspec.convert(bins, Reliability)
+    except msgspec.ValidationError:
+        return ()
 
 
 def read_counters(state: dict[str, Any], server: str) -> Counters | None:

@@ -49,6 +49,7 @@ def describe(
         "failures": {name: shown_path(text) for name, text in outcome.failures.items()},
         "noise_block_seconds_of_none": _noise(wanted, outcome),
         "sampling_p_values": {f"{a.draft} {a.name}": p for a, p in outcome.p_values.items()},
+        "calibration": {f"{a.draft} {a.name}": r for a, r in outcome.reliability.items() if r},
         "sweep": sweep_json(found),
         "checks": [check.to_json() for check in found.checks],
         "cells": [cell_detail(cell) for cell in found.cells],

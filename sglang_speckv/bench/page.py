@@ -87,7 +87,13 @@ def _sweep_section(sweep: Sweep, cells: Sequence[Cell]) -> str:
     name = escape(f"{sweep.draft}, {sweep.traffic}")
     parts = [f"<h2>{name}</h2><p>{escape(headroom_line(sweep))}</p>"]
     if any(cell.ratio for cell in ours):
-        parts.append(plot.svg(plot.rates_figure, ours, "tok/s by load and arm, 95 % intervals"))
+        parts.append(
+            plot.svg(
+                plot.rates_figure,
+                ours,
+                "tok/s over the best static arm, by load and arm, 95 % intervals",
+            )
+        )
     if sweep.standings:
         parts.append(_sweep_table(sweep))
     for condition in dict.fromkeys(cell.condition for cell in ours):
@@ -181,10 +187,8 @@ def accept_by_class(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
 
 
 def _calibration_section(results: dict[str, Any]) -> str:
-    points = results.get("calibration") or {}
-    if not points:
-        return ""
-    return f"<h2>Calibration</h2>{plot.svg(plot.calibration_figure, points)}"
+    bins = results["calibration"]
+    return f"<h2>Calibration</h2>{plot.svg(plot.calibration_figure, bins)}" if bins else ""
 
 
 def _checks_section(done: Execution) -> str:

@@ -88,26 +88,18 @@ def accept_figure(by_class: dict[str, dict[str, float]]) -> Any:
     return figure
 
 
-def calibration_figure(points: dict[str, Sequence[tuple[float, float, int]]]) -> Any:
-    """Expected against true accept length; ``points`` are name -> (expected, true, rounds)."""
+def calibration_figure(bins: dict[str, Sequence[tuple[float, float, float]]]) -> Any:
+    """Predicted against true acceptance of a draft; ``bins`` are arm -> (mean prediction, share
+    accepted, drafts), a dot's area its drafts."""
     plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(5, 4.4), layout="constrained")
-    values = [
-        v for found in points.values() for expected, true, _ in found for v in (expected, true)
-    ]
-    low, high = min(values), max(values)
-    axis.plot([low, high], [low, high], color="0.6", linewidth=0.8)
-    for i, (name, found) in enumerate(points.items()):
-        sizes = [12 + 120 * n / max(m for _, _, m in found) for _, _, n in found]
-        axis.scatter(
-            *zip(*((e, t) for e, t, _ in found), strict=True),
-            s=sizes,
-            alpha=0.7,
-            color=_color(name, i),
-            label=name,
-        )
-    axis.set_xlabel("expected accept length")
-    axis.set_ylabel("true accept length")
+    figure, axis = plt.subplots(figsize=(5, 4.6), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    for i, (name, found) in enumerate(bins.items()):
+        predicted, accepted, drafts = zip(*found, strict=True)
+        sizes = [10 + 150 * n / max(drafts) for n in drafts]
+        axis.scatter(predicted, accepted, s=sizes, alpha=0.6, color=f"C{i}", label=name)
+    axis.set_xlabel("predicted probability that a draft is accepted")
+    axis.set_ylabel("share accepted")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9)
     return figure
@@ -184,13 +176,17 @@ def _draw_arm(axis: Any, arm: str, cells: Sequence[Cell], places: Sequence[float
         yerr=[low, high],
         fmt="D" if mine else "o",
         markersize=7 if mine else 5,
-        color=_color(
-            arm, int(arm.partition(":")[2].partition("#")[0] or 0) if "static" in arm else 0
-        ),
+        color=_color(arm, _steps_of(arm)),
         capsize=2,
         linewidth=1,
         label=arm,
     )
+
+
+def _steps_of(arm: str) -> int:
+    """The K of ``static:K`` or ``fresh:K``, else 0."""
+    steps = arm.partition(":")[2].partition("#")[0]
+    return int(steps) if steps.isdigit() else 0
 
 
 def _color(arm: str, number: int) -> Any:

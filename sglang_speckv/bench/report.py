@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from sglang_speckv.bench.cells import Cell
+from sglang_speckv.bench.compare import Outcome
 from sglang_speckv.bench.judgement import Check, Judgement
 from sglang_speckv.bench.lossless import Verdict
 from sglang_speckv.bench.sweep import WORTH_CHOOSING, Sweep
@@ -35,15 +36,19 @@ def print_tables(cells: Sequence[Cell], console: Console) -> None:
         console.print(OPEN_LOOP, style="dim", highlight=False)
 
 
-def print_judgement(found: Judgement, failures: Mapping[str, str], console: Console) -> None:
-    """Headroom first, then arms over the whole sweep, then every cell, noise and failures."""
+def print_judgement(found: Judgement, outcome: Outcome, console: Console) -> None:
+    """Headroom first, then arms over the whole sweep, every cell, noise, servers, failures."""
     for sweep in found.sweeps:
         console.print(headroom_line(sweep), highlight=False, markup=False)
         console.print(_sweep_table(sweep))
     print_tables(found.cells, console)
     for check in found.checks:
         console.print(check_line(check), highlight=False, markup=False)
-    for name, reason in failures.items():
+    for name, facts in outcome.facts.items():
+        if facts.ready_s is not None:
+            memory = f", {facts.peak_rss / 1e9:.1f} GB" if facts.peak_rss else ""
+            console.print(f"server {name}: up after {facts.ready_s:.0f} s{memory}", markup=False)
+    for name, reason in outcome.failures.items():
         console.print(f"out of the comparison, {name}: {reason}", style="red", markup=False)
 
 
@@ -126,7 +131,9 @@ def lossless_text(verdict: Verdict | None) -> str:
         return "-"
     lost = len(verdict.gaps) - verdict.ties
     ties = f" ({verdict.ties} ties)" if verdict.ties else ""
-    return f"no: {lost} of {verdict.answers}{ties}" if lost else f"yes{ties}"
+    if not lost:
+        return f"yes{ties}"
+    return f"no: {lost} of {verdict.answers}{ties}, gap up to {max(verdict.gaps):.2g}"
 
 
 def _load(cell: Cell) -> str:

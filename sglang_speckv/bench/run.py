@@ -11,7 +11,12 @@ from sglang_speckv.bench import sampling
 from sglang_speckv.bench.arms import NO_DRAFT, Arm
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
-from sglang_speckv.bench.counters import Counters, read_counters
+from sglang_speckv.bench.counters import (
+    Counters,
+    Reliability,
+    read_counters,
+    read_reliability,
+)
 from sglang_speckv.bench.load import Answer, Completion, drive
 from sglang_speckv.bench.openai_client import OpenAIClient
 from sglang_speckv.bench.plan import order_of, tasks
@@ -61,7 +66,8 @@ class Fleet(Protocol):
 
 @dataclass
 class Runner:
-    """Drives the arms of the servers that are up now. ``keep`` gets every finished block."""
+    """Drives the arms of the servers that are up now. ``keep`` gets every finished block,
+    ``reliability`` what the policies predicted against what came, as of their last block."""
 
     fleet: Fleet
     arms: Sequence[Arm]
@@ -71,6 +77,7 @@ class Runner:
     report: Report
     temperature: float = 0.0
     keep: Callable[[Arm, BlockResult], None] = lambda arm, result: None
+    reliability: dict[Arm, Reliability] = field(default_factory=dict)
     _took_s: dict[Condition, float] = field(default_factory=dict)
 
     @property
@@ -182,6 +189,7 @@ class Runner:
             raise ServerError(f"server {arm.server}: SpecKV stopped being active")
         if state["speckv"].get("policy", arm.policy) != arm.policy:
             raise ServerError(f"server {arm.server} runs another policy than {arm.policy!r}")
+        self.reliability[arm] = read_reliability(state)
         return counters
 
 

@@ -63,7 +63,7 @@ class Server:
                 if await client.ready():
                     self.ready_s = time.monotonic() - started
                     return
-                await asyncio.sleep(1)
+                await asyncio.sleep(0.4)
         raise ServerError(
             f"server {self.name} was not ready after {timeout_s:.0f} s; the end of {self.log}:\n"
             f"{last_lines(self.log)}"

@@ -78,6 +78,9 @@ class Fake:
                 "proposed_drafts": self.proposed,
                 "correct_drafts": self.correct,
                 "recent": self.recent[-1024:],
+                "policy_state": {
+                    "calibration": {"brier": 0.1, "reliability": [[0.25, 0.3, 80], [0.9, 0.8, 20]]}
+                },
             }
         return found
 

@@ -55,7 +55,7 @@ def wanted(out: Path, **asked: object) -> Comparison:
         target="target",
         drafts=drafts,
         arms=arms_for(drafts, options.all_arms),
-        workload=Workload(PROMPTS, options.concurrency, options.requests_per_slot),
+        workload=Workload(PROMPTS, options.concurrency, open_loop_requests=4),
         tokenize=lambda prompt: [len(prompt.prompt), len(prompt.kind)],
         server_flags=server_flags(2, "float32"),
         dtype="float32",
@@ -95,7 +95,7 @@ def test_everything_that_was_promised_is_there(tmp_path: Path):
     kinds = {(check["kind"], check["arm"]) for check in line["checks"]}
     assert kinds == {("same arm twice", "static:3#2"), ("own server", "fresh:3")}
     page = report.read_text()
-    assert page.count("<svg") == 4 and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<svg") == 5 and "http" not in page.replace("http://www.w3.org", "")
     for server_facts in done.results["servers"].values():
         assert server_facts["ready_s"] > 0 and server_facts["peak_rss_gb"] is not None
 
