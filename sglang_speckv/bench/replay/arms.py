@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from sglang_speckv.bench.replay.play import Played, Table, always, oracle, play
 from sglang_speckv.bench.replay.rounds import Rounds
 from sglang_speckv.bench.replay.score import Cells
-from sglang_speckv.config import ConfigError, static_steps
-from sglang_speckv.offline.round_cost import RoundCost, table_of
+from sglang_speckv.config import POLICY_NAMES, ConfigError, static_steps
+from sglang_speckv.offline.round_cost import RoundCost
 from sglang_speckv.policy import StepPolicy, create_policy
 from sglang_speckv.policy.batch_table import BatchTablePolicy
-from sglang_speckv.policy.confidence import THRESHOLD, ConfidencePolicy
-from sglang_speckv.policy.throughput_aware import ThroughputAwarePolicy
+from sglang_speckv.policy.prior import Prior
 
 INITIAL_STEPS = 3
+PROFILED_SIZES = (1, 4, 16, 64)
 NONE = "none"
 """A server without speculation: not a policy, scored by its own row of the cost table."""
 
@@ -31,6 +32,10 @@ class Setting:
     cells: Cells
     cost: RoundCost
     lag: int = 0
+    prior: Prior = field(default_factory=Prior)
+    profiled: bool = True
+    """Whether policies are told round times before they start, as a server's start-up profile
+    tells them."""
 
     @property
     def tiers(self) -> tuple[int, ...]:
@@ -40,43 +45,58 @@ class Setting:
 Make = Callable[[Setting], StepPolicy]
 
 
-def _live(spec: str) -> Make:
-    return lambda at: create_policy(spec, at.tiers, INITIAL_STEPS)
+def _live(spec: str, in_round: bool = False) -> Make:
+    """A policy as it serves, told what a server would tell it before its first round; shown each
+    coming window only for the view from inside of the round."""
+
+    def make(at: Setting) -> StepPolicy:
+        policy: Any = create_policy(spec, at.tiers, INITIAL_STEPS, prior=at.prior)
+        if not in_round and hasattr(policy, "foresee"):
+            policy.foresee = None
+        if at.profiled and hasattr(policy, "profiled"):
+            policy.profiled(start_up_profile(at))
+        return policy
+
+    return make
 
 
-def _throughput_aware(at: Setting) -> StepPolicy:
-    sizes = np.unique(at.rounds.size).tolist()
-    return ThroughputAwarePolicy(at.tiers, INITIAL_STEPS, table_of(at.cost, sizes, at.tiers))
+def start_up_profile(at: Setting) -> list[tuple[int, int, int, float]]:
+    """(batch size, num_steps, context_len, seconds) at the sizes that a server would time."""
+    rounds = at.rounds
+    sizes = [size for size in PROFILED_SIZES if size < 4 * int(rounds.size.max())]
+    context = float(rounds.context_len.sum() / rounds.live.sum())
+    times = at.cost.times(np.array(sizes), at.tiers).tolist()
+    return [
+        (size, steps, round(size * context), seconds)
+        for size, row in zip(sizes, times, strict=True)
+        for steps, seconds in zip(at.tiers, row, strict=True)
+    ]
 
 
 def _batch_table(at: Setting) -> StepPolicy:
     return BatchTablePolicy(at.tiers, best_by_size(at))
 
 
-def _confidence(threshold: float, in_round: bool) -> Make:
-    def make(at: Setting) -> StepPolicy:
-        policy = ConfidencePolicy(at.tiers, INITIAL_STEPS, threshold)
-        if not in_round:
-            policy.foresee = None  # type: ignore[method-assign, assignment]
-        return policy
-
-    return make
-
-
-POLICIES: dict[str, tuple[Make, str]] = {
-    "throughput": (_live("throughput"), "the default policy"),
-    "ema": (_live("ema"), "SGLang's own rule"),
-    "throughput_aware": (_throughput_aware, "SGLang's proposed rule, given the true cost table"),
-    "batch_table": (_batch_table, "best depth per batch size, found on these very rounds"),
-    "confidence": (_confidence(THRESHOLD, in_round=False), "last windows and the coming token"),
-    "confidence:in-round": (_confidence(THRESHOLD, in_round=True), "sees the coming window"),
+POLICIES: dict[str, Make] = {
+    "throughput": _live("throughput"),
+    "ema": _live("ema"),
+    "throughput_aware": _live("throughput_aware"),
+    "batch_table": _batch_table,
+    "confidence": _live("confidence"),
+    "confidence:in-round": _live("confidence", in_round=True),
+    "paper": _live("paper"),
+    "paper:in-round": _live("paper", in_round=True),
 }
-HINDSIGHT = frozenset({"batch_table", "confidence:in-round", "oracle"})
+"""Arms that decide round by round. The batch table is the best one found on these very rounds."""
+HINDSIGHT = frozenset({"batch_table", "confidence:in-round", "paper:in-round", "oracle"})
 """Arms that know what nobody knows when a round begins."""
 
 
-def arm_names(tiers: Sequence[int], wanted: Sequence[str], knows_off: bool) -> list[str]:
-    """The arms to replay: those wanted (all of them), every static one, and the oracle.
+def arm_names(
+    tiers: Sequence[int], wanted: Sequence[str], knows_off: bool, weights: bool = False
+) -> list[str]:
+    """The arms to replay: those wanted (all of them), every static one, and the oracle. The
+    paper's policy needs ``weights``.
 
     Raises:
         ConfigError: an unknown arm, or ``static:K`` of a depth that is not a candidate.
@@ -91,6 +111,10 @@ def arm_names(tiers: Sequence[int], wanted: Sequence[str], knows_off: bool) -> l
     if NONE in wanted and not knows_off:
         raise ConfigError("this cost table has no row without speculation, so `none` has no cost")
     policies = [name for name in (wanted or POLICIES) if name in POLICIES]
+    if not (weights and "paper" in POLICY_NAMES):
+        policies = [name for name in policies if not name.startswith("paper")]
+        if any(name.startswith("paper") for name in wanted):
+            raise ConfigError("the paper's policy needs its weights: --artifact of speckv train")
     off = [NONE] if knows_off else []
     return [*policies, *(f"static:{k}" for k in tiers), *off, "oracle"]
 
@@ -102,7 +126,7 @@ def run_arm(name: str, at: Setting) -> Played:
     steps = static_steps(name)
     if steps is not None:
         return always(at.tiers.index(steps), at.rounds)
-    return play(POLICIES[name][0](at), at.rounds, at.table, at.lag)
+    return play(POLICIES[name](at), at.rounds, at.table, at.lag)
 
 
 def best_by_size(at: Setting) -> dict[int, int]:

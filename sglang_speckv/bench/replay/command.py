@@ -51,6 +51,13 @@ def replay_command(
     traffic: Annotated[
         str, typer.Option(help="With --regroup: mixed, or phases (label after label).")
     ] = "mixed",
+    artifact: Annotated[
+        Path | None,
+        typer.Option(help="What speckv train learned from other prompts: acceptance, the MLP."),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option(help="Tell policies round times first, as a server's start-up does.")
+    ] = True,
     lag: Annotated[
         int | None,
         typer.Option(
@@ -87,6 +94,8 @@ def replay_command(
         traffic=traffic,
         lag=lag,
         complete=complete,
+        artifact=artifact,
+        profiled=profile,
     )
     if explain is not None:
         _explain(options, explain, json)

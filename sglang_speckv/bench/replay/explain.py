@@ -36,7 +36,7 @@ def explain(name: str, at: Setting, number: int) -> dict[str, Any]:
 
 def _policy(name: str, at: Setting) -> StepPolicy:
     if name in POLICIES:
-        return POLICIES[name][0](at)
+        return POLICIES[name](at)
     if static_steps(name) is None:
         raise ConfigError(f"--explain needs a policy; {name!r} decides nothing round by round")
     return create_policy(name, at.tiers, INITIAL_STEPS)

@@ -99,7 +99,7 @@ def notes(replay: Replay) -> list[str]:
         lines.append(
             f"Up to {worst.earned.dropped:.0%} of rounds are dropped ({worst.name}): they accepted "
             "all that was drafted, so the record does not say what a deeper draft would have "
-            "brought. That counts against deep arms; record with "
+            "brought. That biases the figures, mostly against deep arms; record with "
             f"--speckv-policy static:{deepest} for figures without this bias, or look at the "
             "rounds drafted that deep only (--complete)."
         )
@@ -135,6 +135,8 @@ def to_json(replay: Replay) -> dict[str, Any]:
             "regroup": replay.options.regroup,
             "traffic": replay.options.traffic if replay.options.regroup else None,
             "lag": at.lag,
+            "artifact": replay.options.artifact and str(replay.options.artifact),
+            "profiled": at.profiled,
         },
         "cost": {"source": at.cost.source, "unit": at.cost.unit, "table": _cost_rows(replay)},
         "candidate_steps": list(at.tiers),

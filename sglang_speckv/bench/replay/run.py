@@ -16,8 +16,10 @@ from sglang_speckv.bench.replay.play import Played, Table, always, tiers_for
 from sglang_speckv.bench.replay.rounds import Rounds, recorded_rounds, regroup
 from sglang_speckv.bench.stats import Ratio
 from sglang_speckv.config import ConfigError
-from sglang_speckv.offline.columns import read_columns
+from sglang_speckv.offline.artifact import check_identity, load_artifact
+from sglang_speckv.offline.columns import Columns, identity_of, read_columns
 from sglang_speckv.offline.round_cost import OFF, MeasuredCost, RoundCost
+from sglang_speckv.policy.prior import Prior
 
 _SANE_NOISE = 5.0
 """A round beyond this many times its modelled time was no clean round."""
@@ -35,6 +37,8 @@ class ReplayOptions:
     traffic: str = "mixed"
     lag: int | None = None
     complete: bool = False
+    artifact: Path | None = None
+    profiled: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +87,26 @@ def prepare(options: ReplayOptions) -> Setting:
     tokens, known = rounds.outcomes(tiers)
     seconds = cost.times(rounds.size, tiers)
     table = Table(tiers, tokens, known, seconds, _noise(rounds, cost))
-    return Setting(rounds, table, score.cells_of(rounds), cost, lag)
+    prior = _prior(options.artifact, columns)
+    return Setting(rounds, table, score.cells_of(rounds), cost, lag, prior, options.profiled)
+
+
+def _prior(artifact: Path | None, columns: Columns) -> Prior:
+    """What an artifact of this very pair knows, its cost table aside: times are the replay's."""
+    if artifact is None:
+        return Prior()
+    loaded = load_artifact(artifact)
+    check_identity(loaded, identity_of(columns.header))
+    return replace(loaded.prior, cost=None)
 
 
 def run_replay(options: ReplayOptions, say: Callable[[str], None] = lambda _: None) -> Replay:
     """Replay every arm. Raises :class:`ConfigError`."""
     at = prepare(options)
     arms: dict[str, Arm] = {}
-    for name in arm_names(at.tiers, options.policies, at.cost.knows_off):
+    for name in arm_names(
+        at.tiers, options.policies, at.cost.knows_off, weights=at.prior.mlp is not None
+    ):
         say(f"replaying {name}")
         arms[name] = _arm(name, at)
     static = [name for name in arms if name.startswith("static:")]

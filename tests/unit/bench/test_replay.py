@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from sglang_speckv.bench.replay.command import replay_command
 from sglang_speckv.config import ConfigError
-from tests.unit.offline.synthetic import Traffic, write_trace
+from tests.unit.offline.synthetic import HEADER, Traffic, write_trace
 
 app = typer.Typer()
 app.command()(replay_command)
@@ -118,6 +119,22 @@ def test_costs_from_an_artifact(traces: Path, tmp_path: Path) -> None:
     assert result["cost"]["source"] == str(tmp_path / "artifact")
 
 
+def test_what_an_artifact_knows_is_told(traces: Path, tmp_path: Path) -> None:
+    from sglang_speckv.offline.artifact import save_artifact
+    from sglang_speckv.offline.train import train
+
+    deep = traces / "deep.jsonl.gz"
+    save_artifact(train([deep]), tmp_path / "artifact")
+    arguments = [deep, "--draft-cost", 0.1, "--policy", "throughput", "--no-profile"]
+    without, with_it = run(*arguments), run(*arguments, "--artifact", tmp_path / "artifact")
+    first = [result["arms"][0]["calibration"]["brier"] for result in (without, with_it)]
+    assert first[1] < first[0], "it forecasts better from the start"
+    other = msgspec.structs.replace(HEADER, draft="another")
+    foreign = write_trace(tmp_path / "b.jsonl.gz", Traffic(requests=4).records(), other)
+    with pytest.raises(ConfigError, match="draft 'draft'"):
+        run(foreign, "--draft-cost", 0.1, "--artifact", tmp_path / "artifact")
+
+
 def test_one_decision_laid_open(traces: Path) -> None:
     arguments = ["--policy", "throughput", "--explain", 30]
     explained = run(traces / "deep.jsonl.gz", "--draft-cost", 0.1, *arguments)
@@ -140,6 +157,7 @@ def test_the_picture(traces: Path, tmp_path: Path) -> None:
         (["--policy", "magic"], "unknown policy 'magic'"),
         (["--policy", "static:4", "--draft-cost", "0.1"], "static:4"),
         (["--policy", "none"], "no row without speculation"),
+        (["--policy", "paper"], "needs its weights"),
         (["--lag", "99"], "--lag 99"),
         (["--draft-cost", "-1"], "draft-cost"),
         (["--draft-cost", "0.1", "--cost", "x"], "give one"),
