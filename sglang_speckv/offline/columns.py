@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -59,6 +59,15 @@ class Columns:
 
     def __len__(self) -> int:
         return len(self.round)
+
+    def only(self, rows: np.ndarray) -> Columns:
+        """The records of ``rows``, a mask or numbers."""
+        arrays = {
+            field.name: getattr(self, field.name)[rows]
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), np.ndarray)
+        }
+        return replace(self, **arrays)
 
 
 def read_columns(traces: Iterable[Path]) -> Columns:

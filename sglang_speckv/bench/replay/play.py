@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sglang_speckv.bench.replay.rounds import Rounds
+from sglang_speckv.offline.columns import Columns
 from sglang_speckv.policy import Batch, Decision, Round, StepPolicy
 
 
@@ -157,11 +158,10 @@ def oracle(table: Table, cells: np.ndarray) -> Played:
     return Played(chosen, np.full(len(cells), np.nan))
 
 
-def tiers_for(candidates: Sequence[int] | None, rounds: Rounds) -> tuple[int, ...]:
-    """The candidates asked for, else those of the traces' servers that were reached, with all
-    depths up to the deepest recorded one where the traces have a fixed depth only."""
-    deepest = int(rounds.depth.max(initial=0))
+def tiers_for(candidates: Sequence[int] | None, columns: Columns) -> tuple[int, ...]:
+    """The candidates asked for, else those of the traces' servers up to the deepest recorded."""
+    deepest = int(columns.num_steps.max(initial=0))
     if candidates:
         return tuple(sorted(set(candidates)))
-    named = {k for header in rounds.columns.headers for k in header.candidate_steps}
+    named = {k for header in columns.headers for k in header.candidate_steps}
     return tuple(sorted({0, *(k for k in named if 0 <= k <= deepest), deepest}))

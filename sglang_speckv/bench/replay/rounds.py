@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -66,30 +66,24 @@ class Rounds:
             known[:, at] = np.logical_and.reduceat((k <= depth) | (correct < depth), starts)
         return tokens, known
 
-    def drafted_to(self, depth: int) -> Rounds:
-        """Only the rounds that were drafted to at least ``depth``: all depths up to it are known.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        kept = self.drafted >= depth
-        if not kept.any():
-            raise ConfigError(f"no recorded round was drafted to depth {depth}; give fewer depths")
-        live = self.live
-        return replace(
-            self,
-            row=self.row[np.repeat(kept, live)],
-            start=np.concatenate([[0], np.cumsum(live[kept])]),
-            size=self.size[kept],
-            seconds=self.seconds[kept],
-        )
-
     def label(self) -> np.ndarray:
         """Per round the label all its requests share, else -1."""
         labels = self.columns.label[self.row]
         low = np.minimum.reduceat(labels, self.start[:-1])
         high = np.maximum.reduceat(labels, self.start[:-1])
         return np.where(low == high, low, -1)
+
+
+def drafted_to(columns: Columns, depth: int) -> Columns:
+    """Only what was drafted to at least ``depth``: all depths up to it are known.
+
+    Raises:
+        ConfigError: there is nothing.
+    """
+    kept = columns.num_steps >= depth
+    if not kept.any():
+        raise ConfigError(f"no recorded round was drafted to depth {depth}; give fewer depths")
+    return columns.only(kept)
 
 
 def recorded_rounds(columns: Columns) -> Rounds:

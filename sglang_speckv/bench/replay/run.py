@@ -13,7 +13,7 @@ from sglang_speckv.bench.replay import score
 from sglang_speckv.bench.replay.arms import NONE, Setting, arm_names, run_arm
 from sglang_speckv.bench.replay.cost import read_cost
 from sglang_speckv.bench.replay.play import Played, Table, always, tiers_for
-from sglang_speckv.bench.replay.rounds import Rounds, recorded_rounds, regroup
+from sglang_speckv.bench.replay.rounds import Rounds, drafted_to, recorded_rounds, regroup
 from sglang_speckv.bench.stats import Ratio
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.artifact import check_identity, load_artifact
@@ -72,15 +72,15 @@ class Replay:
 def prepare(options: ReplayOptions) -> Setting:
     """Read, group and price the rounds. Raises :class:`ConfigError`."""
     columns = read_columns(options.traces)
+    tiers = tiers_for(options.candidate_steps, columns)
+    cost = read_cost(options.cost, options.draft_cost, options.verify_width, columns)
+    if options.complete:
+        columns = drafted_to(columns, tiers[-1])
     rounds = (
         recorded_rounds(columns)
         if options.regroup is None
         else regroup(columns, options.regroup, options.traffic)
     )
-    tiers = tiers_for(options.candidate_steps, rounds)
-    if options.complete:
-        rounds = rounds.drafted_to(tiers[-1])
-    cost = read_cost(options.cost, options.draft_cost, options.verify_width, columns)
     lag = int(columns.header.overlap) if options.lag is None else options.lag
     if not 0 <= lag <= 8:
         raise ConfigError(f"--lag {lag} is not a number of rounds in 0..8")

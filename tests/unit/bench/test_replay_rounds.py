@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_speckv.bench.replay.rounds import Rounds, recorded_rounds, regroup
+from sglang_speckv.bench.replay.rounds import Rounds, drafted_to, recorded_rounds, regroup
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.columns import Columns, read_columns
 from sglang_speckv.offline.records import Record
@@ -142,9 +142,9 @@ def test_what_cannot_be_regrouped_is_refused(
 
 def test_only_deep_rounds_on_demand(tmp_path: Path) -> None:
     mixed = Traffic(requests=4, rounds=10, depths=(7, 3))
-    rounds = recorded_rounds(columns_of(tmp_path, list(mixed.records())))
-    deep = rounds.drafted_to(7)
-    assert len(deep) == len(rounds) / 2 and (deep.depth == 7).all()
-    assert deep.outcomes([0, 3, 7])[1].all()
+    columns = columns_of(tmp_path, list(mixed.records()))
+    deep = drafted_to(columns, 7)
+    assert len(deep) == len(columns) / 2 and (deep.num_steps == 7).all()
+    assert recorded_rounds(deep).outcomes([0, 3, 7])[1].all()
     with pytest.raises(ConfigError, match="depth 9"):
-        rounds.drafted_to(9)
+        drafted_to(columns, 9)
