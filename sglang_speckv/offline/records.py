@@ -49,9 +49,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``request`` is the engine's request id. Where a client sets it as ``LABEL:PROMPT:ANYTHING``
     the first part is taken for the class and the second for the prompt (see :meth:`label`).
     ``top1_prob`` and ``entropy`` (nats) have one entry per draft position, ``num_steps`` in all;
-    empty where nothing tapped the draft, -1 at a position without a signal. ``first_prob`` is what the decision saw of this request.
-    ``seconds`` is the round's wall time, None where it was not clean. ``context_len`` is this
-    request's length in tokens before the round.
+    empty where nothing tapped the draft, -1 at a position without a signal. ``first_prob`` is what
+    the decision saw of this request. ``seconds`` is the round's wall time, None where it was not
+    clean. ``context_len`` is this request's length in tokens before the round.
     """
 
     round: int
