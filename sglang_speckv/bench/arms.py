@@ -60,6 +60,11 @@ class Arm:
         return self.name == "none" or re.fullmatch(r"static:\d+", self.name) is not None
 
     @property
+    def may_be_spared(self) -> bool:
+        """Whether it may run fewer blocks once it is known to be far behind."""
+        return self.base == "default" or self.base.startswith("static:")
+
+    @property
     def learns(self) -> bool:
         """Whether what it served before changes what it does next."""
         return self.base.startswith(("speckv", "ema"))

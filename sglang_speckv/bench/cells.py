@@ -98,11 +98,12 @@ def cells_for(
         static = [i for i, arm in enumerate(arms) if arm.is_static]
         base = next((i for i, arm in enumerate(arms) if arm.name == baseline), None)
         for i, cell in enumerate(cells):
-            best = drawn.ratio(stats.over_best(i, static), picks_best=True) if static else None
+            n = len(cell.blocks)
+            best = drawn.ratio(stats.over_best(i, static), True, n) if static else None
             cells[i] = replace(
                 cell,
                 ratio=best and capped(best, i in static),
-                to_baseline=None if base is None else drawn.ratio(stats.over(i, base)),
+                to_baseline=None if base is None else drawn.ratio(stats.over(i, base), False, n),
             )
     return cells + [_cell(draft, a, blocks, verdicts.get(a)) for a, blocks in (alone or {}).items()]
 
@@ -110,31 +111,33 @@ def cells_for(
 def pair_up(
     results: Results, arms: Sequence[Arm], condition: Condition, failed: Collection[str] = ()
 ) -> tuple[Paired, Paired]:
-    """The blocks that the arms have in common, and those of arms whose server ``failed`` or that
-    ran less than half of what another ran: with them little would be common."""
-    counts = {arm: len(results.of(arm, condition)) for arm in arms}
-    most = max(counts.values(), default=0)
-    full = [a for a in arms if counts[a] and 2 * counts[a] >= most and a.server not in failed]
-    alone = {arm: results.of(arm, condition) for arm in arms if counts[arm] and arm not in full}
-    paired = results.common(full, condition)
-    if any(not blocks for blocks in paired.values()):
-        return {}, {arm: results.of(arm, condition) for arm in arms if counts[arm]}
-    return paired, alone
+    """Blocks by arm that can be compared, and those of arms whose server ``failed``. The first arm
+    has all of the former; what others lack of them, they were spared."""
+    ran = {arm: found for arm in arms if (found := results.of(arm, condition))}
+    good = [arm for arm in ran if arm.server not in failed]
+    always = [arm for arm in good if not arm.may_be_spared] or good
+    shared = {r.block.index for r in next(iter(results.common(always, condition).values()), ())}
+    kept = {a: [r for r in ran[a] if r.block.index in shared] for a in (*always, *good)}
+    paired = {arm: blocks for arm, blocks in kept.items() if blocks}
+    return paired, {arm: blocks for arm, blocks in ran.items() if arm not in paired}
 
 
 def sample_of(paired: Paired) -> Sample:
-    """Tokens and seconds of the arms by block and by prompt."""
+    """Tokens and seconds of the arms by block and by prompt; 0 where an arm was spared."""
     first = next(iter(paired.values()))
-    names = tuple(f"{result.block.condition}/{result.block.index}" for result in first)
-    tokens = np.array([[r.tokens for r in results] for results in paired.values()], float)
-    seconds = np.array([[r.cost_s for r in results] for results in paired.values()])
+    place = {result.block.index: i for i, result in enumerate(first)}
     prompts = sorted({prompt.id for result in first for prompt in result.block.prompts})
     column = {prompt: i for i, prompt in enumerate(prompts)}
+    by_block = np.zeros((2, len(paired), len(place)))
     by_prompt = np.zeros((2, len(paired), len(prompts)))
     for row, results in enumerate(paired.values()):
         for result in results:
+            by_block[:, row, place[result.block.index]] = result.tokens, result.cost_s
             _add_by_prompt(by_prompt[:, row], result, column)
-    return Sample(Units(tokens, seconds, names), Units(by_prompt[0], by_prompt[1], tuple(prompts)))
+    names = tuple(f"{first[0].block.condition}/{index}" for index in place)
+    return Sample(
+        Units(by_block[0], by_block[1], names), Units(by_prompt[0], by_prompt[1], tuple(prompts))
+    )
 
 
 def capped(ratio: Ratio, member: bool) -> Ratio:

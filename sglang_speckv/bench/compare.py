@@ -160,6 +160,7 @@ async def _measure(
         tokenize=wanted.tokenize,
         report=report,
         temperature=options.temperature,
+        spare=options.minutes is not None and options.spare,
         keep=outcome.keep,
         reliability=outcome.reliability,
     )

@@ -40,7 +40,7 @@ def describe(
         "servers": {
             name: {
                 "ready_s": facts.ready_s and round(facts.ready_s, 1),
-                "peak_rss_gb": facts.peak_rss and round(facts.peak_rss / 1e9, 2),
+                "memory_gb": facts.peak_memory and round(facts.peak_memory / 1e9, 2),
                 **facts.settings,
             }
             for name, facts in outcome.facts.items()

@@ -24,7 +24,7 @@ class ServerFacts:
     """What is reported of a server beside its arms."""
 
     ready_s: float | None = None
-    peak_rss: int | None = None
+    peak_memory: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,8 +55,8 @@ class Fleet:
     def note_memory(self) -> None:
         for name, server in self.servers.items():
             server.measure_memory()
-            if server.peak_rss:
-                self.facts[name].peak_rss = server.peak_rss
+            if server.peak_memory:
+                self.facts[name].peak_memory = server.peak_memory
 
     async def prove(self, arms: Sequence[Arm]) -> None:
         """Take out the servers that are not what their arms claim, or are limited otherwise than

@@ -204,7 +204,7 @@ def _checks_section(done: Execution) -> str:
 
 
 def _servers_section(results: dict[str, Any]) -> str:
-    keys = ("ready_s", "peak_rss_gb", "effective_max_running_requests_per_dp", "max_total_tokens")
+    keys = ("ready_s", "memory_gb", "effective_max_running_requests_per_dp", "max_total_tokens")
     steps = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
     heads = ("server", "start-up s", "memory GB", "max running", "KV tokens", "steps", "topk")
     rows = [

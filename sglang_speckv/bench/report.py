@@ -46,7 +46,7 @@ def print_judgement(found: Judgement, outcome: Outcome, console: Console) -> Non
         console.print(check_line(check), highlight=False, markup=False)
     for name, facts in outcome.facts.items():
         if facts.ready_s is not None:
-            memory = f", {facts.peak_rss / 1e9:.1f} GB" if facts.peak_rss else ""
+            memory = f", {facts.peak_memory / 1e9:.1f} GB" if facts.peak_memory else ""
             console.print(f"server {name}: up after {facts.ready_s:.0f} s{memory}", markup=False)
     for name, reason in outcome.failures.items():
         console.print(f"out of the comparison, {name}: {reason}", style="red", markup=False)

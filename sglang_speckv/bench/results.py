@@ -60,11 +60,25 @@ class Results:
     def conditions(self) -> list[Condition]:
         return list(dict.fromkeys(condition for _, condition in self.blocks))
 
+    def behind(self, arm: Arm, condition: Condition) -> float:
+        """tok/s over that of the best static arm, in the blocks that ``arm`` ran."""
+        ours = {r.block.index: r for r in self.of(arm, condition)}
+        rates = [0.0]
+        for (other, at), blocks in self.blocks.items():
+            theirs = [r for r in blocks if r.block.index in ours]
+            if at == condition and other.is_static and len(theirs) == len(ours):
+                rates.append(_rate(theirs))
+        return _rate(list(ours.values())) / max(rates) if max(rates) else 1.0
+
     def common(self, arms: Sequence[Arm], condition: Condition) -> dict[Arm, list[BlockResult]]:
         """The blocks that all ``arms`` ran, so that they compare pair by pair."""
         found = {arm: {r.block.index: r for r in self.of(arm, condition)} for arm in arms}
         shared = set.intersection(*(set(results) for results in found.values())) if found else set()
         return {arm: [found[arm][index] for index in sorted(shared)] for arm in arms}
+
+
+def _rate(results: Sequence[BlockResult]) -> float:
+    return sum(r.tokens for r in results) / (sum(r.cost_s for r in results) or 1.0)
 
 
 class Head(msgspec.Struct, frozen=True):

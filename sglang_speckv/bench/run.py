@@ -26,6 +26,9 @@ from sglang_speckv.bench.sampling import Samples
 from sglang_speckv.bench.traffic import Block, Condition, Workload
 
 WARM_UP_TOKENS = 16
+SURE_AFTER, SPARED_EVERY, FAR_BEHIND = 2, 8, 0.75
+"""Of every eight blocks an arm runs the first two, the others only if it has at least three
+quarters of the best static arm's tok/s."""
 
 Tokenize = Callable[[Prompt], list[int]]
 Report = Callable[[str], None]
@@ -66,7 +69,8 @@ class Fleet(Protocol):
 
 @dataclass
 class Runner:
-    """Drives the arms of the servers that are up now. ``keep`` gets every finished block,
+    """Drives the arms of the servers that are up now. With ``spare``, arms that are far behind
+    run fewer blocks. ``keep`` gets every finished block,
     ``reliability`` what the policies predicted against what came, as of their last block."""
 
     fleet: Fleet
@@ -76,6 +80,7 @@ class Runner:
     tokenize: Tokenize
     report: Report
     temperature: float = 0.0
+    spare: bool = False
     keep: Callable[[Arm, BlockResult], None] = lambda arm, result: None
     reliability: dict[Arm, Reliability] = field(default_factory=dict)
     _took_s: dict[Condition, float] = field(default_factory=dict)
@@ -119,7 +124,11 @@ class Runner:
 
     async def _task(self, number: int, block: Block, results: Results, max_new_tokens: int) -> None:
         started = time.perf_counter()
-        waiting = [arm for arm in self.up if not results.has(arm, block)]
+        waiting = [
+            arm
+            for arm in self.up
+            if not (results.has(arm, block) or self._spared(arm, block, results))
+        ]
         for arm in order_of(waiting, number, block.index) if waiting else []:
             if arm.server not in self.fleet.clients:
                 continue
@@ -131,8 +140,15 @@ class Runner:
                 self.report(
                     f"block {block.index + 1}: {label(arm, block.condition)}, {rate:.0f} tok/s"
                 )
-        if len(waiting) == len(self.up):
+        if waiting:
             self._took_s[block.condition] = time.perf_counter() - started
+
+    def _spared(self, arm: Arm, block: Block, results: Results) -> bool:
+        """Whether time is better spent on other arms: this one is far behind, and its rare block
+        is not due."""
+        if not (self.spare and arm.may_be_spared) or block.index % SPARED_EVERY < SURE_AFTER:
+            return False
+        return results.behind(arm, block.condition) < FAR_BEHIND
 
     def _expected(self, condition: Condition) -> float:
         """Seconds of a task as the last one took, or one of the same load; else 0."""

@@ -38,7 +38,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self.argv = [*(command or COMMAND), *args, "--host", "127.0.0.1", "--port", str(port)]
         self.ready_s: float | None = None
-        self.peak_rss = 0
+        self.peak_memory = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -82,11 +82,12 @@ class Server:
         )
 
     def measure_memory(self) -> None:
-        """Keeps the largest resident size of the process and all its children, in bytes."""
+        """Keeps the largest memory of the process and all its children seen so far, in bytes;
+        what processes share counts once."""
         if self._process is not None:
             with suppress(psutil.NoSuchProcess):
                 processes = [psutil.Process(self._process.pid), *_family(self._process.pid)]
-                self.peak_rss = max(self.peak_rss, sum(map(_resident_bytes, processes)))
+                self.peak_memory = max(self.peak_memory, sum(map(_memory_bytes, processes)))
 
     def stop(self, grace_s: float = 5.0) -> None:
         """End the whole process group, its leader politely first; safe to call twice."""
@@ -154,11 +155,13 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _resident_bytes(process: psutil.Process) -> int:
+def _memory_bytes(process: psutil.Process) -> int:
+    """Resident, shared pages divided among those that share them where the system tells."""
     try:
-        return process.memory_info().rss
+        found = process.memory_full_info()
     except psutil.Error:
         return 0
+    return getattr(found, "pss", found.rss)
 
 
 def _die_with_parent() -> Callable[[], object] | None:

@@ -48,7 +48,8 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Units:
-    """What one cell's arms did per unit that can be drawn: both [arms, units]."""
+    """What one cell's arms did per unit that can be drawn: both [arms, units]. Where an arm did
+    nothing (0 seconds), the first arm, which did everything, says how fast those units are."""
 
     tokens: np.ndarray
     seconds: np.ndarray
@@ -80,10 +81,13 @@ class Resampled:
             _Draws(_log_rates(by_prompt, rng), len(prompts), len(prompts) - 1),
         ]
 
-    def ratio(self, statistic: Statistic, picks_best: bool = False) -> Ratio:
-        """The figure, e to the power of ``statistic``; ``picks_best`` corrects for the picking."""
+    def ratio(
+        self, statistic: Statistic, picks_best: bool = False, blocks: int | None = None
+    ) -> Ratio:
+        """The figure, e to the power of ``statistic``; ``picks_best`` corrects for the picking.
+        ``blocks`` are those of an arm that has fewer than the cell."""
         value = float(statistic(self._point[None])[0])
-        if not self._enough:
+        if not self._enough or (blocks is not None and blocks < MIN_BLOCKS):
             return Ratio(math.exp(value))
         bias = self._draws[0].bias(statistic, value) if picks_best else 0.0
         widths = [draws.half_width(statistic) for draws in self._draws]
@@ -164,6 +168,17 @@ def _log_rates(cells: Sequence[Units], rng: np.random.Generator | None) -> np.nd
         weights = np.ones((1, len(units.ids)))
         if drawn is not None:
             weights = drawn[:, [column[name] for name in units.ids]]
-        rates.append(np.log(weights @ units.tokens.T) - np.log(weights @ units.seconds.T))
+        rates.append(_weighted(units, weights))
     stacked = np.stack(rates, axis=1)
     return stacked[0] if rng is None else stacked
+
+
+def _weighted(units: Units, weights: np.ndarray) -> np.ndarray:
+    """[resamples, arms] of log tok/s in one cell."""
+    own = np.log(weights @ units.tokens.T) - np.log(weights @ units.seconds.T)
+    there = (units.seconds > 0).astype(float)
+    if there.all():
+        return own
+    first = np.log(weights @ (there * units.tokens[0]).T)
+    first -= np.log(weights @ (there * units.seconds[0]).T)
+    return own + own[:, :1] - first

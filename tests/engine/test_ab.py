@@ -14,8 +14,16 @@ ARMS = ("none", "static:1", "static:3", "static:3#2", "speckv")
 
 
 def test_ab(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    records = [
+        {"id": f"{kind}{i}", "class": kind, "prompt": f"{kind} {i}"}
+        for kind in ("code", "talk")
+        for i in range(6)
+    ]
+    prompts.write_text("\n".join(map(json.dumps, records)))
     options = options_from(
         {
+            "prompts": str(prompts),
             "target": models["target"],
             "drafts": [models["eagle3"]],
             "arms": ARMS,
@@ -49,7 +57,7 @@ def test_ab(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixtur
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["settings_that_differ"].keys() <= {"disable_overlap_schedule"}
     for server in results["servers"].values():
-        assert server["peak_rss_gb"] > 0.1 and server["ready_s"] > 1
+        assert server["memory_gb"] > 0.1 and server["ready_s"] > 1
     speckv = next(cell for cell in results["cells"] if cell["arm"] == "speckv")
     assert sum(speckv["step_time"].values()) == pytest.approx(1)
     assert speckv["first_token_s"]["p50"] < speckv["latency_s"]["p50"]

@@ -100,18 +100,34 @@ def test_without_a_static_arm_there_is_no_ratio():
     assert cell.ratio is None and cell_detail(cell)["ratio_to_best_static"] is None
 
 
-def test_an_arm_that_failed_or_ran_little_is_shown_without_ratios():
+def test_an_arm_that_failed_or_was_spared():
     results = Results()
-    for arm, found in (ran() | {STATIC1: blocks(1.6, 1, count=1)}).items():
+    for arm, found in (ran() | {STATIC1: blocks(3.0, 1, count=2)}).items():
         for result in found:
             results.add(arm, result)
     arms = [NONE, STATIC1, STATIC3, EMA, SPECKV]
     paired, alone = pair_up(results, arms, ONE, failed=["eagle3-ema"])
-    assert set(alone) == {STATIC1, EMA}
-    assert {len(found) for found in paired.values()} == {4}
+    assert set(alone) == {EMA}
+    assert {arm.name: len(found) for arm, found in paired.items()} == {
+        "none": 4,
+        "static:1": 2,
+        "static:3": 4,
+        "speckv": 4,
+    }
     shown = {cell.arm: cell for cell in cells_for("eagle3", paired, {}, alone=alone)}
     assert shown["ema"].ratio is None and shown["ema"].tok_per_s > 0
-    assert shown["speckv"].ratio is not None
+    assert shown["static:1"].ratio.value == pytest.approx(0.5, abs=0.01)
+    assert shown["static:1"].ratio.interval is None  # two blocks
+    assert shown["speckv"].ratio.interval is not None
+
+
+def test_a_block_that_was_broken_off_counts_for_nobody():
+    results = Results()
+    for arm, found in ran().items():
+        for result in found[: 3 if arm == SPECKV else 4]:
+            results.add(arm, result)
+    paired, _ = pair_up(results, list(ran()), ONE)
+    assert {len(found) for found in paired.values()} == {3}
 
 
 def test_open_loops_count_the_requests_own_time():

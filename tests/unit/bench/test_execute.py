@@ -97,7 +97,7 @@ def test_everything_that_was_promised_is_there(tmp_path: Path):
     page = report.read_text()
     assert page.count("<svg") == 5 and "http" not in page.replace("http://www.w3.org", "")
     for server_facts in done.results["servers"].values():
-        assert server_facts["ready_s"] > 0 and server_facts["peak_rss_gb"] is not None
+        assert server_facts["ready_s"] > 0 and server_facts["memory_gb"] is not None
 
 
 @pytest.mark.parametrize(

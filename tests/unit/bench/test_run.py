@@ -12,7 +12,7 @@ from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
 from sglang_speckv.bench.load import Completion
 from sglang_speckv.bench.prompts import Prompt
-from sglang_speckv.bench.results import Results
+from sglang_speckv.bench.results import BlockResult, Results
 from sglang_speckv.bench.run import WARM_UP_TOKENS, Pace, Runner, tokens_per_request
 from sglang_speckv.bench.traffic import Condition, Workload
 
@@ -154,6 +154,23 @@ def test_cache_is_flushed_before_every_block():
     measured(on, 60, rounds=1)
     names = [name for name, _ in on.clients["none"].calls]
     assert names in (["flush", "", "flush", "", "", "", ""], ["flush", *[""] * 4, "flush", ""])
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_arms_far_behind_run_less_where_time_is_short(spare: bool):
+    on, results = fleet(), Results()
+    run = runner(on)
+    run.spare = spare
+    done = (Completion((1,) * 8, tokens=8),)
+    for condition in run.traffic[0]:
+        for index in range(2):
+            for arm in ARMS:
+                seconds = 2.0 if arm.name in ("static:3", "ema") else 1.0
+                block = run.workload.block(index, condition)
+                results.add(arm, BlockResult(block, seconds, done))
+    asyncio.run(run.measure(results, 8, time.perf_counter() + 60, 3))
+    ran = {arm.name: len(results.of(arm, Condition("mixed", 4))) for arm in ARMS}
+    assert ran == {"none": 3, "static:1": 3, "static:3": 2 if spare else 3, "ema": 3, "speckv": 3}
 
 
 def test_a_server_that_fails_takes_only_its_arms_along():

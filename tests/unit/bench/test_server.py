@@ -40,7 +40,7 @@ async def up_and_down(*servers: Server, fail: bool = False) -> list[int]:
         for one in servers:
             children.append(int(one.log.read_text().split()[1]))
             one.measure_memory()
-            assert one.ready_s > 0 and one.peak_rss > 1e6
+            assert one.ready_s > 0 and one.peak_memory > 1e6
         if fail:
             raise KeyboardInterrupt
     return children

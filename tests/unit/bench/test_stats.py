@@ -99,3 +99,13 @@ def test_same_seed_same_interval():
 def test_spread():
     assert spread([1.0]) is None
     assert spread([1.0, 1.0, 1.0]) == 0
+
+
+def test_what_an_arm_was_spared_is_filled_in_by_the_first_arm():
+    """Blocks get slower and slower; the spared arm is twice as slow in those that it ran."""
+    seconds = np.array([[1.0, 2.0, 4.0, 8.0], [2.0, 4.0, 0.0, 0.0]])
+    tokens = np.where(seconds > 0, 64.0, 0.0)
+    units = Units(tokens, seconds, tuple("abcd"))
+    drawn = Resampled([Sample(units, units)])
+    assert drawn.ratio(stats.over(1, 0)).value == pytest.approx(0.5)
+    assert drawn.ratio(stats.over(1, 0), blocks=2).interval is None
