@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 
+from sglang_speckv.srt.patches_present import present
 from tests.engine.conftest import PROMPTS, Serving, flags, serving
 from tests.patched_sglang import patched_package
 
@@ -41,6 +43,10 @@ def write(draft_step, logits):
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("git") is None:
+        pytest.skip("no git here to apply patches with")
+    if present():
+        pytest.skip("the installed SGLang is patched already")
     folder = tmp_path_factory.mktemp("patched")
     patched_package(folder)
     return folder
