@@ -4,10 +4,9 @@ Source: sgl-project/sglang pull request 28045 (open in 2026-11), as described th
 
     score(S) = (1 + sum over i <= S of p[i]) / cost(batch size, S)
 
-p[i]: share of requests whose draft i was accepted over the last 20 batches, whatever their size.
-Positions above S are extrapolated geometrically and forgotten when S shrinks. Decided anew every
-10 batches, never 0, and nothing deeper is ever tried out. (A later revision decides every 5 and
-wants 10 % more to switch: ``interval``, ``hysteresis``.)
+p[i]: share of requests whose draft i was accepted over the last 20 batches of any size; above S
+extrapolated geometrically and forgotten when S shrinks. Decided every 10 batches, never 0, nothing
+deeper is tried out. (A later revision: every 5, for 10 % more: ``interval``, ``hysteresis``.)
 """
 
 from __future__ import annotations

@@ -35,8 +35,6 @@ class Played:
 
     chosen: np.ndarray
     expected: np.ndarray
-    wall: float = 0.0
-    """Seconds that the replay itself took."""
 
 
 Witness = Callable[[int, Batch, Decision, StepPolicy], Any]

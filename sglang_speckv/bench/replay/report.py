@@ -161,7 +161,7 @@ def _arm_json(replay: Replay, arm: Arm) -> dict[str, Any]:
         "hindsight": knows_too_much(replay, arm.name),
         "steps": _shares(replay, arm),
         "calibration": _calibration(replay, arm),
-        "seconds": round(arm.wall, 3),
+        "seconds": round(arm.cpu, 3),
     }
 
 

@@ -43,13 +43,13 @@ class ReplayOptions:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """``wall``: seconds that the replay took."""
+    """``cpu``: seconds of one core that the replay took."""
 
     name: str
     played: Played
     earned: score.Earned
     rate: float
-    wall: float
+    cpu: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,14 +121,14 @@ def run_replay(options: ReplayOptions, say: Callable[[str], None] = lambda _: No
 
 
 def _arm(name: str, at: Setting) -> Arm:
-    started = time.perf_counter()
+    started = time.process_time()
     if name == NONE:
         played, table = always(0, at.rounds), off_table(at)
     else:
         played, table = run_arm(name, at), at.table
-    wall = time.perf_counter() - started
+    cpu = time.process_time() - started
     earned = score.earn(at.rounds, table, at.cells, played)
-    return Arm(name, played, earned, score.rate(earned, at.cells.work), wall)
+    return Arm(name, played, earned, score.rate(earned, at.cells.work), cpu)
 
 
 def off_table(at: Setting) -> Table:
