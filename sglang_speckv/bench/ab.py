@@ -37,6 +37,10 @@ def ab_command(
         list[str] | None,
         typer.Option(help="eagle3, standalone, a directory or ALGORITHM=PATH; repeatable."),
     ] = None,
+    artifact: Annotated[
+        list[str] | None,
+        typer.Option(help="What SpecKV serves a draft with: [DRAFT=]DIRECTORY; repeatable."),
+    ] = None,
     arms: Annotated[
         _Text,
         typer.Option(
@@ -85,6 +89,7 @@ def ab_command(
     flags: dict[str, Any] = {
         "target": target,
         "drafts": draft,
+        "artifacts": artifact,
         "arms": _listed(arms, str, "arms"),
         "concurrency": _listed(concurrency, int, "concurrency"),
         "rate": _listed(rate, float, "rate"),

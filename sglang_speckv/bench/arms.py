@@ -33,11 +33,13 @@ _URL = re.compile(r"url:(?P<name>[\w.-]+)=(?P<url>https?://\S+)\Z")
 
 @dataclass(frozen=True)
 class Draft:
-    """A draft checkpoint under the name that the tables show."""
+    """A draft checkpoint under the name that the tables show. ``artifact`` is what SpecKV serves
+    it with, if anything."""
 
     name: str
     path: str
     algorithm: str
+    artifact: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,16 @@ def check_arm(name: str) -> None:
         raise ConfigError(f"arm {name!r} drafts nothing; without drafting the arm is none")
 
 
-def arms_for(drafts: Sequence[Draft], names: Sequence[str]) -> list[Arm]:
-    """The arms called ``names``: those without a draft once, the others for each draft."""
-    arms = [_draftless(name) for name in names if _needs_no_draft(name)]
+def arms_for(drafts: Sequence[Draft], names: Sequence[str], shared: bool = True) -> list[Arm]:
+    """The arms called ``names``, for each draft. Those without a draft stand in every draft's
+    comparison: ``shared`` they are measured once, else beside each draft."""
+    draftless = [name for name in names if _needs_no_draft(name)]
+    arms = [_draftless(name, NO_DRAFT) for name in draftless] if shared or not drafts else []
     for draft in drafts:
+        if not shared:
+            arms += [_draftless(name, draft.name) for name in draftless]
         for name in names:
-            if not _needs_no_draft(name) and not (_base(name) == "ema" and not has_ema(draft)):
+            if name not in draftless and not (_base(name) == "ema" and not has_ema(draft)):
                 arms.append(_drafting(draft, name))
     return arms
 
@@ -110,7 +116,8 @@ def servers_for(drafts: Sequence[Draft], arms: Sequence[Arm]) -> list[ServerSpec
     for arm in arms:
         if arm.server not in specs:
             match = _URL.match(arm.name)
-            flags = () if match else _flags(by_name.get(arm.draft), arm, arms)
+            plain = match or arm.base == "none"
+            flags = () if plain else _flags(by_name[arm.draft], arm, arms)
             specs[arm.server] = ServerSpec(arm.server, flags, match["url"] if match else None)
     return list(specs.values())
 
@@ -133,10 +140,10 @@ def _needs_no_draft(name: str) -> bool:
     return _base(name) == "none" or name.startswith("url:")
 
 
-def _draftless(name: str) -> Arm:
+def _draftless(name: str, draft: str) -> Arm:
     match = _URL.match(name)
     server = f"url:{match['name']}" if match else "none"
-    return Arm(NO_DRAFT, name, server)
+    return Arm(draft, name, server if draft == NO_DRAFT else f"{draft}-{server}")
 
 
 def _drafting(draft: Draft, name: str) -> Arm:
@@ -149,15 +156,14 @@ def _drafting(draft: Draft, name: str) -> Arm:
     return Arm(draft.name, name, f"{draft.name}-{base.replace(':', '')}")
 
 
-def _flags(draft: Draft | None, arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
-    if draft is None:
-        return ()
+def _flags(draft: Draft, arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
     speculative = (
         *("--speculative-algorithm", draft.algorithm),
         *("--speculative-draft-model-path", draft.path),
     )
     if arm.policy is not None:
-        return (*speculative, "--speckv", *_candidates(arm.server, arms))
+        artifact = (draft.artifact,) if draft.artifact else ()
+        return (*speculative, "--speckv", *artifact, *_candidates(arm.server, arms))
     if arm.base == "ema":
         return (*speculative, "--speculative-adaptive")
     if arm.base.startswith("fresh:"):

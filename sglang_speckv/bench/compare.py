@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from sglang_speckv.bench import sampling
-from sglang_speckv.bench.arms import Arm, Draft, ServerSpec, servers_for
+from sglang_speckv.bench.arms import NO_DRAFT, Arm, Draft, ServerSpec, servers_for
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
 from sglang_speckv.bench.counters import Reliability
@@ -76,13 +76,11 @@ class Outcome:
 
     @property
     def p_values(self) -> dict[Arm, float]:
-        reference = next((s for arm, s in self.samples.items() if arm.name == "none"), None)
-        if reference is None:
-            return {}
         return {
             arm: sampling.p_value(samples, reference)
+            for none, reference in self.samples.items()
             for arm, samples in self.samples.items()
-            if arm.name != "none"
+            if none.name == "none" != arm.base and none.draft in (NO_DRAFT, arm.draft)
         }
 
 
@@ -102,18 +100,32 @@ async def compare(wanted: Comparison, outcome: Outcome, screen: Screen) -> None:
 
 
 def server_groups(wanted: Comparison, screen: Screen) -> list[list[ServerSpec]]:
-    """Servers that are up together: all, or one at a time where memory is short."""
-    specs = servers_for(wanted.drafts, wanted.arms)
-    available = psutil.virtual_memory().available
-    needed = sum(spec.url is None for spec in specs) * wanted.server_bytes
-    if available >= needed:
+    """Servers that are up together: all of a draft's, unless memory is short even for those."""
+    drafts = dict.fromkeys(arm.draft for arm in wanted.arms)
+    together = any(arm.draft == NO_DRAFT for arm in wanted.arms) or not drafts
+    groups = []
+    for names in [list(drafts)] if together else [[draft] for draft in drafts]:
+        arms = [arm for arm in wanted.arms if arm.draft in names]
+        groups += _fitting(servers_for(wanted.drafts, arms), wanted.server_bytes, screen)
+    return groups
+
+
+def fit_together(specs: Sequence[ServerSpec], server_bytes: int) -> bool:
+    """Whether there is memory for all of them; what runs elsewhere needs none."""
+    needed = sum(spec.url is None for spec in specs) * server_bytes
+    return psutil.virtual_memory().available >= needed
+
+
+def _fitting(specs: list[ServerSpec], server_bytes: int, screen: Screen) -> list[list[ServerSpec]]:
+    if fit_together(specs, server_bytes):
         return [specs]
+    needed, available = len(specs) * server_bytes, psutil.virtual_memory().available
     screen.say(
         f"{len(specs)} servers at once need about {needed / 1e9:.0f} GB and {available / 1e9:.0f} "
         "GB are free: running one after another, so noise over time does not cancel"
     )
     # the one without drafting comes last: the others' answers are judged while it is up
-    return [[spec] for spec in sorted(specs, key=lambda spec: spec.name == "none")]
+    return [[spec] for spec in sorted(specs, key=lambda spec: spec.name.endswith("none"))]
 
 
 async def _run_group(
@@ -186,21 +198,19 @@ def _tell(fleet: Fleet, outcome: Outcome, screen: Screen) -> None:
 
 
 async def _judge(wanted: Comparison, fleet: Fleet, outcome: Outcome) -> None:
-    """Answers of every arm that has any against those of ``none``, if that is up."""
-    client = fleet.clients.get("none")
-    none = next((arm for arm in wanted.arms if arm.name == "none"), None)
-    if none is None or not isinstance(client, Client):
-        return
-    meter = GapMeter(client, wanted.tokenize)
-    for arm in wanted.arms:
-        for condition in outcome.results.conditions():
-            if arm == none or arm.name.startswith("url:"):
-                continue
-            pair = outcome.results.common([none, arm], condition)
-            if pair[arm]:
-                try:
-                    verdict = await judge(pair[arm], pair[none], meter)
-                except ServerError as error:
-                    fleet.fail("none", error)
-                    return
-                outcome.verdicts[arm, condition] = verdict
+    """Answers of every arm that has any against those of its ``none``, if that is up."""
+    for none in wanted.arms:
+        client = fleet.clients.get(none.server)
+        if none.name != "none" or not isinstance(client, Client):
+            continue
+        meter = GapMeter(client, wanted.tokenize)
+        ours = [a for a in wanted.arms if none.draft in (NO_DRAFT, a.draft) and a.base != "none"]
+        for arm in ours:
+            for condition in outcome.results.conditions():
+                pair = outcome.results.common([none, arm], condition)
+                if pair[arm] and not arm.name.startswith("url:"):
+                    try:
+                        verdict = await judge(pair[arm], pair[none], meter)
+                    except ServerError as error:
+                        return fleet.fail(none.server, error)
+                    outcome.verdicts[arm, condition] = verdict

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from sglang_speckv.bench import stats
-from sglang_speckv.bench.arms import arms_for
 from sglang_speckv.bench.cells import Cell
 from sglang_speckv.bench.compare import Comparison, Outcome
 from sglang_speckv.bench.judgement import Judgement
@@ -98,9 +97,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _noise(wanted: Comparison, outcome: Outcome) -> dict[str, float | None]:
-    if not any(arm.name == "none" for arm in wanted.arms):
-        return {}
-    none = arms_for([], ["none"])[0]
+    none = next((arm for arm in wanted.arms if arm.name == "none"), None)
     return {
         str(condition): stats.spread([result.seconds for result in blocks])
         for (arm, condition), blocks in outcome.results.blocks.items()

@@ -30,6 +30,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     target: str | None = None
     drafts: tuple[str, ...] = ()
+    artifacts: tuple[str, ...] = ()
     arms: tuple[str, ...] = DEFAULT_ARMS
     concurrency: tuple[int, ...] = (1, 4, 16)
     rate: tuple[float, ...] = ()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from sglang_speckv.bench.arms import Draft, arms_for, needs_draft
-from sglang_speckv.bench.compare import Comparison
+from sglang_speckv.bench.arms import Draft, arms_for, needs_draft, servers_for
+from sglang_speckv.bench.compare import Comparison, fit_together
 from sglang_speckv.bench.drafts import DEMO_DRAFTS, algorithm_of, resolve_draft
 from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.options import Options
@@ -28,6 +29,7 @@ def prepare(options: Options, screen: Screen, planned_rounds: int = PLANNED_ROUN
     with screen.downloads() as progress:
         target = resolve_target(options.target, progress)
     drafts = find_drafts(options.drafts, target, screen) if needs_draft(options.all_arms) else []
+    drafts = with_artifacts(drafts, options.artifacts)
     dtype = options.dtype or default_dtype()
     workload = Workload(
         find_prompts(options.prompts, str(target)),
@@ -35,16 +37,21 @@ def prepare(options: Options, screen: Screen, planned_rounds: int = PLANNED_ROUN
         options.requests_per_slot,
         seed=options.seed,
     )
+    server_bytes = _SERVER_BYTES + 2 * _weight_bytes(target)
+    arms = arms_for(drafts, options.all_arms)
+    if len(drafts) > 1 and not fit_together(servers_for(drafts, arms), server_bytes):
+        screen.say("no memory for all servers at once: one draft after the other")
+        arms = arms_for(drafts, options.all_arms, shared=False)
     return Comparison(
         options=options,
         target=str(target),
         drafts=drafts,
-        arms=arms_for(drafts, options.all_arms),
+        arms=arms,
         workload=workload,
         tokenize=chat_tokenizer(str(target)),
         server_flags=server_flags(most_requests(options, workload), dtype),
         dtype=dtype,
-        server_bytes=_SERVER_BYTES + 2 * _weight_bytes(target),
+        server_bytes=server_bytes,
         planned_rounds=options.rounds or planned_rounds,
     )
 
@@ -68,6 +75,24 @@ def find_drafts(names: Sequence[str], target: Path | str, screen: Screen) -> lis
     if not found:
         raise ConfigError("no demo draft was found; pass --draft PATH")
     return found
+
+
+def with_artifacts(drafts: Sequence[Draft], artifacts: Sequence[str]) -> list[Draft]:
+    """``artifacts`` are ``DRAFT=DIRECTORY``, or a directory for the only draft."""
+    found = {draft.name: draft for draft in drafts}
+    for entry in artifacts:
+        name, _, place = entry.rpartition("=")
+        if not name and len(drafts) == 1:
+            name = drafts[0].name
+        if name not in found:
+            raise ConfigError(
+                f"the artifact {entry!r} names no draft; write DRAFT=DIRECTORY with one of "
+                f"{', '.join(found) or 'no drafts'}"
+            )
+        if not Path(place).expanduser().is_dir():
+            raise ConfigError(f"the artifact {place!r} is not a directory")
+        found[name] = replace(found[name], artifact=str(Path(place).expanduser()))
+    return list(found.values())
 
 
 def _draft(name: str, target: Path | str) -> Draft:

@@ -34,6 +34,7 @@ class Server:
     ) -> None:
         self.name = name
         self.log = log
+        self.starts_alone = "--speckv" in args
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.argv = [*(command or COMMAND), *args, "--host", "127.0.0.1", "--port", str(port)]
@@ -111,11 +112,13 @@ class Server:
 async def running(
     servers: Sequence[Server], ready_timeout_s: float
 ) -> AsyncIterator[dict[str, ServerError | ConfigError]]:
-    """All ``servers`` started together and waited for; yields why some are not up, by name. All
-    end on any exit."""
+    """All ``servers`` up: first those that start together, then one by one those that time
+    rounds while they start (``starts_alone``). Yields why some are not up, by name. All end on
+    any exit."""
     failures: dict[str, ServerError | ConfigError] = {}
 
-    async def wait(server: Server) -> None:
+    async def bring_up(server: Server) -> None:
+        server.start()
         try:
             await server.wait_ready(ready_timeout_s)
         except (ServerError, ConfigError) as error:
@@ -123,11 +126,13 @@ async def running(
             server.stop()
 
     try:
-        for server in servers:
-            server.start()
         async with asyncio.TaskGroup() as group:
             for server in servers:
-                group.create_task(wait(server))
+                if not server.starts_alone:
+                    group.create_task(bring_up(server))
+        for server in servers:
+            if server.starts_alone:
+                await bring_up(server)
         yield failures
     finally:
         with ThreadPoolExecutor(max(len(servers), 1)) as pool:

@@ -19,6 +19,17 @@ def test_arms_without_a_draft_come_once_the_others_for_each():
     ]
 
 
+def test_what_needs_no_draft_is_measured_beside_each_draft_where_they_do_not_run_together():
+    arms = arms_for([EAGLE3, STANDALONE], ("none", "static:1"), shared=False)
+    assert [(arm.draft, arm.name, arm.server) for arm in arms] == [
+        ("eagle3", "none", "eagle3-none"),
+        ("eagle3", "static:1", "eagle3-speckv"),
+        ("standalone", "none", "standalone-none"),
+        ("standalone", "static:1", "standalone-speckv"),
+    ]
+    assert servers_for([EAGLE3, STANDALONE], arms)[0].flags == ()
+
+
 def test_static_and_speckv_share_a_server_and_differ_by_policy():
     arms = arms_for([EAGLE3], NAMES)
     shared = [arm.policy for arm in arms if arm.server == "eagle3-speckv"]

@@ -1,5 +1,6 @@
 """Which servers run together, and the drafts that are found."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from sglang_speckv.bench import compare, drafts
-from sglang_speckv.bench.arms import Draft, arms_for
+from sglang_speckv.bench.arms import Draft, arms_for, servers_for
 from sglang_speckv.bench.compare import Comparison, server_groups
 from sglang_speckv.bench.options import Options
-from sglang_speckv.bench.prepare import find_drafts
+from sglang_speckv.bench.prepare import find_drafts, with_artifacts
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.traffic import Workload
 from sglang_speckv.config import ConfigError
@@ -47,6 +48,18 @@ def test_servers_run_one_by_one_when_memory_is_short(tmp_path, monkeypatch, avai
         assert "8 GB are free: running one after another" in (tmp_path / "said").read_text()
 
 
+def test_drafts_one_after_the_other_have_everything_of_a_draft_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare.psutil, "virtual_memory", lambda: SimpleNamespace(available=8e9))
+    pair = [Draft("a", "/a", "EAGLE3"), Draft("b", "/b", "STANDALONE")]
+    arms = arms_for(pair, ("none", "static:1"), shared=False)
+    both = replace(wanted(), drafts=pair, arms=arms)
+    groups = server_groups(both, screen(tmp_path / "said"))
+    assert [[spec.name for spec in group] for group in groups] == [
+        ["a-none", "a-speckv"],
+        ["b-none", "b-speckv"],
+    ]
+
+
 def test_a_server_elsewhere_needs_no_memory_here(tmp_path, monkeypatch):
     memory = SimpleNamespace(available=4e9)
     monkeypatch.setattr(compare.psutil, "virtual_memory", lambda: memory)
@@ -63,6 +76,20 @@ def test_a_demo_draft_that_is_absent_is_skipped_with_a_line(tmp_path, monkeypatc
     assert (tmp_path / "said").read_text().count("\n") == 1
     with pytest.raises(ConfigError, match="standalone"):
         find_drafts(("standalone",), tmp_path, screen(tmp_path / "said"))
+
+
+def test_an_artifact_goes_with_its_draft(tmp_path):
+    pair = [Draft("a", "/a", "EAGLE3"), Draft("b", "/b", "STANDALONE")]
+    a, b = with_artifacts(pair, [f"b={tmp_path}"])
+    assert (a.artifact, b.artifact) == (None, str(tmp_path))
+    (only,) = with_artifacts(pair[:1], [str(tmp_path)])
+    assert only.artifact == str(tmp_path)
+    flags = servers_for([only], arms_for([only], ("static:1", "speckv")))[0].flags
+    assert flags[flags.index("--speckv") + 1] == str(tmp_path)
+    with pytest.raises(ConfigError, match="names no draft"):
+        with_artifacts(pair, [str(tmp_path)])
+    with pytest.raises(ConfigError, match="not a directory"):
+        with_artifacts(pair, ["a=/nowhere"])
 
 
 def test_a_draft_by_algorithm(tmp_path):

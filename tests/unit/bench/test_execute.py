@@ -44,7 +44,7 @@ def wanted(out: Path, **asked: object) -> Comparison:
         "concurrency": (1, 2),
         "rounds": 3,
         "max_new_tokens": 6,
-        "timeout_s": 3.0,
+        "timeout_s": 60.0,
         "requests_per_slot": 1,
         "out": str(out),
     }
@@ -116,7 +116,10 @@ def test_a_bad_server_is_shown_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
 ):
     monkeypatch.setenv("FAKE_SERVER", fault)
-    done = run(tmp_path, arms=("none", "ema", "static:1", "speckv"), concurrency=(2,))
+    asked = {"arms": ("none", "ema", "static:1", "speckv"), "concurrency": (2,)}
+    if "hangs" in fault:
+        asked["timeout_s"] = 3.0
+    done = run(tmp_path, **asked)
     assert list(done.outcome.failures) == ["eagle3-speckv"]
     assert reason in done.outcome.failures["eagle3-speckv"]
     ran = {cell["arm"]: len(cell["blocks"]) for cell in done.results["cells"]}
@@ -211,6 +214,18 @@ def test_a_journal_is_whole_lines(tmp_path: Path):
     assert len(lines) == 1 + len(ARMS)
     assert all(msgspec.json.decode(line) for line in lines)
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_drafts_one_after_the_other(tmp_path: Path):
+    both = wanted(tmp_path / "out", arms=("none", "static:1", "speckv"), rounds=1)
+    drafts = [Draft("a", "/a", "EAGLE3"), Draft("b", "/b", "STANDALONE")]
+    arms = arms_for(drafts, both.options.arms, shared=False)
+    done = execute(replace(both, drafts=drafts, arms=arms), Screen())
+    assert not done.outcome.failures
+    assert {(cell["draft"], cell["arm"]) for cell in done.results["cells"]} == {
+        (draft, arm) for draft in "ab" for arm in ("none", "static:1", "speckv")
+    }
+    assert all(cell["lossless"] for cell in done.results["cells"] if cell["arm"] != "none")
 
 
 def test_servers_one_after_another_give_the_same_cells(tmp_path: Path):

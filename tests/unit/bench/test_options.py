@@ -19,7 +19,7 @@ EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "ab").glob("*.yaml")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"armz": ["none"]}, "unknown field `armz`.*the options are target, drafts, arms"),
+        ({"armz": ["none"]}, "unknown field `armz`.*the options are target, drafts, artifacts"),
         ({"concurrency": 4}, "array"),
         ({"concurrency": [0]}, "concurrency 0 is not in 1..1024"),
         ({"concurrency": [4, 4]}, "names 4 twice"),
@@ -102,7 +102,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_every_option_has_a_flag_or_is_for_files_only():
     command = typer.main.get_command(app).commands["ab"]
     flags = {parameter.name for parameter in command.params}
-    renamed = {"drafts": "draft", "server_flags": "server_flag"}
+    renamed = {"drafts": "draft", "artifacts": "artifact", "server_flags": "server_flag"}
     missing = {key for key in Options.__struct_fields__ if renamed.get(key, key) not in flags}
     assert missing == {"token_bounds", "requests_per_slot", "spare"}
 
