@@ -12,7 +12,15 @@ MAX_NUM_STEPS = 16
 DEFAULT_PROFILE_SECONDS = 10.0
 MAX_PROFILE_SECONDS = 600.0
 SIGNAL_LAGS = ("auto", "late", "0")
-POLICY_NAMES = ("throughput", "ema", "throughput_aware", "confidence", "static:K")
+POLICY_NAMES = (
+    "throughput",
+    "ema",
+    "throughput_aware",
+    "confidence",
+    "paper",
+    "paper:throughput",
+    "static:K",
+)
 _STATIC = re.compile(r"static:(\d+)\Z")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from sglang_speckv.policy import StepPolicy, create_policy
+from sglang_speckv.policy.prior import MlpWeights, Prior
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,16 @@ class Case:
     initial_steps: int = 3
 
     def create(self) -> StepPolicy:
-        return create_policy(self.spec, self.candidate_steps, self.initial_steps)
+        return create_policy(
+            self.spec, self.candidate_steps, self.initial_steps, prior=Prior(mlp=MLP)
+        )
+
+
+_RNG = np.random.default_rng(0)
+MLP = MlpWeights(
+    _RNG.normal(0, 0.5, (6, 16)), _RNG.normal(0, 0.1, 16), _RNG.normal(0, 0.3, 16), np.array(0.4)
+)
+"""Some weights for the paper's policy, which does not start without."""
 
 
 CASES = [
@@ -29,6 +40,8 @@ CASES = [
     Case("ema", initial_steps=5),
     Case("throughput_aware"),
     Case("confidence"),
+    Case("paper"),
+    Case("paper:throughput"),
     Case("static:0"),
     Case("static:5"),
 ]

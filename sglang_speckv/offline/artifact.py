@@ -22,7 +22,13 @@ import msgspec
 import numpy as np
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.policy.prior import AcceptancePrior, CostPrior, MlpWeights, Prior
+from sglang_speckv.policy.prior import (
+    AcceptancePrior,
+    CostPrior,
+    MlpWeights,
+    Prior,
+    compression_code,
+)
 
 SCHEMA = 1
 JSON, ARRAYS = "policy.json", "arrays.npz"
@@ -118,7 +124,9 @@ def load_artifact(path: Path) -> Artifact:
         raise ConfigError(f"{path / ARRAYS}: {error}") from error
     if arrays:
         raise ConfigError(f"{path / ARRAYS} has an unknown array {sorted(arrays)[0]!r}")
-    return Artifact(document.identity, document.provenance, Prior(**parts))
+    quantization = document.identity.get("quantization")
+    prior = Prior(**parts, compression=compression_code(str(quantization or "")))
+    return Artifact(document.identity, document.provenance, prior)
 
 
 def _replaceable(path: Path) -> bool:

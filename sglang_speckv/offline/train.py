@@ -19,7 +19,7 @@ from sglang_speckv.offline.artifact import Artifact
 from sglang_speckv.offline.columns import Columns, identity_of, read_columns
 from sglang_speckv.offline.records import trace_files
 from sglang_speckv.offline.round_cost import measure_cost
-from sglang_speckv.policy.prior import CostPrior, Prior
+from sglang_speckv.policy.prior import CostPrior, Prior, compression_code
 
 HELD_OUT = 0.2
 _PACKAGES = ("sglang", "numpy", "scipy")
@@ -81,6 +81,7 @@ def train(traces: Sequence[Path], say: Callable[[str], None] = lambda _: None) -
         acceptance=fit_acceptance.fit_acceptance(columns, every),
         cost=_cost(columns),
         mlp=fit_mlp.fit_mlp(fit_mlp.windows(columns, every)),
+        compression=compression_code(columns.header.quantization),
     )
     return Artifact(identity_of(columns.header), _provenance(traces, columns, figures), prior)
 

@@ -9,6 +9,7 @@ from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
 from sglang_speckv.policy.confidence import ConfidencePolicy
 from sglang_speckv.policy.ema import EmaPolicy
+from sglang_speckv.policy.paper import PaperPolicy
 from sglang_speckv.policy.prior import Prior
 from sglang_speckv.policy.static import StaticPolicy
 from sglang_speckv.policy.throughput import ThroughputPolicy
@@ -25,6 +26,14 @@ _FACTORIES: dict[str, _Factory] = {
     "ema": lambda config, initial, slots, _: EmaPolicy(config.candidate_steps, initial, slots),
     "throughput_aware": lambda config, initial, *_: ThroughputAwarePolicy(
         config.candidate_steps, initial
+    ),
+    "paper": lambda config, initial, _, prior: PaperPolicy(
+        config.candidate_steps,
+        initial,
+        prior.mlp,
+        config.policy.partition(":")[2] or "tokens",
+        prior.compression,
+        prior.cost,
     ),
     "confidence": lambda config, initial, *_: ConfidencePolicy(config.candidate_steps, initial),
     "static": lambda config, *_: StaticPolicy(config.policy, config.candidate_steps),

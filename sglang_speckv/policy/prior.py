@@ -138,11 +138,15 @@ class MlpWeights:
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """What an artifact brings to ``create_policy``; None where it was not trained."""
+    """What an artifact brings to ``create_policy``; None where it was not trained.
+
+    ``compression``: the target's, in the MLP's code.
+    """
 
     acceptance: AcceptancePrior | None = None
     cost: CostPrior | None = None
     mlp: MlpWeights | None = None
+    compression: int = 0
 
 
 def compression_code(quantization: str | None) -> int:

@@ -152,7 +152,9 @@ class EnginePolicy:
 
     def selectable(self) -> list[str]:
         """Names that :meth:`select` takes."""
-        return [*POLICY_NAMES[:-1], *(f"static:{step}" for step in self.candidate_steps)]
+        trained = self._prior is not None and self._prior.mlp is not None
+        names = [name for name in POLICY_NAMES[:-1] if trained or not name.startswith("paper")]
+        return [*names, *(f"static:{step}" for step in self.candidate_steps)]
 
     def pin(self, num_steps: int | None) -> None:
         """Hold one depth whatever the policy says; None releases."""

@@ -6,13 +6,15 @@ import pytest
 
 from sglang_speckv.config import POLICY_NAMES, ConfigError
 from sglang_speckv.policy import Batch, create_policy
+from sglang_speckv.policy.prior import Prior
+from tests.policies import MLP
 
 TIERS = (0, 1, 2, 3, 5, 7)
 
 
 @pytest.mark.parametrize("spec", [*POLICY_NAMES[:-1], "static:3"])
 def test_each_name_makes_its_policy(spec: str) -> None:
-    policy = create_policy(spec, TIERS, 3)
+    policy = create_policy(spec, TIERS, 3, prior=Prior(mlp=MLP))
     assert policy.name == spec
     assert policy.candidate_steps == TIERS
     assert policy.decide(Batch(1)).num_steps == 3

@@ -1,0 +1,128 @@
+"""SpecKV as published (arXiv 2605.02888): a small network predicts what share of the drafts will be
+accepted, and the depth with the most predicted tokens per step is taken.
+
+    k* = argmax_k  clip(f(window, compression, k), 0, 1) * k + 1
+
+f has 16 hidden ReLU units over the window's mean and maximum entropy, mean and minimum confidence,
+the target's compression code and the depth asked about. Nothing in it knows what a step costs;
+``paper:throughput`` divides by the round time, for what the same predictor is worth without that
+fault.
+
+The published features are those of the very window whose depth is chosen, which exist only after
+it was drafted. Serving, the policy sees the last round's window in their place; a replay can show
+it the coming one (:meth:`PaperPolicy.foresee`). Entropies here are divided by the log of the draft
+vocabulary, so the weights are trained on our own records (`speckv train`); the author's take bits
+(entropy * log2(vocabulary)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from sglang_speckv.config import ConfigError
+from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.policy.checks import context_of, is_count, is_tier, is_time
+from sglang_speckv.policy.cost import CostModel, ProfileRow
+from sglang_speckv.policy.prior import CostPrior, MlpWeights
+
+OBJECTIVES = ("tokens", "throughput")
+
+
+class PaperPolicy:
+    """Reasons: ``launch`` (no window seen yet) and ``predicted``.
+
+    A batch shares one depth, so predictions are summed over the requests of the last window. A
+    round of depth 0 shows no window; the one before it stays. ``compression``: 0 none, 1 8-bit,
+    2 4-bit. Raises ConfigError without ``weights``.
+    """
+
+    def __init__(
+        self,
+        candidate_steps: Sequence[int],
+        initial_steps: int,
+        weights: MlpWeights | None,
+        objective: str = "tokens",
+        compression: int = 0,
+        cost: CostPrior | None = None,
+    ):
+        if weights is None:
+            raise ConfigError(
+                "the paper policy needs trained weights; give an artifact that `speckv train` "
+                "made from traces with draft signals"
+            )
+        if objective not in OBJECTIVES:
+            raise ConfigError(
+                f"unknown objective {objective!r} of the paper policy; choose from "
+                f"{', '.join(OBJECTIVES)}"
+            )
+        self.name = "paper" if objective == "tokens" else f"paper:{objective}"
+        self.candidate_steps = tuple(candidate_steps)
+        self._tiers = np.array(self.candidate_steps, dtype=float)
+        self._launch = min(self.candidate_steps, key=lambda steps: abs(steps - initial_steps))
+        self._weights = weights
+        self._compression = float(compression)
+        self._cost = CostModel(self.candidate_steps[-1], cost) if objective != "tokens" else None
+        self._lengths: np.ndarray | None = None
+        self._windows = 0
+
+    def profiled(self, rows: Iterable[ProfileRow]) -> None:
+        """Round times from a start-up profile; only the throughput objective reads them."""
+        if self._cost is not None:
+            self._cost.profiled(rows)
+
+    def foresee(self, signals: np.ndarray) -> None:
+        """The coming round's window, [live, depth, 2]: what the published features are of."""
+        self._look_at(signals)
+
+    def decide(self, batch: Batch) -> Decision:
+        if self._lengths is None:
+            return Decision(self._launch, "launch")
+        tier = int(self._worth(batch.size).argmax())
+        return Decision(self.candidate_steps[tier], "predicted", float(self._lengths[tier]))
+
+    def _worth(self, size: int) -> np.ndarray:
+        assert self._lengths is not None
+        if self._cost is None or not self._cost.samples:
+            return self._lengths
+        times = self._cost.times(size)[0]
+        return self._lengths / np.array([times[steps] for steps in self.candidate_steps])
+
+    def observe(self, outcome: Round) -> None:
+        if outcome.signals is not None:
+            self._look_at(outcome.signals)
+        steps, size, seconds = outcome.num_steps, outcome.batch_size, outcome.seconds
+        known = is_tier(steps, self.candidate_steps) and is_count(size)
+        if self._cost is not None and seconds is not None and known and is_time(seconds):
+            self._cost.update(size, steps, seconds, context_of(outcome.context_len))
+
+    def _look_at(self, signals: np.ndarray) -> None:
+        """``signals`` [live, depth, 2]; requests with anything unknown are left out."""
+        windows = np.asarray(signals, dtype=float)
+        if windows.ndim != 3 or not windows.size or windows.shape[2] != 2:
+            return
+        windows = windows[np.isfinite(windows).all(axis=(1, 2))]
+        if len(windows):
+            self._windows += 1
+            self._lengths = self._expected_lengths(windows)
+
+    def _expected_lengths(self, windows: np.ndarray) -> np.ndarray:
+        """[tiers]: mean predicted tokens per request, bonus included."""
+        confidence, entropy = windows[:, :, 0], windows[:, :, 1]
+        seen = np.column_stack([
+            entropy.mean(axis=1),
+            confidence.mean(axis=1),
+            entropy.max(axis=1),
+            confidence.min(axis=1),
+            np.full(len(windows), self._compression),
+        ])  # fmt: skip
+        weights = self._weights
+        fixed = seen @ weights.hidden[:-1] + weights.hidden_bias  # [requests, units]
+        hidden = np.maximum(fixed + self._tiers[:, None, None] * weights.hidden[-1], 0.0)
+        rate = np.clip(hidden @ weights.output + weights.output_bias, 0.0, 1.0)
+        return 1.0 + self._tiers * rate.mean(axis=1)
+
+    def snapshot(self) -> dict[str, object]:
+        lengths = None if self._lengths is None else self._lengths.round(3).tolist()
+        return {"expected_accept_lengths": lengths, "windows": self._windows}
