@@ -10,7 +10,7 @@ speckv replay traces/ --policy throughput --explain 120
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -71,6 +71,9 @@ def replay_command(
         int | None, typer.Option(help="Say why the policy chose what it did in this round.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG) here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the JSON here, with versions and machine.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Only the JSON line on stdout.")] = False,
 ) -> None:
     """Replay recorded rounds under every policy and compare tokens per second.
@@ -113,12 +116,23 @@ def replay_command(
         write_atomically(plot, lambda path: draw(replay, path))
         result["picture"] = str(plot)
         screen.say(f"picture: {plot}")
+    if out is not None:
+        _write(result, out)
     if not json:
         from rich.console import Console
 
         console = Console()
         print_report(replay, console if console.is_terminal else Console(width=150))
     _print_json(result)
+
+
+def _write(result: dict[str, Any], out: Path) -> None:
+    import msgspec
+
+    from sglang_speckv.bench.provenance import provenance, write_atomically
+
+    text = msgspec.json.encode({"provenance": provenance(), **result})
+    write_atomically(out, lambda path: path.write_bytes(msgspec.json.format(text, indent=1)))
 
 
 def _explain(options: ReplayOptions, number: int, as_json: bool) -> None:
@@ -131,7 +145,7 @@ def _explain(options: ReplayOptions, number: int, as_json: bool) -> None:
     _print_json(explained)
 
 
-def _print_json(result: dict[str, object]) -> None:
+def _print_json(result: dict[str, Any]) -> None:
     import msgspec
 
     print(msgspec.json.encode(result).decode())

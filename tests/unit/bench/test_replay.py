@@ -145,10 +145,12 @@ def test_one_decision_laid_open(traces: Path) -> None:
     assert explained["chose"]["reason"] and explained["state"]
 
 
-def test_the_picture(traces: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "replay.png"
-    run(traces / "deep.jsonl.gz", "--draft-cost", 0.1, "--plot", picture, "--json")
+def test_the_picture_and_the_file(traces: Path, tmp_path: Path) -> None:
+    picture, out = tmp_path / "replay.png", tmp_path / "replay.json"
+    last = run(traces / "deep.jsonl.gz", "--draft-cost", 0.1, "--plot", picture, "--out", out)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    written = json.loads(out.read_text())
+    assert written.pop("provenance")["versions"] and written == last
 
 
 @pytest.mark.parametrize(
