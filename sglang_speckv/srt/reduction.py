@@ -23,6 +23,8 @@ def reduce_logits(logits: Tensor, out: Tensor) -> None:
 
     Masked tokens (-inf) count as impossible. No synchronisation; safe inside a CUDA graph.
     """
+    if logits.shape[0] == 0:  # an idle rank's turn
+        return
     if logits.is_cuda:
         _reduce_triton(logits, out)
     else:

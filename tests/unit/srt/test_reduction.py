@@ -74,3 +74,7 @@ def test_strided_output() -> None:
     reduce_torch(logits, buffer[:, 1])
     np.testing.assert_allclose(buffer[:, 1].numpy(), reduced(logits).numpy())
     assert not buffer[:, 0].any() and not buffer[:, 2].any()
+
+
+def test_no_rows() -> None:
+    assert reduced(torch.zeros(0, 50)).shape == (0, 2)
