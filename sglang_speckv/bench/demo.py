@@ -40,6 +40,7 @@ def demo_options(
         "concurrency": (1, 4),
         "requests_per_slot": 1,
         "token_bounds": (16, 64),
+        "spare": False,
         "minutes": budget / 60,
         "out": "out/demo",
     }

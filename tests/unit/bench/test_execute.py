@@ -14,11 +14,12 @@ import psutil
 import pytest
 
 from sglang_speckv.bench import execute as execute_module
-from sglang_speckv.bench import server
-from sglang_speckv.bench.ab import last_line, lossy
+from sglang_speckv.bench import prepare, server
+from sglang_speckv.bench.ab import last_line, lossy, run_ab
 from sglang_speckv.bench.arms import Draft, arms_for
 from sglang_speckv.bench.compare import Comparison
 from sglang_speckv.bench.connection import ServerError
+from sglang_speckv.bench.demo import run_demo
 from sglang_speckv.bench.execute import Execution, execute
 from sglang_speckv.bench.options import options_from
 from sglang_speckv.bench.page import write_report
@@ -233,3 +234,43 @@ def test_servers_one_after_another_give_the_same_cells(tmp_path: Path):
     done = execute(asked, Screen())
     assert {len(cell["blocks"]) for cell in done.results["cells"]} == {3}
     assert all(cell["lossless"] for cell in done.results["cells"] if cell["arm"] != "none")
+
+
+@pytest.mark.parametrize(("fault", "code"), [("", 0), ("ema=crashes", 1), ("speckv=lossy", 1)])
+def test_ab_prints_tables_and_one_last_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    code: int,
+):
+    monkeypatch.setenv("FAKE_SERVER", fault)
+    asked = wanted(tmp_path, arms=("none", "static:1", "ema", "speckv"), concurrency=(1,))
+    monkeypatch.setattr(prepare, "prepare", lambda *args: asked)
+    assert run_ab(asked.options) == code
+    out = capsys.readouterr().out
+    line = json.loads(out.splitlines()[-1])
+    assert out.lstrip().startswith("eagle3, mixed: headroom")
+    assert line["failures"] == (["eagle3-ema"] if "ema" in fault else [])
+    assert Path(line["report"]).is_file() and Path(line["results"]).is_file()
+
+
+@pytest.mark.parametrize("fault", ["", "speckv=crashes"])
+def test_the_demo_is_a_small_ab(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+):
+    monkeypatch.setenv("FAKE_SERVER", fault)
+    asked = wanted(tmp_path, arms=("none", "static:1", "speckv"), rounds=2)
+    monkeypatch.setattr(prepare, "prepare", lambda *args: asked)
+    assert run_demo(asked.options, 4) == (1 if fault else 0)
+    captured = capsys.readouterr()
+    if fault:
+        assert "no draft had an active SpecKV server" in captured.err and not captured.out
+        return
+    line = json.loads(captured.out.splitlines()[-1])
+    assert list(line) == ["cells", "results", "picture", "seconds"]
+    assert {cell["arm"] for cell in line["cells"]} == {"none", "static:1", "speckv"}
+    assert Path(line["picture"]).read_bytes().startswith(b"\x89PNG")
