@@ -19,9 +19,10 @@ from sglang_speckv.bench.counters import Reliability
 from sglang_speckv.bench.fleet import Fleet, ServerFacts, fleet_of
 from sglang_speckv.bench.lossless import GapMeter, Verdict, judge
 from sglang_speckv.bench.options import Options
+from sglang_speckv.bench.pace import tokens_per_request
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.results import BlockResult, Results
-from sglang_speckv.bench.run import Runner, Tokenize, tokens_per_request
+from sglang_speckv.bench.run import Runner, Tokenize
 from sglang_speckv.bench.traffic import Condition, Workload
 
 _CLOSING_S = 8.0  # judging the answers, the report, ending the servers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,43 +19,19 @@ from sglang_speckv.bench.counters import (
 )
 from sglang_speckv.bench.load import Answer, Completion, drive
 from sglang_speckv.bench.openai_client import OpenAIClient
+from sglang_speckv.bench.pace import WARM_UP_TOKENS, Pace, projected
 from sglang_speckv.bench.plan import order_of, tasks
 from sglang_speckv.bench.prompts import Prompt
 from sglang_speckv.bench.results import BlockResult, Results
 from sglang_speckv.bench.sampling import Samples
 from sglang_speckv.bench.traffic import Block, Condition, Workload
 
-WARM_UP_TOKENS = 16
 SURE_AFTER, SPARED_EVERY, FAR_BEHIND = 2, 8, 0.75
 """Of every eight blocks an arm runs the first two, the others only if it has at least three
 quarters of the best static arm's tok/s."""
 
 Tokenize = Callable[[Prompt], list[int]]
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long blocks take: up to the first tokens, and for each token of output length."""
-
-    fixed_s: float = 0.0
-    per_token_s: float = 0.0
-
-    @classmethod
-    def of(cls, result: BlockResult) -> Pace:
-        first_s = max((c.first_s or 0.0 for c in result.completions), default=0.0)
-        fixed_s = min(first_s, result.seconds)
-        return cls(fixed_s, (result.seconds - fixed_s) / WARM_UP_TOKENS)
-
-    @property
-    def seconds(self) -> float:
-        return self.fixed_s + WARM_UP_TOKENS * self.per_token_s
-
-    def times(self, factor: float) -> Pace:
-        return Pace(self.fixed_s * factor, self.per_token_s * factor)
-
-    def __add__(self, other: Pace) -> Pace:
-        return Pace(self.fixed_s + other.fixed_s, self.per_token_s + other.per_token_s)
 
 
 class Fleet(Protocol):
@@ -105,7 +81,7 @@ class Runner:
                     result = await self.attempt(arm, block, WARM_UP_TOKENS)
                     if result is not None:
                         took[arm, load] = Pace.of(result).times(self.workload.requests_per_slot)
-        return _projected(took, self.up, [c.concurrency or 0 for c in conditions], loads[0])
+        return projected(took, self.up, [c.concurrency or 0 for c in conditions], loads[0])
 
     async def measure(
         self, results: Results, max_new_tokens: int, deadline: float, rounds: int | None = None
@@ -209,29 +185,6 @@ class Runner:
         return counters
 
 
-def tokens_per_request(pace: Pace, budget_s: float, rounds: int, bounds: tuple[int, int]) -> int:
-    """The output length with which ``rounds`` rounds fit the budget, a multiple of 8."""
-    fitting = (budget_s / rounds - pace.fixed_s) / max(pace.per_token_s, 1e-6)
-    return max(bounds[0], int(min(bounds[1], fitting)) // 8 * 8)
-
-
 def label(arm: Arm, condition: Condition) -> str:
     name = arm.name if arm.draft == NO_DRAFT else f"{arm.draft} {arm.name}"
     return f"{name} at {condition}"
-
-
-def _projected(
-    took: Mapping[tuple[Arm, int], Pace], arms: Sequence[Arm], loads: Sequence[int], largest: int
-) -> Pace:
-    """The sum over arms and loads. Where an arm was not run at a load: as it did at the largest,
-    scaled as the others are."""
-    total = Pace()
-    for load in loads:
-        both = [arm for arm in arms if (arm, load) in took and (arm, largest) in took]
-        here = sum((took[arm, load] for arm in both), Pace())
-        there = sum((took[arm, largest] for arm in both), Pace())
-        scale = here.seconds / there.seconds if there.seconds else 1.0
-        for arm in arms:
-            known = took.get((arm, load))
-            total += known or took.get((arm, largest), Pace()).times(scale)
-    return total

@@ -11,9 +11,10 @@ from sglang_speckv.bench.arms import Draft, arms_for
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
 from sglang_speckv.bench.load import Completion
+from sglang_speckv.bench.pace import WARM_UP_TOKENS, Pace, tokens_per_request
 from sglang_speckv.bench.prompts import Prompt
 from sglang_speckv.bench.results import BlockResult, Results
-from sglang_speckv.bench.run import WARM_UP_TOKENS, Pace, Runner, tokens_per_request
+from sglang_speckv.bench.run import Runner
 from sglang_speckv.bench.traffic import Condition, Workload
 
 PROMPTS = [Prompt(f"p{i}", kind, "x") for i in range(8) for kind in ("code", "qa")]
