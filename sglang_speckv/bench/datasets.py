@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import random
+import sys
 from argparse import Namespace
+from contextlib import redirect_stdout
+from typing import Any
 
+import msgspec
 import numpy as np
 
-from sglang_speckv.bench.prompts import Prompt
+from sglang_speckv.bench.prompts import Message, Prompt, chat_prompt
 from sglang_speckv.config import ConfigError
 
 COUNT = 200
@@ -35,14 +39,14 @@ _SETTINGS = {
     "gsp_num_turns": 1,
     "gsp_ordered": False,
     "gsp_group_distribution": "uniform",
-    "gsp_zipf_alpha": 1.1,
+    "gsp_zipf_alpha": None,
     "backend": "sglang",
     "seed": 1,
 }
 
 
 def sglang_prompts(spec: str, target: str) -> list[Prompt]:
-    """Prompts of the dataset, each the text of one user message, all of one class."""
+    """Prompts of the dataset, all of one class."""
     name, _, path = spec.partition("=")
     if name not in _NAMES:
         raise ConfigError(f"unknown dataset {name!r}; SGLang's text datasets are {_NAMES}")
@@ -53,11 +57,19 @@ def sglang_prompts(spec: str, target: str) -> list[Prompt]:
         random.seed(1)
         np.random.seed(1)
         settings = Namespace(dataset_name=name, dataset_path=path, model=target, **_SETTINGS)
-        rows = get_dataset(settings, AutoTokenizer.from_pretrained(target), target)
+        with redirect_stdout(sys.stderr):  # its statistics; stdout is for our results
+            rows = get_dataset(settings, AutoTokenizer.from_pretrained(target), target)
+        prompts = [_prompt(f"{name}-{i}", name, row.prompt) for i, row in enumerate(rows, 1)]
     except Exception as error:  # third-party loaders fail in every way: one sentence for all
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ConfigError(f"SGLang cannot load its dataset {spec!r}: {reason[:300]}") from error
-    texts = [row.prompt for row in rows if isinstance(row.prompt, str) and row.prompt.strip()]
-    if not texts:
-        raise ConfigError(f"SGLang's dataset {spec!r} holds no text prompts")
-    return [Prompt(f"{name}-{number}", name, text) for number, text in enumerate(texts, 1)]
+    if not prompts:
+        raise ConfigError(f"SGLang's dataset {spec!r} holds no prompts")
+    return prompts
+
+
+def _prompt(name: str, kind: str, content: Any) -> Prompt:
+    """``content`` is a text, or a chat as a list of messages."""
+    if isinstance(content, str):
+        return Prompt(name, kind, content)
+    return chat_prompt(name, kind, msgspec.convert(content, list[Message]))

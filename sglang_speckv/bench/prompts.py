@@ -161,7 +161,7 @@ def _as_prompt(record: dict[str, Any], name: str) -> Prompt | None:
     chat = record.get("messages", record.get("body", {}).get("messages"))
     if chat is None:
         return None
-    return _chat_prompt(name, kind, msgspec.convert(chat, list[Message]))
+    return chat_prompt(name, kind, msgspec.convert(chat, list[Message]))
 
 
 def _first_question(turns: list[dict[str, Any]]) -> str:
@@ -171,7 +171,8 @@ def _first_question(turns: list[dict[str, Any]]) -> str:
     return ""
 
 
-def _chat_prompt(name: str, kind: str, messages: list[Message]) -> Prompt:
+def chat_prompt(name: str, kind: str, messages: list[Message]) -> Prompt:
+    """A chat up to the last user message."""
     last = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
     kept = tuple(messages[: last + 1])
     question = kept[-1].content if kept else ""
