@@ -4,9 +4,9 @@
     speckv replay traces/eagle3 --complete
     speckv train traces/eagle3 -o artifact/
 
-First every prompt once at the deepest step count, several at a time: what was accepted of 7 drafts
-says what every shallower depth would have brought. Then some rounds of every depth at each load,
-for the round times. About four minutes on two idle cores; of any other pair with --target and
+First some rounds of every depth at each load, for the round times. Then every prompt once at the
+deepest step count, several at a time: what was accepted of 7 drafts says what every shallower depth
+would have brought. About four minutes on two idle cores; of any other pair with --target and
 --draft DIRECTORY.
 """
 
@@ -31,6 +31,7 @@ from sglang_speckv.bench.server import Server, running
 from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, ConfigError
 
 DEEPEST = DEFAULT_CANDIDATE_STEPS[-1]
+TIMED_TOKENS = 12
 PASSES = 2
 """Over all depths at each load: what drifts meanwhile does not look like a depth's doing."""
 
@@ -55,14 +56,14 @@ async def record(
                     for prompt in batch:
                         group.create_task(one(prompt))
 
-            screen.say(f"{len(prompts)} prompts at depth {DEEPEST}, {max(loads)} at a time")
-            await client.set_policy(f"static:{DEEPEST}")
-            await together(prompts, max(loads), tokens)
             for load in [*loads] * PASSES:
                 screen.say(f"every depth, {load} at a time")
                 for depth in DEFAULT_CANDIDATE_STEPS:
                     await client.set_policy(f"static:{depth}")
-                    await together(prompts[:load], load, 24)
+                    await together(prompts[:load], load, TIMED_TOKENS)
+            screen.say(f"{len(prompts)} prompts at depth {DEEPEST}, {max(loads)} at a time")
+            await client.set_policy(f"static:{DEEPEST}")
+            await together(prompts, max(loads), tokens)
             await asyncio.sleep(1.5)  # the trace is flushed every second
 
 
@@ -70,6 +71,7 @@ def main(
     draft: Annotated[str, typer.Option(help="eagle3, standalone or a directory.")],
     out: Annotated[Path, typer.Option(help="Folder for the trace.")],
     target: Annotated[str | None, typer.Option(help="[default: the demo's]")] = None,
+    requests: Annotated[int, typer.Option(help="Prompts asked, each once.")] = 96,
     tokens: Annotated[int, typer.Option(help="Output tokens per prompt.")] = 64,
     load: Annotated[
         list[int] | None, typer.Option(help="Requests at a time; repeatable. [default: 1, 4, 16]")
@@ -87,7 +89,7 @@ def main(
         *("--speckv-profile", "0"),
         *server_flags(max(loads), default_dtype()),
     ]
-    prompts = in_turn(load_prompts(DEMO_PROMPTS))
+    prompts = in_turn(load_prompts(DEMO_PROMPTS))[:requests]
     with tempfile.TemporaryDirectory() as logs:
         server = Server("record", flags, Path(logs) / "server.log")
         asyncio.run(record(server, prompts, found, tokens, loads))

@@ -11,7 +11,7 @@ import numpy as np
 from sglang_speckv.bench.replay.play import Played, Table, always, oracle, play
 from sglang_speckv.bench.replay.rounds import Rounds
 from sglang_speckv.bench.replay.score import Cells
-from sglang_speckv.config import POLICY_NAMES, ConfigError, static_steps
+from sglang_speckv.config import ConfigError, static_steps
 from sglang_speckv.offline.round_cost import RoundCost
 from sglang_speckv.policy import StepPolicy, create_policy
 from sglang_speckv.policy.batch_table import BatchTablePolicy
@@ -86,9 +86,13 @@ POLICIES: dict[str, Make] = {
     "confidence:in-round": _live("confidence", in_round=True),
     "paper": _live("paper"),
     "paper:in-round": _live("paper", in_round=True),
+    "paper:throughput": _live("paper:throughput"),
+    "paper:throughput:in-round": _live("paper:throughput", in_round=True),
 }
 """Arms that decide round by round. The batch table is the best one found on these very rounds."""
-HINDSIGHT = frozenset({"batch_table", "confidence:in-round", "paper:in-round", "oracle"})
+HINDSIGHT = frozenset(
+    {"batch_table", "oracle", *(name for name in POLICIES if name.endswith(":in-round"))}
+)
 """Arms that know what nobody knows when a round begins."""
 
 
@@ -111,7 +115,7 @@ def arm_names(
     if NONE in wanted and not knows_off:
         raise ConfigError("this cost table has no row without speculation, so `none` has no cost")
     policies = [name for name in (wanted or POLICIES) if name in POLICIES]
-    if not (weights and "paper" in POLICY_NAMES):
+    if not weights:
         policies = [name for name in policies if not name.startswith("paper")]
         if any(name.startswith("paper") for name in wanted):
             raise ConfigError("the paper's policy needs its weights: --artifact of speckv train")
