@@ -40,7 +40,7 @@ DRIFT = 0.006
 """Variance that the common shift gains per round of one request, in squared log-odds; of a batch,
 one over its size of it: the mean of many requests moves less."""
 MAX_SHIFT = 4.0
-CHECK_ROUNDS = 4
+CHECK_ROUNDS = 8
 """One round in this many is checked against what was predicted of it."""
 FRESH_ROUNDS = 50.0
 """Request-rounds after which a position that is not tried counts as not seen."""

@@ -126,10 +126,13 @@ class CostModel:
         if expected is not None and self._count[cell] >= FLOOR:
             self._follow(seconds / expected)
         self._learn(cell, batch_size, seconds / self.level, expected, context_len)
-        fitted = self._fits.get(cell[0])
-        if fitted is None or self.samples >= fitted[0] + min(FIT_ROUNDS, fitted[0]):
+        if cell[0] not in self._fits or self.samples < FIT_ROUNDS or self._due(cell[0]):
             self._refit(batch_size)
         return 1.0 if expected is None else seconds / (expected * level)
+
+    def _due(self, row: int) -> bool:
+        """At fixed rounds, so that other work can be put into other ones."""
+        return self.samples % FIT_ROUNDS == 0 or self.samples - self._fits[row][0] > FIT_ROUNDS
 
     def _follow(self, ratio: float) -> None:
         """Attribute what is common to the last rounds to the machine."""
@@ -167,22 +170,26 @@ class CostModel:
         self._size[cell] += gain * (batch_size - self._size[cell])
         self._level[cell] += max(gain, 0.25) * (self.level - self._level[cell])
 
-    def times(self, batch_size: int, context_len: int = 0) -> tuple[list[float], list[float]]:
-        """T(B, 0..K, L), and the relative standard error of each. ``context_len`` 0: as usual at
-        this batch size."""
+    def times(self, batch_size: int, context_len: int = 0) -> list[float]:
+        """T(B, 0..K, L). ``context_len`` 0: as usual at this batch size."""
         row = bucket_of(batch_size)
         fit = self._fit_at(batch_size)
         context = context_len or float(self._context[row].max())
-        records = self._count, self._mean, self._size, self._context, self._level
+        records = self._count, self._mean, self._size, self._context
         cells = zip(*(record[row].tolist() for record in records), strict=True)
-        times, errors = [], []
-        for steps, (count, mean, size, usual, level) in enumerate(cells):
-            cell = count, mean, size, usual
-            times.append(self._blend(fit, cell, batch_size, steps, context))
-            share = FIT_WEIGHT / (FIT_WEIGHT + count)
-            doubt = 2.0 * FIT_ERROR * share + LEVEL_ERROR * abs(math.log(level / self.level))
+        return [
+            self._blend(fit, cell, batch_size, steps, context) for steps, cell in enumerate(cells)
+        ]
+
+    def errors(self, batch_size: int) -> list[float]:
+        """The relative standard error of each of them."""
+        row = bucket_of(batch_size)
+        errors = []
+        for count, level in zip(self._count[row].tolist(), self._level[row].tolist(), strict=True):
+            fitted = 2.0 * FIT_ERROR * FIT_WEIGHT / (FIT_WEIGHT + count)
+            doubt = fitted + LEVEL_ERROR * abs(math.log(level / self.level))
             errors.append(math.hypot(self.noise / math.sqrt(count + 1.0), doubt))
-        return times, errors
+        return errors
 
     def _time(self, batch_size: int, steps: int, context_len: int) -> float:
         """The same of one depth."""
@@ -218,7 +225,7 @@ class CostModel:
 
     def seconds(self, batch_size: int, context_len: int = 0) -> list[float]:
         """T(B, 0..K, L) in seconds at the machine's present speed."""
-        return [time * self.level for time in self.times(batch_size, context_len)[0]]
+        return [time * self.level for time in self.times(batch_size, context_len)]
 
     def _refit(self, batch_size: int) -> None:
         self._fits[bucket_of(batch_size)] = self.samples, self._fit(batch_size).tolist()

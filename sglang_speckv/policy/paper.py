@@ -86,7 +86,7 @@ class PaperPolicy:
         assert self._lengths is not None
         if self._cost is None or not self._cost.samples:
             return self._lengths
-        times = self._cost.times(size)[0]
+        times = self._cost.times(size)
         return self._lengths / np.array([times[steps] for steps in self.candidate_steps])
 
     def observe(self, outcome: Round) -> None:

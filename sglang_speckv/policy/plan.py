@@ -64,8 +64,6 @@ class Plan:
     tokens: list[float]
     """Mean over the recent rounds of this load."""
     times: list[float]
-    errors: list[float]
-    """Relative standard errors of the times."""
     rates: list[float]
     """What each tier would earn if it were kept."""
     best: int
@@ -80,7 +78,6 @@ class Plan:
         lengths: np.ndarray,
         shares: np.ndarray,
         times: Sequence[float],
-        errors: Sequence[float],
         before: Plan | None = None,
     ) -> Plan:
         """``lengths`` [rows, tiers]: expected tokens per request; ``shares`` [rounds, rows].
@@ -94,7 +91,7 @@ class Plan:
         if len(each) > 1:
             clock = np.array(times)
             rate = long_run_rate(each, clock, *((before.rate, 1) if before else (rate,)))
-        return cls(tokens, list(times), list(errors), rates, best, rate)
+        return cls(tokens, list(times), rates, best, rate)
 
     def choose(self, tokens: Sequence[float]) -> tuple[int, list[float]]:
         """The tier for a round that may expect ``tokens``, and what each tier loses against it,
@@ -109,15 +106,17 @@ class Plan:
         lost = self.times[tier] - self.tokens[tier] / self.rates[self.best]
         return max(0.0, lost) / self.times[self.best]
 
-    def most_promising(self, hope: Sequence[float], most_loss: float) -> int | None:
+    def most_promising(
+        self, hope: Sequence[float], errors: Sequence[float], most_loss: float
+    ) -> int | None:
         """The tier that would beat the present rate by most if ``hope`` [tiers] times as many
-        tokens come and its time is one standard error shorter than believed; None where no
-        affordable tier would."""
+        tokens come and its time is one standard error, ``errors`` [tiers], shorter than believed;
+        None where no affordable tier would."""
         promise, found = self.rate, None
-        for tier, hoped in enumerate(hope):
+        for tier, (hoped, error) in enumerate(zip(hope, errors, strict=True)):
             if tier == self.best or self.loss(tier) > most_loss:
                 continue
-            hoped *= self.rates[tier] / (1.0 - min(self.errors[tier], 0.5))
+            hoped *= self.rates[tier] / (1.0 - min(error, 0.5))
             if hoped > promise:
                 promise, found = hoped, tier
         return found

@@ -31,9 +31,9 @@ class Probing:
         self._left = 0
         self._next: tuple[int, float] | None = None
 
-    def look(self, plan: Plan, hope: Sequence[float]) -> None:
+    def look(self, plan: Plan, hope: Sequence[float], errors: Sequence[float]) -> None:
         """Choose what to try next, if anything; to be called every few rounds."""
-        tier = plan.most_promising(hope, SAVINGS / ROUNDS)
+        tier = plan.most_promising(hope, errors, SAVINGS / ROUNDS)
         self._next = None if tier is None else (tier, ROUNDS * plan.loss(tier))
 
     def next(self) -> int | None:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from numbers import Integral
-from typing import Any
 
 import numpy as np
 
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.policy.checks import context_of, is_count, is_tier, is_time
 from sglang_speckv.policy.cost import CostModel, ProfileRow, bucket_of
 from sglang_speckv.policy.guard import Guard
 from sglang_speckv.policy.plan import Mix, Plan
@@ -32,10 +31,9 @@ SWITCH_SECONDS = 20e-6
 it has cost as much."""
 PLAN_ROUNDS = 64
 """Rounds that a batch size's plan is kept for where none of that size is observed."""
-LOOK_AHEAD_ROUNDS = 4
+LOOK_AHEAD_ROUNDS = 8
 """Rounds from one look for a tier that is worth a probe to the next."""
 MAX_PLANS = 64
-MAX_BATCH = 1 << 20
 REASONS = ("launch", "look", "best", "signal", "probe", "guard")
 
 
@@ -90,7 +88,7 @@ class ThroughputPolicy:
 
     def _choose(self, batch: Batch) -> tuple[int, str, float]:
         size = batch.size
-        if not _is_count(size):
+        if not is_count(size):
             return self._launch, "launch", self._unknown[self._launch]
         counts = self._acceptance.count(size, batch.first_probs)
         tokens = (counts @ self._table).tolist()
@@ -141,13 +139,11 @@ class ThroughputPolicy:
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()
         context = self._last_context if size == self._last_size else 0
-        times, errors = (
-            [values[steps] for steps in self.candidate_steps]
-            for values in self._cost.times(size, context)
-        )
+        every = self._cost.times(size, context)
+        times = [every[steps] for steps in self.candidate_steps]
         shares = self._mix(bucket_of(size)).shares()
         _, before = self._plans.get(size, (0, None))
-        plan = Plan.of(size, self._table, shares, times, errors, before)
+        plan = Plan.of(size, self._table, shares, times, before)
         self._plans[size] = self._observed, plan
         return plan
 
@@ -157,17 +153,17 @@ class ThroughputPolicy:
         self._unknown: list[float] = lengths[-1].tolist()
 
     def observe(self, outcome: Round) -> None:
-        if not self._is_tier(outcome.num_steps) or not _is_count(outcome.batch_size):
+        steps, size, seconds = outcome.num_steps, outcome.batch_size, outcome.seconds
+        if not is_tier(steps, self.candidate_steps) or not is_count(size):
             self._ignored += 1
             return
-        steps, size, seconds = int(outcome.num_steps), int(outcome.batch_size), outcome.seconds
-        context = int(outcome.context_len) if _is_count(outcome.context_len, 1 << 40) else 0
+        steps, size, context = int(steps), int(size), context_of(outcome.context_len)
         self._observed += 1
         self._last_size, self._last_context = size, context
         requests, tokens, expected = self._acceptance.update(
             steps, outcome.num_correct_drafts, outcome.first_probs
         )
-        if seconds is not None and _is_time(seconds):
+        if seconds is not None and is_time(seconds):
             ratio = self._cost.update(size, steps, float(seconds), context)
             if requests:
                 self._guard.update(steps, requests, tokens / expected, ratio)
@@ -178,19 +174,18 @@ class ThroughputPolicy:
     def _look_ahead(self, plan: Plan) -> None:
         """What takes long is done here, where time is cheaper than in :meth:`decide`."""
         self._guard.check(plan)
-        if self._observed % LOOK_AHEAD_ROUNDS == 0:
+        if self._observed % LOOK_AHEAD_ROUNDS == LOOK_AHEAD_ROUNDS // 2:
             hope = self._acceptance.hope(self.candidate_steps[plan.best])
-            self._probing.look(plan, [float(hope[k]) for k in self.candidate_steps])
-
-    def _is_tier(self, steps: Any) -> bool:
-        return isinstance(steps, Integral) and steps in self.candidate_steps
+            errors = self._cost.errors(self._last_size)
+            tiers = self.candidate_steps
+            self._probing.look(plan, [float(hope[k]) for k in tiers], [errors[k] for k in tiers])
 
     def explain(self, batch: Batch) -> dict[str, object]:
         """What :meth:`decide` would do with this batch and why, as JSON builtins; changes
         nothing. ``worth`` is in tokens: those expected less the price of the time."""
         decision = copy.deepcopy(self).decide(batch)
         told: dict[str, object] = {"num_steps": decision.num_steps, "reason": decision.reason}
-        if not self._cost.samples or not _is_count(batch.size):
+        if not self._cost.samples or not is_count(batch.size):
             return told
         plan, level = copy.deepcopy(self)._plan(batch.size), self._cost.level
         counts = self._acceptance.count(batch.size, batch.first_probs)
@@ -245,12 +240,3 @@ def _first_look(tiers: tuple[int, ...], launch: int) -> list[int]:
     deep = min(tiers, key=lambda steps: abs(steps - 2 * launch - 1))
     order = list(dict.fromkeys((launch, deep, tiers[0])))
     return [steps for steps in reversed(order) for _ in range(LOOK_ROUNDS)]
-
-
-def _is_count(size: Any, most: int = MAX_BATCH) -> bool:
-    return isinstance(size, Integral) and 1 <= int(size) <= most
-
-
-def _is_time(seconds: Any) -> bool:
-    """Also keeps what no clock measures away from the arithmetic; NaN compares false."""
-    return isinstance(seconds, int | float | np.floating) and bool(1e-9 < seconds < 1e6)

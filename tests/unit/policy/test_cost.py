@@ -99,9 +99,9 @@ def test_a_slow_spell_is_not_blamed_on_the_depth_that_ran() -> None:
 def test_but_the_other_depths_are_doubted_meanwhile() -> None:
     model = CostModel(7)
     feed(model, [(1, 1), (1, 3), (1, 5)], 150)
-    before = model.times(1)[1]
+    before = model.errors(1)
     feed(model, [(1, 3)], 60, speed=1.5)
-    after = model.times(1)[1]
+    after = model.errors(1)
     assert after[5] > before[5] + 0.05
     assert after[3] < 0.1
 
@@ -117,7 +117,7 @@ def test_a_depth_that_became_dear_is_seen_when_it_is_tried() -> None:
 def test_more_measuring_means_less_error() -> None:
     model = CostModel(7)
     feed(model, [(1, 3)] * 9 + [(1, 5)], 60)
-    errors = model.times(1)[1]
+    errors = model.errors(1)
     assert errors[3] < errors[5] < errors[7]
 
 

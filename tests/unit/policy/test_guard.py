@@ -11,7 +11,7 @@ from sglang_speckv.policy.plan import Plan
 
 def plan(rates: list[float]) -> Plan:
     """Tiers whose rates are known; the last one is what is chosen for its rate."""
-    return Plan(rates, [1.0, 1.0], [0.0, 0.0], rates, 1, rates[1])
+    return Plan(rates, [1.0, 1.0], rates, 1, rates[1])
 
 
 def filled(bias: float, requests: int = 16) -> Guard:

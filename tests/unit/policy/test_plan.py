@@ -16,7 +16,7 @@ GOOD, BAD = [1.0, 1.9, 2.7, 3.4], [1.0, 1.1, 1.15, 1.2]
 
 def plan(*rows: list[float], times: list[float] = TIMES) -> Plan:
     """Rounds whose requests are all in one row, as often in each."""
-    return Plan.of(1, np.array(rows), np.eye(len(rows)), times, [0.0] * len(times))
+    return Plan.of(1, np.array(rows), np.eye(len(rows)), times)
 
 
 @given(st.lists(st.tuples(positive, positive), min_size=1, max_size=17))
@@ -65,9 +65,9 @@ def test_losses_are_rounds_of_the_best_tier() -> None:
 def test_a_hopeless_tier_is_not_tried_and_a_hopeful_one_is() -> None:
     found = plan([1.0, 1.5, 1.5, 1.5])
     assert found.best == 1
-    assert found.most_promising([1.0] * 4, most_loss=1.0) is None
-    assert found.most_promising([1.0, 1.0, 1.6, 1.6], most_loss=1.0) == 2
-    assert found.most_promising([1.0, 1.0, 1.6, 1.6], most_loss=0.0) is None
+    assert found.most_promising([1.0] * 4, [0.0] * 4, most_loss=1.0) is None
+    assert found.most_promising([1.0, 1.0, 1.6, 1.6], [0.0] * 4, most_loss=1.0) == 2
+    assert found.most_promising([1.0, 1.0, 1.6, 1.6], [0.0] * 4, most_loss=0.0) is None
 
 
 def test_a_mix_keeps_the_last_rounds_as_shares() -> None:

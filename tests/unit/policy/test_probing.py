@@ -12,14 +12,14 @@ def plan(loss: float) -> Plan:
     """Tier 0 is best; tier 1 costs ``loss`` rounds more for as many tokens."""
     times = [1.0, 1.0 + loss]
     rates = [1.0, 1.0 / times[1]]
-    return Plan([1.0, 1.0], times, [0.0, 0.0], rates, 0, 1.0)
+    return Plan([1.0, 1.0], times, rates, 0, 1.0)
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.01, 0.1, 0.5, 1.4])
 def test_the_bounds_hold(loss: float) -> None:
     probing, n, probes = Probing(), 5000, 0
     for _ in range(n):
-        probing.look(plan(loss), [1.0, 3.0])
+        probing.look(plan(loss), [1.0, 3.0], [0.0, 0.0])
         probes += probing.next() is not None
     assert 0 < probes <= n * ROUNDS / PERIOD + ROUNDS
     assert probes * loss <= SAVINGS + BUDGET * n
@@ -29,5 +29,5 @@ def test_what_cannot_win_or_is_too_dear_is_not_tried() -> None:
     for loss, hope in ((0.1, 1.0), (2.0, 100.0)):
         probing = Probing()
         for _ in range(1000):
-            probing.look(plan(loss), [1.0, hope])
+            probing.look(plan(loss), [1.0, hope], [0.0, 0.0])
             assert probing.next() is None
