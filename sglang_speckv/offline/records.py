@@ -7,6 +7,7 @@ what a killed server left behind is readable up to its last flush.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -88,6 +89,16 @@ def trace_files(path: Path) -> list[Path]:
     if not files or not all(file.is_file() for file in files):
         raise ConfigError(f"{path} holds no trace (*.jsonl.gz); serve with --speckv-trace DIR")
     return files
+
+
+def trace_hashes(traces: Iterable[Path]) -> list[dict[str, str]]:
+    """``name`` and ``sha256`` of every file of some traces: what a figure or an artifact is of."""
+    found = []
+    for file in (file for trace in traces for file in trace_files(trace)):
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        found.append({"name": file.name, "sha256": digest})
+    return found
 
 
 def read_trace(path: Path) -> tuple[Header, Iterator[Record]]:

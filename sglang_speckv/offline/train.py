@@ -17,7 +17,7 @@ from sglang_speckv.config import ConfigError
 from sglang_speckv.offline import fit_acceptance, fit_mlp
 from sglang_speckv.offline.artifact import Artifact
 from sglang_speckv.offline.columns import Columns, identity_of, read_columns
-from sglang_speckv.offline.records import trace_files
+from sglang_speckv.offline.records import trace_hashes
 from sglang_speckv.offline.round_cost import measure_cost
 from sglang_speckv.policy.prior import CostPrior, Prior, compression_code
 
@@ -94,13 +94,12 @@ def _provenance(
     traces: Sequence[Path], columns: Columns, held_out: dict[str, Any]
 ) -> dict[str, Any]:
     """No dates and no folders: the same traces make the same bytes anywhere."""
-    files = [file for trace in traces for file in trace_files(trace)]
     rounds = columns.file.astype(np.int64) << 40 | columns.round
     return {
         "command": "speckv train",
         "traces": [
-            {"name": file.name, "sha256": _sha256(file), "policy": header.policy}
-            for file, header in zip(files, columns.headers, strict=True)
+            {**hashed, "policy": header.policy}
+            for hashed, header in zip(trace_hashes(traces), columns.headers, strict=True)
         ],
         "records": len(columns),
         "rounds": len(np.unique(rounds)),
@@ -113,11 +112,6 @@ def _provenance(
             **{name: _version(name) for name in _PACKAGES},
         },
     }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _version(package: str) -> str | None:

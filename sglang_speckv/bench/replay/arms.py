@@ -36,6 +36,8 @@ class Setting:
     profiled: bool = True
     """Whether policies are told round times before they start, as a server's start-up profile
     tells them."""
+    in_sample: bool = False
+    """Whether the prior was learned from these very traces."""
 
     @property
     def tiers(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from sglang_speckv.bench.replay import score
 from sglang_speckv.bench.replay.arms import HINDSIGHT, NONE
 from sglang_speckv.bench.replay.run import Arm, Replay
 from sglang_speckv.bench.stats import Ratio
+from sglang_speckv.offline.records import trace_hashes
 from sglang_speckv.offline.round_cost import RoundCost
 
 _FEW = 1e-3
@@ -93,6 +94,11 @@ def notes(replay: Replay) -> list[str]:
         "Rounds are taken as recorded: another depth would have moved the later ones. Intervals: "
         "paired bootstrap over prompts.",
     ]
+    if at.in_sample:
+        lines.append(
+            "The artifact was learned from these very rounds: its arms know what a server would "
+            "not. Replay another trace for honest figures of them."
+        )
     worst = max(replay.arms.values(), key=lambda arm: arm.earned.dropped)
     if worst.earned.dropped > _FEW:
         deepest = at.tiers[-1]
@@ -136,7 +142,9 @@ def to_json(replay: Replay) -> dict[str, Any]:
             "traffic": replay.options.traffic if replay.options.regroup else None,
             "lag": at.lag,
             "artifact": replay.options.artifact and str(replay.options.artifact),
+            "artifact_in_sample": at.in_sample,
             "profiled": at.profiled,
+            "files": trace_hashes(replay.options.traces),
         },
         "cost": {"source": at.cost.source, "unit": at.cost.unit, "table": _cost_rows(replay)},
         "candidate_steps": list(at.tiers),

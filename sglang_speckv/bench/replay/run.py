@@ -18,6 +18,7 @@ from sglang_speckv.bench.stats import Ratio
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.artifact import check_identity, load_artifact
 from sglang_speckv.offline.columns import Columns, identity_of, read_columns
+from sglang_speckv.offline.records import trace_hashes
 from sglang_speckv.offline.round_cost import OFF, MeasuredCost, RoundCost
 from sglang_speckv.policy.prior import Prior
 
@@ -87,17 +88,21 @@ def prepare(options: ReplayOptions) -> Setting:
     tokens, known = rounds.outcomes(tiers)
     seconds = cost.times(rounds.size, tiers)
     table = Table(tiers, tokens, known, seconds, _noise(rounds, cost))
-    prior = _prior(options.artifact, columns)
-    return Setting(rounds, table, score.cells_of(rounds), cost, lag, prior, options.profiled)
+    prior, in_sample = _prior(options, columns)
+    cells = score.cells_of(rounds)
+    return Setting(rounds, table, cells, cost, lag, prior, options.profiled, in_sample)
 
 
-def _prior(artifact: Path | None, columns: Columns) -> Prior:
-    """What an artifact of this very pair knows, its cost table aside: times are the replay's."""
-    if artifact is None:
-        return Prior()
-    loaded = load_artifact(artifact)
+def _prior(options: ReplayOptions, columns: Columns) -> tuple[Prior, bool]:
+    """What an artifact of this very pair knows, its cost table aside (times are the replay's), and
+    whether it was learned from these traces."""
+    if options.artifact is None:
+        return Prior(), False
+    loaded = load_artifact(options.artifact)
     check_identity(loaded, identity_of(columns.header))
-    return replace(loaded.prior, cost=None)
+    learned = {trace.get("sha256") for trace in loaded.provenance.get("traces", ())}
+    here = {trace["sha256"] for trace in trace_hashes(options.traces)}
+    return replace(loaded.prior, cost=None), bool(learned & here)
 
 
 def run_replay(options: ReplayOptions, say: Callable[[str], None] = lambda _: None) -> Replay:

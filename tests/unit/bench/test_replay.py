@@ -129,6 +129,7 @@ def test_what_an_artifact_knows_is_told(traces: Path, tmp_path: Path) -> None:
     without, with_it = run(*arguments), run(*arguments, "--artifact", tmp_path / "artifact")
     first = [result["arms"][0]["calibration"]["brier"] for result in (without, with_it)]
     assert first[1] < first[0], "it forecasts better from the start"
+    assert with_it["trace"]["artifact_in_sample"] and "very rounds" in " ".join(with_it["notes"])
     every = run(deep, "--draft-cost", 0.1, "--artifact", tmp_path / "artifact")
     shares = {arm["arm"]: arm["steps"] for arm in every["arms"]}
     depths = {name: sum(int(k) * s for k, s in steps.items()) for name, steps in shares.items()}
