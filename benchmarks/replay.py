@@ -28,6 +28,7 @@ from sglang_speckv.bench.replay.score import cells_of, compare, earn
 from sglang_speckv.offline.columns import Columns, read_columns
 from sglang_speckv.offline.records import Header, Record
 from sglang_speckv.offline.round_cost import AssumedCost
+from sglang_speckv.policy.prior import MlpWeights, Prior
 
 TIERS = (0, 1, 2, 3, 5, 7)
 COST = AssumedCost(0.1, 0.01)
@@ -71,7 +72,13 @@ def setting(rounds: Rounds) -> Setting:
     tokens, known = rounds.outcomes(TIERS)
     times = COST.times(rounds.size, TIERS)
     table = Table(TIERS, tokens, known, times, np.ones(len(rounds)))
-    return Setting(rounds, table, cells_of(rounds), COST)
+    return Setting(rounds, table, cells_of(rounds), COST, prior=Prior(mlp=mlp()))
+
+
+def mlp() -> MlpWeights:
+    """Some weights: the time does not depend on which."""
+    rng = np.random.default_rng(0)
+    return MlpWeights(rng.random((6, 16)), rng.random(16), rng.random(16), np.array(0.4))
 
 
 def per_million(seconds: float, n: int) -> float:
