@@ -79,7 +79,11 @@ def test_signals_are_the_drafts_own(server: Serving, models: dict[str, str]) -> 
 
 
 def compare_with_transformers(
-    records: list[Record], answers: dict[str, list[int]], path: str
+    records: list[Record],
+    answers: dict[str, list[int]],
+    path: str,
+    prob_abs: float = 1e-3,
+    entropy_abs: float = 1e-2,
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     draft = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -88,14 +92,16 @@ def compare_with_transformers(
     # input by one, as an EAGLE head needs it), so the draft never sees the first.
     for r in records:
         prompt = tokenizer(PROMPTS[int(r.prompt.split(":")[1])])["input_ids"]
-        text = (prompt + answers[r.request])[: r.context_len]
+        whole = prompt + answers[r.request]
+        text, judged = whole[: r.context_len], whole[: r.context_len + r.num_correct_drafts]
         for top1_prob, entropy in zip(r.top1_prob, r.entropy, strict=True):
             with torch.no_grad():
                 logits = draft(torch.tensor([text[1:]])).logits[0, -1].double().numpy()
             p = special.softmax(logits)
-            assert top1_prob == pytest.approx(p.max(), abs=1e-3)
-            assert entropy == pytest.approx(stats.entropy(p), abs=1e-2)
-            text = [*text, int(p.argmax())]
+            assert top1_prob == pytest.approx(p.max(), abs=prob_abs)
+            assert entropy == pytest.approx(stats.entropy(p), abs=entropy_abs)
+            # what was drafted; in 16 bits the engine's choice at a tie may not be ours
+            text = [*text, judged[len(text)] if len(text) < len(judged) else int(p.argmax())]
             compared += 1
     assert compared > 50
 

@@ -1,0 +1,149 @@
+"""Servers on a CUDA device, started like those of the CPU tests; skipped where there is none.
+
+``SPECKV_REHEARSE=1`` runs the same tests on the CPU engine instead, to see that they can run: no
+graphs, no overlap, one attention backend. What needs a device itself stays skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from sglang_speckv.bench.client import Client
+from sglang_speckv.bench.lossless import first_difference
+from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, models, serving
+
+__all__ = ["models"]
+
+REHEARSAL = os.environ.get("SPECKV_REHEARSE") == "1"
+CUDA = torch.cuda.is_available()
+needs_engine = pytest.mark.skipif(not (CUDA or REHEARSAL), reason="needs a CUDA device")
+needs_device = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+
+STEPS = (0, 1, 3, 5)
+BACKENDS = {"triton": "float32", "flashinfer": "bfloat16"}
+"""Attention backends and the type served with each: FlashInfer's kernels take 16 bits only."""
+TIE_GAP = {"float32": 5e-3, "bfloat16": 0.25}
+"""The target's two best tokens may swap below this. Triton multiplies float32 as TF32."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a server is started with."""
+
+    pair: str
+    backend: str
+    overlap: bool = True
+    lag: str = "auto"
+
+    @property
+    def dtype(self) -> str:
+        return BACKENDS[self.backend]
+
+    def __str__(self) -> str:
+        return f"{self.pair}-{self.backend}-{'overlap' if self.overlap else 'plain'}-{self.lag}"
+
+
+KINDS = [
+    Kind(pair, backend) for backend in BACKENDS for pair in PAIRS if pair != "standalone-other"
+]
+"""EAGLE3, EAGLE and STANDALONE on every attention backend."""
+if REHEARSAL:
+    KINDS = [Kind("standalone-self", "triton")]
+
+
+def device_flags(backend: str) -> list[str]:
+    """The CPU engine knows its own."""
+    if REHEARSAL:
+        return []
+    return [
+        *("--dtype", BACKENDS[backend], "--attention-backend", backend),
+        *("--sampling-backend", "pytorch", "--grammar-backend", "none"),
+        *("--mem-fraction-static", "0.5", "--max-running-requests", "8"),
+        *("--cuda-graph-max-bs-decode", "8", "--decode-log-interval", "1"),
+    ]
+
+
+def server_flags(models: dict[str, str], kind: Kind, trace: Path) -> list[str]:
+    overlap = [] if kind.overlap else ["--disable-overlap-schedule"]
+    return [
+        *flags(models, *PAIRS[kind.pair]),
+        *device_flags(kind.backend),
+        *overlap,
+        *("--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))),
+        *("--speckv-signal-lag", kind.lag, "--speckv-trace", str(trace)),
+        *("--speckv-profile", "5" if kind.lag == "auto" else "0"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def gpu_server(
+    request: pytest.FixtureRequest,
+    models: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Kind, Serving]]:
+    """One server per :class:`Kind`, shared by every test that names it, one up at a time."""
+    kind: Kind = request.param
+    folder = tmp_path_factory.mktemp(str(kind))
+    with serving(folder, *server_flags(models, kind, folder / "trace")) as running:
+        running.pair, running.trace = kind.pair, folder / "trace"
+        yield kind, running
+
+
+def on_kinds(*kinds: Kind) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("gpu_server", kinds, indirect=True, ids=str)
+
+
+class Reference:
+    """Greedy answers of the target alone, and how close its two best tokens are."""
+
+    def __init__(self, server: Serving, path: str, dtype: str) -> None:
+        self._server = server
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self.tie_gap = TIE_GAP[dtype]
+        self.answers = self._ask()
+
+    def _ask(self) -> list[tuple[list[int], list[int]]]:
+        together = self._server.generate(PROMPTS)
+        prompts = [self._tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+        return [(p, a["output_ids"]) for p, a in zip(prompts, together, strict=True)]
+
+    def losses(self, answers: list[list[int]]) -> list[tuple[str, float]]:
+        """Prompts whose answer leaves the target's where that was no tie, with the gap there."""
+        found = []
+        for text, (prompt, expected), answer in zip(PROMPTS, self.answers, answers, strict=True):
+            at = first_difference(answer, expected)
+            if at is not None:
+                gap = asyncio.run(self._gap([*prompt, *expected[:at]]))
+                if gap >= self.tie_gap:
+                    found.append((text, gap))
+        return found
+
+    async def _gap(self, ids: list[int]) -> float:
+        async with Client("reference", self._server.url) as client:
+            return await client.top2_gap(ids)
+
+
+@pytest.fixture(scope="session")
+def references(
+    models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Reference]]:
+    """By backend; these servers of the target alone stay up for their answers to be questioned."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        found = {}
+        for backend in {kind.backend for kind in KINDS}:
+            folder = tmp_path_factory.mktemp(f"reference-{backend}")
+            small = [] if REHEARSAL else ["--mem-fraction-static", "0.2"]
+            args = [*flags(models), *device_flags(backend), *small]
+            server = stack.enter_context(serving(folder, *args))
+            found[backend] = Reference(server, models["target"], BACKENDS[backend])
+        yield found

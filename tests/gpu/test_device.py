@@ -1,0 +1,128 @@
+"""The tap's own work on the device, without a server: kernels, graphs, and that nobody waits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sglang_speckv.srt.reduction import reduce_logits, reduce_torch
+from sglang_speckv.srt.rounds import RoundTracker
+from sglang_speckv.srt.signals import SignalTap
+from tests.gpu.conftest import needs_device
+from tests.unit.srt.test_signals import Draft
+
+pytestmark = [pytest.mark.gpu, needs_device]
+SHAPES = [(1, 2), (1, 33), (5, 1000), (3, 8192), (64, 32000), (8, 128256)]
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [0.1, 4.0, 20.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_triton_equals_torch(
+    shape: tuple[int, int], dtype: torch.dtype, scale: float, masked: bool
+) -> None:
+    logits = (torch.randn(shape, device="cuda") * scale).to(dtype)
+    if masked:
+        logits[:, 1::7] = -torch.inf
+    got, expected = (torch.full((shape[0], 2), torch.nan, device="cuda") for _ in range(2))
+    reduce_logits(logits, got)
+    reduce_torch(logits, expected)
+    torch.testing.assert_close(got, expected, **TOLERANCE)
+
+
+def test_rows_and_output_with_strides() -> None:
+    logits = torch.randn(4, 3, 5000, device="cuda")[:, 1]
+    buffer, expected = torch.zeros(4, 3, 2, device="cuda"), torch.zeros(4, 2, device="cuda")
+    reduce_logits(logits, buffer[:, 1])
+    reduce_torch(logits, expected)
+    torch.testing.assert_close(buffer[:, 1], expected, **TOLERANCE)
+    assert not buffer[:, 0].any() and not buffer[:, 2].any()
+
+
+def test_no_rows() -> None:
+    reduce_logits(torch.zeros(0, 50, device="cuda"), torch.zeros(0, 2, device="cuda"))
+
+
+class DeviceDraft(Draft):
+    """The engine's shape on the device; ``pool`` holds the logits of each step of a round."""
+
+    device = "cuda"
+
+    def __init__(self, graph: bool, pool: torch.Tensor | None = None) -> None:
+        super().__init__(graph)
+        self.generator = torch.Generator("cuda").manual_seed(5)
+        self.pool = pool
+
+    def logits(self) -> torch.Tensor:
+        if self.pool is None:
+            return super().logits()
+        self.seen.append(self.pool[len(self.seen)])
+        return self.seen[-1]
+
+
+def test_signals_of_a_replayed_graph_are_those_of_its_logits() -> None:
+    steps, size = 5, 3
+    pool = torch.zeros(steps - 1, size, 8192, device="cuda")
+    draft = DeviceDraft(False, pool)
+    tap = SignalTap(draft, max_steps=steps, max_batch=8, slots=10)
+    slots = torch.tensor([3, 7, 1], device="cuda")
+    draft.draft_forward(steps, size)  # compiles the kernels
+    draft.seen.clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        draft.draft_forward(steps, size)
+    for _ in range(3):
+        pool.copy_(torch.randn_like(pool) * 3)
+        tap.begin_round(slots)
+        graph.replay()
+        signals = tap.finish_round(slots, steps)
+        expected = torch.empty(steps - 1, size, 2, device="cuda")
+        for step in range(steps - 1):
+            reduce_torch(pool[step], expected[step])
+        torch.testing.assert_close(signals[:, 1:steps], expected.transpose(0, 1), **TOLERANCE)
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Any:
+    before = torch.cuda.get_sync_debug_mode()
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_nothing_waits_for_the_device(graph: bool, waiting_is_an_error: Any) -> None:
+    with torch.device("cuda"):
+        batch = SimpleNamespace(req_pool_indices=torch.tensor([3, 7]))
+        draft, tracker = DeviceDraft(graph), RoundTracker()
+        tap = SignalTap(draft, max_steps=5, max_batch=8, slots=10)
+        reqs: list[Any] = [SimpleNamespace(), SimpleNamespace()]
+        _one_of_each(tap, tracker, draft, batch, reqs)  # compiles the kernels
+        waiting_is_an_error()
+        _one_of_each(tap, tracker, draft, batch, reqs)
+
+
+def _one_of_each(
+    tap: SignalTap, tracker: RoundTracker, draft: Draft, batch: Any, reqs: list[Any]
+) -> None:
+    """A prefill and rounds of several depths, from launch to launch."""
+    slots = batch.req_pool_indices
+    draft._draft_extend_for_prefill(batch)
+    tracker.prefilled(reqs, tap.take_first())
+    for num_steps in (0, 1, 5):
+        tap.begin_round(slots)
+        if num_steps:
+            draft.draft_forward(num_steps, 2)
+        draft._draft_extend_for_decode(batch, num_steps)
+        tracker.launched(reqs, num_steps, tap.finish_round(slots, num_steps))
+
+
+def test_the_test_for_waits_can_fail(waiting_is_an_error: Any) -> None:
+    x = torch.ones(3, device="cuda")
+    waiting_is_an_error()
+    with pytest.raises(RuntimeError):
+        x.sum().item()

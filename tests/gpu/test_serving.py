@@ -1,0 +1,98 @@
+"""Tiers captured, switched and paid for; the text is the target's; signals are the draft's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from examples.gpu.observe import memory_of, tier_memory
+from tests.engine.conftest import PROMPTS, Serving
+from tests.engine.test_signals import churn, compare_with_transformers, records_of
+from tests.gpu.conftest import CUDA, KINDS, STEPS, Kind, Reference, needs_device, needs_engine
+from tests.gpu.conftest import on_kinds as on
+
+pytestmark = [pytest.mark.gpu, needs_engine, on(*KINDS)]
+Pair = tuple[Kind, Serving]
+SIGNAL_TOLERANCE = {"float32": (5e-3, 5e-2), "bfloat16": (5e-2, 0.3)}
+"""Of a probability and of an entropy in nats, against Transformers in float32."""
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+def test_a_fixed_depth_is_lossless(
+    gpu_server: Pair, references: dict[str, Reference], num_steps: int
+) -> None:
+    kind, server = gpu_server
+    server.select(f"static:{num_steps}")
+    before = server.speckv()["rounds"]
+    assert references[kind.backend].losses(server.tokens(PROMPTS)) == []
+    after = server.speckv()["rounds"]
+    assert {step for step in after if after[step] > before[step]} == {str(num_steps)}
+
+
+@pytest.mark.parametrize("policy", ["throughput", "ema"])
+def test_policies_are_lossless(
+    gpu_server: Pair, references: dict[str, Reference], policy: str
+) -> None:
+    kind, server = gpu_server
+    server.select(policy)
+    assert references[kind.backend].losses(server.tokens(PROMPTS)) == []
+    shown = server.speckv()
+    assert (shown["active"], shown["policy"], shown["fallbacks"]) == (True, policy, 0)
+
+
+def test_moving_depth_is_lossless(gpu_server: Pair, references: dict[str, Reference]) -> None:
+    kind, server = gpu_server
+    switches = server.speckv()["switches"]
+    with server.shuffled_depths([5, 0, 3, 1], every_s=0.005):
+        for _ in range(5):
+            assert references[kind.backend].losses(server.tokens(PROMPTS)) == []
+    assert server.speckv()["switches"] > switches
+    assert "Switch adaptive runtime state" not in server.log.read_text(errors="replace")
+
+
+def test_signals_are_the_drafts_own(gpu_server: Pair, models: dict[str, str]) -> None:
+    kind, server = gpu_server
+    answers = churn(server)
+    header, records = records_of(server)
+    assert header.dtype == kind.dtype
+    ours = [record for record in records if record.request in answers]
+    assert {record.num_steps for record in ours} == set(STEPS)
+    assert all(len(r.top1_prob) == r.num_steps for r in ours)
+    assert all(0 < p <= 1 for r in ours for p in r.top1_prob)
+    if kind.pair == "standalone-self":
+        compare_with_transformers(ours, answers, models["target"], *SIGNAL_TOLERANCE[kind.dtype])
+
+
+@needs_device
+def test_decoding_runs_in_graphs(gpu_server: Pair) -> None:
+    _, server = gpu_server
+    for num_steps in STEPS:
+        server.pin(num_steps)
+        server.generate(PROMPTS, max_new_tokens=24)
+    server.pin(-1)
+    log = server.log.read_text(errors="replace").splitlines()
+    decoding = [line for line in log if "Decode batch" in line]
+    assert decoding
+    assert [line for line in decoding if "cuda graph: True" not in line] == []
+
+
+@needs_device
+def test_memory_of_every_tier_is_told(gpu_server: Pair, record_property: Any) -> None:
+    kind, server = gpu_server
+    memory = tier_memory(server.log.read_text(errors="replace"))
+    launch = server.speckv()["launch_steps"]
+    assert set(memory) == set(STEPS) - {launch}
+    record_property(f"{kind} tier_memory_gb", memory)
+    usage = memory_of(server.state())
+    record_property(f"{kind} memory_gb", usage)
+    assert usage["graph"], "no graph memory in /server_info"
+
+
+def test_the_profile_has_every_depth(gpu_server: Pair) -> None:
+    _, server = gpu_server
+    shown = server.speckv()
+    assert {steps for size, steps, _ in shown["profile"] if size == 1} == set(STEPS)
+    assert shown["signal_lag"]["mode"] == "auto"
+    if not CUDA:
+        assert shown["signal_lag"]["rounds"] == 0

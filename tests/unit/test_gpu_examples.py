@@ -1,0 +1,356 @@
+"""``examples/gpu`` without a GPU: command lines, models, parsers, tables, and the measuring core
+against a server that is none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shlex
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from aiohttp import web
+from typer.testing import CliRunner
+
+from examples.gpu import cost_curves, overhead, project, shapes, smoke
+from examples.gpu.curves import OFF, Cell, cell, distinct_prompts, measure, round_times
+from examples.gpu.observe import signal_ages, tier_memory
+from sglang_speckv.bench.arms import Draft
+from sglang_speckv.bench.client import Client
+from sglang_speckv.bench.connection import ServerError
+from sglang_speckv.bench.options import options_from, read_options
+from sglang_speckv.cli import app
+from sglang_speckv.config import ConfigError
+from sglang_speckv.offline.records import Record
+from tests.unit.offline.synthetic import Traffic, write_trace
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "gpu"
+SCRIPTS = {
+    "cost_curves": cost_curves.app,
+    "overhead": overhead.app,
+    "project": project.app,
+    "smoke": smoke.app,
+}
+CONFIGS = sorted((ROOT / "examples" / "ab").glob("gpu-demo*.yaml"))
+
+
+def documented() -> list[str]:
+    """Every command of the README (in backticks), of the docstrings (indented) and of the YAML
+    files' comments."""
+    found = re.findall(r"`([^`\n]+)`", (FOLDER / "README.md").read_text())
+    for script in FOLDER.glob("*.py"):
+        found += re.findall(r"^ {4}(\S.*)$", script.read_text().split('"""')[1], re.MULTILINE)
+    for config in CONFIGS:
+        found += re.findall(r"(speckv ab .*)$", config.read_text(), re.MULTILINE)
+    starts = ("python examples/", "speckv ", "pytest ", "SPECKV_REHEARSE=1 pytest ")
+    return [command for command in found if command.startswith(starts)]
+
+
+@pytest.mark.parametrize("command", documented())
+def test_documented_commands_parse(command: str) -> None:
+    program, *rest = shlex.split(command)
+    if program == "speckv":
+        typer.main.get_command(app).make_context("speckv", rest)
+    elif program == "python" and rest[0].startswith("examples/gpu/"):
+        typer.main.get_command(SCRIPTS[Path(rest[0]).stem]).make_context(rest[0], rest[1:])
+    elif program == "python":
+        assert (ROOT / rest[0]).is_file()
+    else:
+        assert (ROOT / rest[-1]).is_dir() and "gpu" in rest
+
+
+def test_every_script_is_documented() -> None:
+    commands = " ".join(documented())
+    assert all(f"examples/gpu/{name}.py" in commands for name in SCRIPTS)
+    assert all(f"examples/ab/{config.name}" in commands for config in CONFIGS)
+    assert len(CONFIGS) == 3
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_comparisons_are_valid(config: Path) -> None:
+    options = options_from(read_options(config), config.name)
+    assert "none" in options.arms and "speckv" in options.arms
+    assert "claims no throughput" in config.read_text()
+
+
+@pytest.mark.engine
+def test_server_flags_are_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every server that the scripts and the YAML files start, parsed by SGLang and SpecKV."""
+    from sglang_speckv.bench.prepare import server_flags
+    from sglang_speckv.srt.serve import parse
+    from tests.gpu import conftest as gpu
+
+    monkeypatch.setenv("SPECKV_CACHE", str(tmp_path))
+    plan = replace(cost_curves.Plan(), attention_backend="triton")
+    models = {name: Path(name) for name in ("target", "eagle3", "standalone")}
+    lines = [
+        cost_curves.server_flags(plan, models, draft, compression)
+        for draft in (cost_curves.OFF, *cost_curves.DRAFTS)
+        for compression in cost_curves.COMPRESSIONS
+    ]
+    lines.append(smoke.flags_for("target", Draft("d", "draft", "EAGLE3"), tmp_path / "t", []))
+    for config in CONFIGS:
+        options = options_from(read_options(config), config.name)
+        lines.append(["--model-path", "t", *server_flags(64, "bfloat16"), *options.server_flags])
+    names = dict.fromkeys(("target", "eagle3", "eagle2", "other"), "m")
+    lines += [gpu.server_flags(names, kind, tmp_path / "t") for kind in gpu.KINDS]
+    assert len(lines) > 20
+    for line in lines:
+        assert parse(line)
+
+
+# ---------------------------------------------------------------------------- models
+
+
+def test_a_model_has_the_documented_shape(tmp_path: Path) -> None:
+    config = json.loads((shapes.write_llama(tmp_path, shapes.LLAMA_8B) / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["num_attention_heads"]) == (32, 32)
+    assert (config["hidden_size"], config["head_dim"], config["vocab_size"]) == (4096, 128, 128256)
+
+
+def test_models_are_read_by_transformers(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    plan = cost_curves.scaled(cost_curves.Plan(), layers=4, hidden=512, vocab=1024)
+    models = cost_curves.write_models(plan, tmp_path)
+    target, draft = (AutoConfig.from_pretrained(models[n]) for n in ("target", "standalone"))
+    assert (target.num_hidden_layers, target.hidden_size, target.num_key_value_heads) == (4, 512, 1)
+    assert (draft.num_hidden_layers, draft.hidden_size, draft.head_dim) == (2, 256, 64)
+    assert draft.num_attention_heads % draft.num_key_value_heads == 0
+    head = AutoConfig.from_pretrained(models["eagle3"])
+    assert (head.num_hidden_layers, head.draft_vocab_size, head.vocab_size) == (1, 1024, 1024)
+    tokenizer = AutoTokenizer.from_pretrained(models["target"])
+    assert tokenizer.decode(tokenizer("depth follows load")["input_ids"]) == "depth follows load"
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "vocab"), [(2, 100, None), (2, 64, None), (None, None, 100)]
+)
+def test_shapes_that_are_none(layers: int | None, hidden: int | None, vocab: int | None) -> None:
+    with pytest.raises(ConfigError):
+        cost_curves.scaled(cost_curves.Plan(), layers, hidden, vocab)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"drafts": ("x",)}, {"compressions": ("int3",)}, {"contexts": (20000,)}], ids=str
+)
+def test_plans_that_are_none(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        cost_curves.Plan(**wrong)
+
+
+def test_only_the_target_is_compressed() -> None:
+    models = {name: Path(name) for name in ("target", "eagle3")}
+    flags = cost_curves.server_flags(cost_curves.Plan(), models, "eagle3", "fp8-kv8")
+    text = " ".join(flags)
+    assert "--quantization fp8" in text and "--kv-cache-dtype fp8_e4m3" in text
+    assert "--speculative-draft-model-quantization unquant" in text
+    plain = " ".join(cost_curves.server_flags(cost_curves.Plan(), models, "off", "plain"))
+    assert "spec" not in plain and "quantization" not in plain
+
+
+# ---------------------------------------------------------------------------- what is read
+
+
+def test_memory_per_tier_from_a_log() -> None:
+    log = (
+        "[2026-11-24 10:00:00] Built adaptive runtime state steps=0: elapsed=1.25s, mem=0.41GB\n"
+        "something else\n"
+        "[2026-11-24 10:00:02] Built adaptive runtime state steps=5: elapsed=2.00s, mem=-0.01GB\n"
+    )
+    assert tier_memory(log) == {0: 0.41, 5: -0.01}
+
+
+def record(number: int, seen: float | None, own: float, request: str = "a") -> Record:
+    return Record(
+        round=number,
+        request=request,
+        batch_size=1,
+        context_len=9,
+        num_steps=1,
+        num_correct_drafts=0,
+        top1_prob=(own,),
+        entropy=(1.0,),
+        first_prob=seen,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "age"),
+    [(0.7, "coming"), (0.3, "before"), (0.5, "neither"), (None, "none")],
+)
+def test_age_of_a_signal(seen: float | None, age: str) -> None:
+    assert signal_ages([record(1, None, 0.3), record(3, seen, 0.7)]) == {age: 1}
+
+
+def test_ages_are_told_per_request() -> None:
+    rounds = [record(1, 0.3, 0.3), record(1, 0.9, 0.9, "b"), record(2, 0.3, 0.3)]
+    assert signal_ages(rounds) == {"either": 1}
+
+
+def test_times_are_between_rounds_of_a_kind() -> None:
+    recent = [[1.0, 3, 2], [1.1, 3, 2], [2.0, 3, 2], [2.2, 3, 2], [2.5, 3, 2], [2.6, 3, 1]]
+    recent += [[2.9, 3, 2], [3.0, 5, 2], [3.4, 5, 2]]
+    assert round_times(recent, 3, 2, since=1.5) == pytest.approx([0.2, 0.3])
+    assert round_times(recent, 5, 2, since=0.0) == pytest.approx([0.4])
+    assert round_times(recent, 0, 2, since=0.0) == []
+
+
+def test_a_cell_leaves_out_the_outer_tenths() -> None:
+    found = cell(4, 3, 512, [0.010] * 9 + [9.0] + [0.010] * 9 + [0.0001])
+    assert (found.seconds, found.low, found.high, found.rounds) == (0.01, 0.01, 0.01, 20)
+
+
+def test_tables_are_read_by_replay(tmp_path: Path) -> None:
+    cells = [Cell(1, k, 512, 0.01 * (k + 2), 0.01, 0.01, 16) for k in (OFF, 0, 1, 3)]
+    cost_curves.write_tables(tmp_path / "cost.json", "eagle3.plain", cells)
+    (table,) = tmp_path.glob("cost.eagle3.plain.512.json")
+    trace = write_trace(tmp_path / "t.jsonl.gz", Traffic(requests=8, rounds=30, batch=1).records())
+    arguments = [str(trace), "--cost", str(table), "--batch", "1", "--batch", "4"]
+    arguments += ["--candidate-steps", "0,1,3", "--out", str(tmp_path / "projection.json")]
+    done = CliRunner().invoke(project.app, arguments)
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "projection.json").read_text())
+    assert "never a measurement" in told["what"]
+    assert [one["batch"] for one in told["projections"]] == [1, 4]
+    arms = {arm["arm"] for arm in told["projections"][0]["arms"]}
+    assert {"none", "static:3", "throughput"} <= arms
+    assert told["provenance"]["versions"]["sglang"]
+
+
+def test_smoke_says_what_does_not_hold() -> None:
+    shown = {
+        "active": True,
+        "fallbacks": 0,
+        "rounds": {"0": 5, "1": 9},
+        "switches": 2,
+        "profile": [[1, 0, 3.0]],
+        "signal_lag": {"rounds": 0},
+        "correct_drafts": 4,
+    }
+    records = [record(1, 0.3, 0.3), record(2, 0.7, 0.7)]
+    assert all(smoke.checks({"speckv": shown}, records).values())
+    late = smoke.checks({"speckv": shown}, [record(1, None, 0.3), record(2, 0.3, 0.7)])
+    assert [name for name, holds in late.items() if not holds] == ["signal_lag_is_as_told"]
+    idle = smoke.checks({"speckv": shown | {"rounds": {"0": 0, "1": 9}}}, records)
+    assert [name for name, holds in idle.items() if not holds] == ["every_depth_served"]
+    assert not any(smoke.checks({}, []).values())
+
+
+def test_the_taps_work_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "REPEATS", 3)
+    rows = overhead.tap_rows([1, 2], 3, 50, [[1, 3, 40.0], [1, 5, 60.0]], "cpu")
+    assert [row["batch_size"] for row in rows] == [1, 2]
+    assert rows[0]["round_ms"] == 40.0 and rows[0]["host_ms"] > 0 and rows[0]["device_ms"] > 0
+    assert "round_ms" not in rows[1]
+
+
+# ---------------------------------------------------------------------------- measuring
+
+
+class FakeServer:
+    """Rounds of a known length, accepted in turn wholly and not at all, on a clock of its own."""
+
+    def __init__(self, speckv: bool, most: int = 64) -> None:
+        self.speckv = speckv
+        self.most = most
+        self.depth = 0
+        self.now = 0.0
+        self.recent: list[list[float]] = []
+        self.asked: list[tuple[int, int]] = []
+
+    def seconds(self, size: int) -> float:
+        return 0.01 * (1 + self.depth) + 0.001 * size
+
+    async def info(self, request: web.Request) -> web.Response:
+        state = {"speckv": {"recent": self.recent[-1024:]}} if self.speckv else {}
+        return web.json_response({"internal_states": [state]})
+
+    async def set_state(self, request: web.Request) -> web.Response:
+        self.depth = (await request.json())["server_args"]["speckv_num_steps"]
+        return web.json_response([self.depth < 7])
+
+    async def generate(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        tokens, size = body["sampling_params"]["max_new_tokens"], len(body["input_ids"])
+        self.asked.append((size, tokens))
+        self.now += 5.0
+        done, turn = 0, 0
+        while done < tokens:
+            self.now += self.seconds(size)
+            self.recent.append([round(self.now, 4), self.depth, min(size, self.most)])
+            done, turn = done + 1 + self.depth * (turn % 2), turn + 1
+        if not self.speckv:
+            await asyncio.sleep(0.002 * tokens)
+        return web.json_response([{}] * size)
+
+
+@asynccontextmanager
+async def talking(fake: FakeServer) -> AsyncIterator[Client]:
+    application = web.Application()
+    application.router.add_get("/server_info", fake.info)
+    application.router.add_post("/set_internal_state", fake.set_state)
+    application.router.add_post("/generate", fake.generate)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    try:
+        async with Client("fake", f"http://127.0.0.1:{port}") as client:
+            yield client
+    finally:
+        await runner.cleanup()
+
+
+def measured(fake: FakeServer, steps: tuple[int, ...], sizes: tuple[int, ...] = (1, 4)) -> Any:
+    async def go() -> list[Cell]:
+        async with talking(fake) as client:
+            return await measure(client, sizes, (32,), steps, 8, 300)
+
+    return asyncio.run(go())
+
+
+def test_every_depth_and_size_is_measured() -> None:
+    cells = measured(FakeServer(speckv=True), (0, 3))
+    assert [(c.batch_size, c.num_steps) for c in cells] == [(1, 0), (1, 3), (4, 0), (4, 3)]
+    for one in cells:
+        expected = 0.01 * (1 + one.num_steps) + 0.001 * one.batch_size
+        assert one.seconds == pytest.approx(expected, rel=0.02)
+        assert one.rounds >= 8 and one.context_len == 32
+
+
+def test_a_server_that_never_drafts_is_measured_by_the_length_of_answers() -> None:
+    fake = FakeServer(speckv=False)
+    (found,) = measured(fake, (), sizes=(2,))
+    assert (found.num_steps, found.batch_size) == (OFF, 2)
+    assert found.seconds > 0.001
+    assert fake.asked[0] == (2, 1) and len(set(fake.asked)) == 3
+
+
+@pytest.mark.parametrize(
+    ("fake", "steps", "problem"),
+    [
+        (FakeServer(speckv=True, most=2), (1,), "KV memory"),
+        (FakeServer(speckv=True), (8,), "refused"),
+        (FakeServer(speckv=False), (1,), "not served by SpecKV"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(
+    fake: FakeServer, steps: tuple[int, ...], problem: str
+) -> None:
+    with pytest.raises(ServerError, match=problem):
+        measured(fake, steps, sizes=(4,))
+
+
+def test_prompts_share_no_prefix() -> None:
+    prompts = distinct_prompts(64, 16, 1024)
+    assert len({prompt[0] for prompt in prompts}) == 64
+    assert all(0 <= token < 1024 for prompt in prompts for token in prompt)
