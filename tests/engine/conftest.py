@@ -163,7 +163,7 @@ def server(
     """
     folder = tmp_path_factory.mktemp(request.param)
     asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
-    asked += ["--speckv-trace", str(folder / "trace"), "--speckv-profile", "2", "--enable-metrics"]
+    asked += ["--speckv-trace", str(folder / "trace"), "--speckv-profile", "20", "--enable-metrics"]
     with serving(folder, *flags(models, *PAIRS[request.param]), *asked) as running:
         running.pair, running.trace = request.param, folder / "trace"
         yield running
