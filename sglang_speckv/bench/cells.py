@@ -117,7 +117,7 @@ def pair_up(
     good = [arm for arm in ran if arm.server not in failed]
     always = [arm for arm in good if not arm.may_be_spared] or good
     shared = {r.block.index for r in next(iter(results.common(always, condition).values()), ())}
-    kept = {a: [r for r in ran[a] if r.block.index in shared] for a in (*always, *good)}
+    kept = {a: [r for r in ran[a] if r.block.index in shared] for a in (*always[:1], *good)}
     paired = {arm: blocks for arm, blocks in kept.items() if blocks}
     return paired, {arm: blocks for arm, blocks in ran.items() if arm not in paired}
 
