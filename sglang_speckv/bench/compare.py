@@ -120,10 +120,9 @@ def fit_together(specs: Sequence[ServerSpec], server_bytes: int) -> bool:
 def _fitting(specs: list[ServerSpec], server_bytes: int, screen: Screen) -> list[list[ServerSpec]]:
     if fit_together(specs, server_bytes):
         return [specs]
-    needed, available = len(specs) * server_bytes, psutil.virtual_memory().available
     screen.say(
-        f"{len(specs)} servers at once need about {needed / 1e9:.0f} GB and {available / 1e9:.0f} "
-        "GB are free: running one after another, so noise over time does not cancel"
+        f"{len(specs)} servers run one after another (not enough memory, or on a GPU), so noise "
+        "over time cancels only within a server; together: true in the file has all up at once"
     )
     # the one without drafting comes last: the others' answers are judged while it is up
     return [[spec] for spec in sorted(specs, key=lambda spec: spec.name.endswith("none"))]

@@ -18,7 +18,7 @@ DEFAULT_ARMS = (
     *("ema", "speckv"),
 )
 DEFAULT_ROUNDS = 8
-RESUMABLE = ("out", "minutes", "rounds", "spare", "baseline", "timeout_s")
+RESUMABLE = ("out", "minutes", "rounds", "spare", "together", "baseline", "timeout_s")
 """Options that may differ when a run is resumed."""
 _MAX_FILE_BYTES = 1 << 20
 
@@ -26,7 +26,9 @@ _MAX_FILE_BYTES = 1 << 20
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of a run. Without ``max_new_tokens`` the output length is the longest within
     ``token_bounds`` that lets every cell have a balanced set of blocks in ``minutes``. With
-    ``spare`` and a limit in minutes, static arms that are far behind in a cell run less there."""
+    ``spare`` and a limit in minutes, static arms that are far behind in a cell run less there.
+    ``together``: all servers up at once; None is where memory allows, and on a GPU, whose memory
+    servers divide among themselves as they start, one after another."""
 
     target: str | None = None
     drafts: tuple[str, ...] = ()
@@ -39,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_new_tokens: int | None = None
     token_bounds: tuple[int, int] = (16, 128)
     requests_per_slot: int = 2
+    together: bool | None = None
     spare: bool = True
     temperature: float = 0.0
     minutes: float | None = None

@@ -23,7 +23,7 @@ from sglang_speckv.bench.report import (
 from sglang_speckv.bench.sweep import Sweep
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1120px; margin: 2em auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1400px; margin: 2em auto;
        padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; border-top: 1px solid #e5e7eb;
      padding-top: 1em; } h3 { font-size: 1em; margin-bottom: .3em; }

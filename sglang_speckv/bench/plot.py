@@ -92,7 +92,7 @@ def calibration_figure(bins: dict[str, Sequence[tuple[float, float, float]]]) ->
     """Predicted against true acceptance of a draft; ``bins`` are arm -> (mean prediction, share
     accepted, drafts), a dot's area its drafts."""
     plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(5, 4.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 4.6), layout="constrained")
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     for i, (name, found) in enumerate(bins.items()):
         predicted, accepted, drafts = zip(*found, strict=True)
@@ -101,7 +101,7 @@ def calibration_figure(bins: dict[str, Sequence[tuple[float, float, float]]]) ->
     axis.set_xlabel("predicted probability that a draft is accepted")
     axis.set_ylabel("share accepted")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -37,11 +37,15 @@ def prepare(options: Options, screen: Screen, planned_rounds: int = PLANNED_ROUN
         options.requests_per_slot,
         seed=options.seed,
     )
-    server_bytes = _SERVER_BYTES + 2 * _weight_bytes(target)
+    server_bytes = needed_bytes(options.together, target)
     arms = arms_for(drafts, options.all_arms)
-    if len(drafts) > 1 and not fit_together(servers_for(drafts, arms), server_bytes):
+    apart = arms_for(drafts, options.all_arms, shared=False)
+    if not fit_together(servers_for(drafts, arms), server_bytes) and all(
+        fit_together(servers_for(drafts, [a for a in apart if a.draft == draft.name]), server_bytes)
+        for draft in drafts
+    ):
         screen.say("no memory for all servers at once: one draft after the other")
-        arms = arms_for(drafts, options.all_arms, shared=False)
+        arms = apart
     return Comparison(
         options=options,
         target=str(target),
@@ -60,6 +64,15 @@ def most_requests(options: Options, workload: Workload) -> int:
     """At a time; an open loop may have all of a block's at once."""
     open_loop = workload.open_loop_requests if options.rate else 1
     return max(*options.concurrency, open_loop)
+
+
+def needed_bytes(together: bool | None, target: Path | str) -> int:
+    """Memory that a server is taken to need, 0 or more than there is where the user decided."""
+    if together is not None:
+        return 0 if together else 1 << 60
+    import torch
+
+    return 1 << 60 if torch.cuda.is_available() else _SERVER_BYTES + 2 * _weight_bytes(target)
 
 
 def find_drafts(names: Sequence[str], target: Path | str, screen: Screen) -> list[Draft]:

@@ -45,7 +45,7 @@ def test_servers_run_one_by_one_when_memory_is_short(tmp_path, monkeypatch, avai
     assert len(found) == groups
     if groups > 1:
         assert found[-1][0].name == "none"  # still up when the others' answers are judged
-        assert "8 GB are free: running one after another" in (tmp_path / "said").read_text()
+        assert "3 servers run one after another" in (tmp_path / "said").read_text()
 
 
 def test_drafts_one_after_the_other_have_everything_of_a_draft_up(tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_every_option_has_a_flag_or_is_for_files_only():
     flags = {parameter.name for parameter in command.params}
     renamed = {"drafts": "draft", "artifacts": "artifact", "server_flags": "server_flag"}
     missing = {key for key in Options.__struct_fields__ if renamed.get(key, key) not in flags}
-    assert missing == {"token_bounds", "requests_per_slot", "spare"}
+    assert missing == {"token_bounds", "requests_per_slot", "spare", "together"}
 
 
 @pytest.mark.parametrize("seconds", [5, float("nan")])
