@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -132,6 +133,12 @@ def server_flags(plan: Plan, models: dict[str, Path], draft: str, compression: s
     return [*flags, *plan.server_flags]
 
 
+def default_backend() -> str | None:
+    """Said to every server: left open, SpecKV takes FlashInfer where SGLang alone takes FA3, and
+    "off" would be another engine's."""
+    return "flashinfer" if torch.cuda.is_available() else None
+
+
 async def measure_server(plan: Plan, server: Server, draft: str) -> tuple[list[Cell], dict]:
     """Its cells, and what is known of it."""
     async with running([server], 1800) as failures:
@@ -215,7 +222,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="At least about so many per cell.")] = 16,
     dtype: Annotated[str, typer.Option(help="Of what is not compressed.")] = "bfloat16",
     attention_backend: Annotated[
-        str | None, typer.Option(help="[default: FlashInfer, by SpecKV and SGLang]")
+        str | None, typer.Option(help="Of every server. [default: flashinfer, on CUDA]")
     ] = None,
     server_flag: Annotated[
         _Several, typer.Option(help="One more flag for every server; repeatable.")
@@ -235,7 +242,7 @@ def main(
         steps=tuple(sorted(set(parse_steps(steps)))),
         rounds=rounds,
         dtype=dtype,
-        attention_backend=attention_backend,
+        attention_backend=attention_backend or default_backend(),
         server_flags=tuple(server_flag or ()),
     )
     finish(measure_all(scaled(plan, layers, hidden, vocab), out), None)

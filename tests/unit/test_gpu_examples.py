@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -265,12 +266,14 @@ class FakeServer:
         self.now = 0.0
         self.recent: list[list[float]] = []
         self.asked: list[tuple[int, int]] = []
+        self.pins: list[int] = []
 
     def seconds(self, size: int) -> float:
         return 0.01 * (1 + self.depth) + 0.001 * size
 
     async def info(self, request: web.Request) -> web.Response:
-        state = {"speckv": {"recent": self.recent[-1024:]}} if self.speckv else {}
+        shown = {"recent": self.recent[-1024:], "candidate_steps": [0, 2], "pinned": self.depth}
+        state = {"speckv": shown} if self.speckv else {}
         return web.json_response({"internal_states": [state]})
 
     async def set_state(self, request: web.Request) -> web.Response:
@@ -281,6 +284,11 @@ class FakeServer:
         body = await request.json()
         tokens, size = body["sampling_params"]["max_new_tokens"], len(body["input_ids"])
         self.asked.append((size, tokens))
+        if body.get("stream"):
+            self.pins.append(self.depth)
+            await asyncio.sleep(0.05)
+            answer = {"output_ids": [1] * tokens, "meta_info": {"completion_tokens": tokens}}
+            return web.Response(text=f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n")
         self.now += 5.0
         done, turn = 0, 0
         while done < tokens:
@@ -293,7 +301,7 @@ class FakeServer:
 
 
 @asynccontextmanager
-async def talking(fake: FakeServer) -> AsyncIterator[Client]:
+async def serving(fake: FakeServer) -> AsyncIterator[str]:
     application = web.Application()
     application.router.add_get("/server_info", fake.info)
     application.router.add_post("/set_internal_state", fake.set_state)
@@ -304,15 +312,14 @@ async def talking(fake: FakeServer) -> AsyncIterator[Client]:
     await site.start()
     port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
     try:
-        async with Client("fake", f"http://127.0.0.1:{port}") as client:
-            yield client
+        yield f"http://127.0.0.1:{port}"
     finally:
         await runner.cleanup()
 
 
 def measured(fake: FakeServer, steps: tuple[int, ...], sizes: tuple[int, ...] = (1, 4)) -> Any:
     async def go() -> list[Cell]:
-        async with talking(fake) as client:
+        async with serving(fake) as url, Client("fake", url) as client:
             return await measure(client, sizes, (32,), steps, 8, 300)
 
     return asyncio.run(go())
@@ -348,6 +355,28 @@ def test_what_cannot_be_measured_is_said(
 ) -> None:
     with pytest.raises(ServerError, match=problem):
         measured(fake, steps, sizes=(4,))
+
+
+@pytest.mark.parametrize("script", [smoke, overhead], ids=["smoke", "overhead"])
+def test_a_server_is_asked_at_every_depth(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def up(servers: Any, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
+        yield {}
+
+    monkeypatch.setattr(script, "running", up)
+    monkeypatch.setattr(script, "chat_tokenizer", lambda target: lambda prompt: [1, 2, 3])
+    fake = FakeServer(speckv=True)
+
+    async def go() -> Any:
+        async with serving(fake) as url:
+            return await script.serve(SimpleNamespace(name="fake", url=url), "target")
+
+    shown = asyncio.run(go())
+    if script is smoke:
+        assert fake.pins == [0] * 4 + [2] * 4 + [-1] * 4
+        assert shown["speckv"]["pinned"] == -1
+    else:
+        assert shown["pinned"] in (0, 2) and len(fake.pins) == 4
 
 
 def test_prompts_share_no_prefix() -> None:
