@@ -36,6 +36,10 @@ MIN_ROUNDS = 50.0
 PRIOR_LABELS = 300.0
 """At most this many labels of a trained prior count at each position: all of them together weigh
 as much as what was served in the last minutes."""
+FRESH_REQUESTS = 4
+"""Request-rounds that are learned before beliefs are worked out again ..."""
+YOUNG = 64
+"""... once this many rounds were learned; before, after every one."""
 DRIFT = 0.006
 """Variance that the common shift gains per round of one request, in squared log-odds; of a batch,
 one over its size of it: the mean of many requests moves less."""
@@ -68,7 +72,7 @@ class Acceptance:
         self._fresh = np.zeros(max_steps)
         self._pooling = _pooling(self.rows)
         self._shift = self._variance = 0.0
-        self._learned = 0
+        self._learned = self._pending = 0
         self.calibration = Calibration()
         if prior is not None:
             self._start_from(prior)
@@ -138,10 +142,13 @@ class Acceptance:
         self._counts += self._news
         self._fresh *= math.exp(-min(requests / FRESH_ROUNDS, 4.0 / FRESH_ROUNDS))
         self._fresh += tried.sum(axis=0)
-        self._believe()
+        self._pending += requests
+        if self._pending >= FRESH_REQUESTS or self._learned <= YOUNG:
+            self._believe()
         return round(accepted)
 
     def _believe(self) -> None:
+        self._pending = 0
         steps = self._steps
         pooled = self._pooling @ self._counts.reshape(self.rows, 2 * steps)
         tried, accepted = pooled[:, :steps], pooled[:, steps:]
@@ -164,6 +171,11 @@ class Acceptance:
         """[rows, max_steps + 1]: A(0)..A(K), expected tokens per request, bonus included."""
         self.means, self.mean_lengths = table[-1], lengths[-1]
         """The same over all rows."""
+
+    @property
+    def renewed(self) -> bool:
+        """Whether the last update changed what is believed."""
+        return self._pending == 0
 
     @property
     def counts(self) -> list[float]:

@@ -34,10 +34,9 @@ SURPRISE = 0.3
 """Relative deviation from which a sample is taken for an outlier, at first."""
 FIT_WEIGHT = 3.0
 """Samples that the fit is worth beside a cell's own."""
-SHAPE = np.array([1.0, 0.06, 0.02])
+SHAPE = (1.0, 0.06, 0.02)
 """a, b, c before any evidence, relative to a, and how far they may be off."""
-SHAPE_SPREAD = np.array([1.0, 0.08, 0.04])
-RIDGE = np.diag(SHAPE_SPREAD**-2.0)
+SHAPE_SPREAD = (1.0, 0.08, 0.04)
 FIT_ERROR = 0.05
 """Relative error of the fit itself, growing with the distance in batch size."""
 FIT_ROUNDS = 8
@@ -63,18 +62,19 @@ class CostModel:
     """Times are in seconds divided by ``level``, except in :meth:`seconds`."""
 
     def __init__(self, max_steps: int, prior: CostPrior | None = None):
-        shape = (MAX_BUCKET + 1, max_steps + 1)
-        self._count = np.zeros(shape)
-        self._mean = np.zeros(shape)
-        self._size = np.ones(shape)
-        self._level = np.ones(shape)
-        self._context = np.zeros(shape)
+        self._cells = np.zeros((5, MAX_BUCKET + 1, max_steps + 1))
+        self._count, self._mean, self._size, self._context, self._level = self._cells
+        self._size[:] = self._level[:] = 1.0
+        steps = np.tile(np.arange(max_steps + 1), MAX_BUCKET + 1)
+        self._drafts, self._width = np.maximum(steps - 1, 0), steps + 1
         self._slope = ContextSlope()
         self._ratios: deque[float] = deque(maxlen=LEVEL_WINDOW)
         self._fits: dict[int, tuple[int, list[float]]] = {}
         self.level = 1.0
         self.noise = 0.1
         """Mean relative deviation of a single round."""
+        self.refitted = False
+        """Whether the last update made a new fit."""
         self.samples = 0
         """Rounds that are known of, measured or profiled."""
         if prior is not None:
@@ -119,14 +119,15 @@ class CostModel:
         expected = self._time(batch_size, num_steps, context_len) if known else None
         level = self.level
         self.samples += 1
-        self._count = np.maximum(
+        self._count[:] = np.maximum(
             self._count * math.exp(-1.0 / MEMORY), np.minimum(self._count, FLOOR)
         )
         cell = bucket_of(batch_size), num_steps
         if expected is not None and self._count[cell] >= FLOOR:
             self._follow(seconds / expected)
         self._learn(cell, batch_size, seconds / self.level, expected, context_len)
-        if cell[0] not in self._fits or self.samples < FIT_ROUNDS or self._due(cell[0]):
+        self.refitted = cell[0] not in self._fits or self.samples < FIT_ROUNDS or self._due(cell[0])
+        if self.refitted:
             self._refit(batch_size)
         return 1.0 if expected is None else seconds / (expected * level)
 
@@ -228,25 +229,40 @@ class CostModel:
         return [time * self.level for time in self.times(batch_size, context_len)]
 
     def _refit(self, batch_size: int) -> None:
-        self._fits[bucket_of(batch_size)] = self.samples, self._fit(batch_size).tolist()
+        self._fits[bucket_of(batch_size)] = self.samples, self._fit(batch_size)
 
-    def _fit(self, batch_size: int) -> np.ndarray:
+    def _fit(self, batch_size: int) -> list[float]:
         """Ridge regression of a, b, c on the cells, the nearer in batch size the heavier."""
-        cells = np.nonzero(self._count)
-        count, size = self._count[cells], self._size[cells]
-        mean = self._mean[cells]
-        mean = np.maximum(mean - self._slope.value * self._context[cells], 0.3 * mean)
-        features = np.empty((len(mean), 3))
-        features[:, 0] = 1.0
-        features[:, 1] = np.maximum(cells[1] - 1, 0)
-        features[:, 2] = size * (cells[1] + 1)
-        usual = features @ SHAPE
+        used = self._count.ravel().nonzero()[0]
+        count, mean, size, context, _ = self._cells.reshape(5, -1)[:, used]
+        mean = np.maximum(mean - self._slope.value * context, 0.3 * mean)
+        drafts, verified = self._drafts[used], size * self._width[used]
+        usual = SHAPE[0] + SHAPE[1] * drafts + SHAPE[2] * verified
         apart = FIT_ERROR + 0.1 * np.abs(np.log2(size / batch_size))
         weight = 1.0 / (self.noise**2 / count + apart**2)
-        scale = float((weight * mean / usual).sum() / weight.sum())
-        rows = features / usual[:, None]
-        weighted = rows.T * weight
-        theta = np.linalg.solve(
-            weighted @ rows + RIDGE, weighted @ (mean / usual / scale) + RIDGE @ SHAPE
-        )
-        return scale * np.maximum(theta, (0.1, 0.0, 0.0))
+        rows = np.array([np.ones(len(used)), drafts, verified, mean]) / usual
+        # products of a, b, c and the measured times with each other
+        moments = ((rows * weight) @ rows.T).tolist()
+        scale = float((rows[3] * weight).sum() / weight.sum())
+        sums = [[*row[:3]] for row in moments[:3]]
+        wanted = [row[3] / scale for row in moments[:3]]
+        for i, spread in enumerate(SHAPE_SPREAD):
+            sums[i][i] += spread**-2
+            wanted[i] += SHAPE[i] * spread**-2
+        a, b, c = _solved(sums, wanted)
+        return [scale * max(a, 0.1), scale * max(b, 0.0), scale * max(c, 0.0)]
+
+
+def _solved(rows: list[list[float]], wanted: list[float]) -> list[float]:
+    """Three equations by Cramer's rule: for so few numpy's solver takes longer to call."""
+
+    def determinant(m: list[list[float]]) -> float:
+        (a, b, c), (d, e, f), (g, h, i) = m
+        return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+    whole = determinant(rows)
+    return [
+        determinant([[*row[:i], w, *row[i + 1 :]] for row, w in zip(rows, wanted, strict=True)])
+        / whole
+        for i in range(3)
+    ]

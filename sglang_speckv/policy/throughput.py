@@ -31,6 +31,8 @@ SWITCH_SECONDS = 20e-6
 it has cost as much."""
 PLAN_ROUNDS = 64
 """Rounds that a batch size's plan is kept for where none of that size is observed."""
+BUSY_FROM = 64
+"""Rounds from which a plan may be a round late where the cost model was fitted anew."""
 LOOK_AHEAD_ROUNDS = 8
 """Rounds from one look for a tier that is worth a probe to the next."""
 MAX_PLANS = 64
@@ -167,12 +169,16 @@ class ThroughputPolicy:
             ratio = self._cost.update(size, steps, float(seconds), context)
             if requests:
                 self._guard.update(steps, requests, tokens / expected, ratio)
-        self._lay_table()
+        if self._acceptance.renewed:
+            self._lay_table()
         if self._cost.samples:
-            self._look_ahead(self._make_plan(size))
+            self._look_ahead(size)
 
-    def _look_ahead(self, plan: Plan) -> None:
-        """What takes long is done here, where time is cheaper than in :meth:`decide`."""
+    def _look_ahead(self, size: int) -> None:
+        """What takes long is done here, where time is cheaper than in :meth:`decide`, and not all
+        of it in the same round."""
+        busy = self._cost.refitted and self._observed > BUSY_FROM
+        plan = self._plan(size) if busy or not self._acceptance.renewed else self._make_plan(size)
         self._guard.check(plan)
         if self._observed % LOOK_AHEAD_ROUNDS == LOOK_AHEAD_ROUNDS // 2:
             hope = self._acceptance.hope(self.candidate_steps[plan.best])
