@@ -24,6 +24,7 @@ from sglang_speckv.config import ConfigError
 
 COMMAND = (sys.executable, "-m", "sglang_speckv", "serve")
 _PR_SET_PDEATHSIG = 1
+_POLL_S = 0.4
 
 
 class Server:
@@ -35,9 +36,10 @@ class Server:
         self.name = name
         self.log = log
         self.starts_alone = "--speckv" in args
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self.argv = [*(command or COMMAND), *args, "--host", "127.0.0.1", "--port", str(port)]
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        address = ("--host", "127.0.0.1", "--port", str(self.port))
+        self.argv = [*(command or COMMAND), *args, *address]
         self.ready_s: float | None = None
         self.peak_memory = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,15 +62,30 @@ class Server:
         deadline = started + timeout_s
         async with Client(self.name, self.url, timeout_s=30) as client:
             while time.monotonic() < deadline:
-                self.check_alive()
-                if await client.ready():
+                if await self._answers(client):
                     self.ready_s = time.monotonic() - started
                     return
-                await asyncio.sleep(0.4)
+                await asyncio.sleep(_POLL_S)
         raise ServerError(
             f"server {self.name} was not ready after {timeout_s:.0f} s; the end of {self.log}:\n"
             f"{last_lines(self.log)}"
         )
+
+    async def _answers(self, client: Client) -> bool:
+        """Whether it is ready, and it is ours: somebody else may have taken the port."""
+        asking = asyncio.ensure_future(client.ready())
+        try:
+            while not asking.done():
+                self.check_alive()
+                await asyncio.wait({asking}, timeout=_POLL_S)
+            return asking.result() and self._listens()
+        finally:
+            asking.cancel()
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        ours = [psutil.Process(self._process.pid), *_family(self._process.pid)]
+        return any(_listens_on(process, self.port) for process in ours)
 
     def check_alive(self) -> None:
         assert self._process is not None, "the server was never started"
@@ -158,6 +175,16 @@ def _family(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _listens_on(process: psutil.Process, port: int) -> bool:
+    try:
+        connections = process.net_connections("tcp")
+    except psutil.AccessDenied:
+        return True  # cannot be told here; the process is alive and the port answers
+    except psutil.Error:
+        return False
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 
 
 def _memory_bytes(process: psutil.Process) -> int:

@@ -8,7 +8,7 @@ so the interval is the bootstrap's standard error times Student's t.
 
 A figure that picks the best arm picks it anew in every resample; the mean difference to the
 figure itself estimates by how much picking flatters the picked one, and is taken off. Among equals
-that is somewhat under half of it: what is left favours the best static arm.
+that is about a third of it: what is left favours the best static arm.
 """
 
 from __future__ import annotations

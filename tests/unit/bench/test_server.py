@@ -97,10 +97,18 @@ def test_a_port_that_is_taken(tmp_path: Path):
     """Somebody takes the port between its choice and the server's start."""
     one = server(tmp_path, HEALTHY)
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", int(one.url.rpartition(":")[2])))
+        taken.bind(("127.0.0.1", one.port))
         taken.listen()
         failure = asyncio.run(failures_of(one))["s"]
     assert "Address already in use" in str(failure)
+
+
+def test_a_port_on_which_another_server_answers(tmp_path: Path):
+    """The other one's health must not be taken for ours."""
+    other = server(tmp_path, HEALTHY, "other")
+    one = server(tmp_path, "import time; time.sleep(2); raise SystemExit('port in use')", "one")
+    one.port, one.url = other.port, other.url
+    assert "port in use" in str(asyncio.run(failures_of(other, one))["one"])
 
 
 def test_a_killed_parent_takes_its_servers_along(tmp_path: Path):
