@@ -12,6 +12,7 @@ from sglang_speckv.bench.arms import Arm
 from sglang_speckv.bench.cells import Cell, Paired, capped, sample_of
 from sglang_speckv.bench.stats import Ratio, Resampled
 
+LOST = 0.98
 WORTH_CHOOSING = 1.03
 """A smaller headroom is within what choosing could hope to capture a share of."""
 
@@ -19,7 +20,7 @@ WORTH_CHOOSING = 1.03
 @dataclass(frozen=True)
 class Standing:
     """One arm over all cells; ``worst`` is the cell in which it does worst against the best
-    static arm there."""
+    static arm there, ``cells_lost`` are those whose interval is wholly below :data:`LOST`."""
 
     arm: str
     tok_per_s: float
@@ -27,6 +28,7 @@ class Standing:
     vs_baseline: Ratio | None
     vs_ema: Ratio | None
     worst: Cell | None
+    cells_lost: int = 0
 
     def to_json(self) -> dict[str, Any]:
         worst = self.worst.ratio if self.worst else None
@@ -37,6 +39,7 @@ class Standing:
             **_figure("vs_baseline", self.vs_baseline),
             "worst_cell_vs_best_static": worst and round(worst.value, 4),
             "worst_cell_interval": worst and worst.interval,
+            "cells_wholly_below_0.98": self.cells_lost,
         }
 
 
@@ -98,6 +101,7 @@ def sweep_for(
             against(i, baseline),
             against(i, "ema"),
             _worst(arm.name, cells),
+            sum(_lost(cell) for cell in cells if cell.arm == arm.name),
         )
         for i, arm in enumerate(arms)
     ]
@@ -105,6 +109,10 @@ def sweep_for(
     best = max(static, key=lambda i: rates[arms[i].name], default=None)
     name = None if best is None else arms[best].name
     return Sweep(draft, traffic, _floored(headroom), name, standings)
+
+
+def _lost(cell: Cell) -> bool:
+    return cell.ratio is not None and cell.ratio.high is not None and cell.ratio.high < LOST
 
 
 def _floored(headroom: Ratio | None) -> Ratio | None:

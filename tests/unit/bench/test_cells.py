@@ -148,6 +148,8 @@ def test_one_setting_for_the_whole_sweep():
     assert shown["speckv"]["captured"] > 1
     assert shown["speckv"]["vs_ema"] == pytest.approx((1.55 / 1.4 * 1.55) ** 0.5, abs=0.01)
     assert shown["static:3"]["worst_cell_vs_best_static"] == pytest.approx(1 / 1.5, abs=0.01)
+    lost = {arm: shown[arm]["cells_wholly_below_0.98"] for arm in ("none", "static:3", "speckv")}
+    assert lost == {"none": 1, "static:3": 1, "speckv": 0}
     assert "headroom x1.1" in headroom_line(sweep)
 
 
