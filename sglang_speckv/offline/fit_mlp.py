@@ -34,26 +34,32 @@ class Windows:
 
 
 def windows(columns: Columns, rows: np.ndarray) -> Windows:
-    """The records among ``rows`` that drafted with every position's signal known."""
-    steps = columns.num_steps[rows]
-    inside = np.arange(columns.signals.shape[1]) < steps[:, None]
-    signals = columns.signals[rows]
-    known = (steps > 0) & ~(np.isnan(signals).any(axis=2) & inside).any(axis=1)
-    kept, inside, steps = signals[known], inside[known], steps[known]
-    confidence, entropy = kept[:, :, 0], kept[:, :, 1]
-    code = compression_code(columns.header.quantization)
+    """Every window that the records ``rows`` show: a round of depth d with all signals known is
+    also one of each shallower depth, so that one depth's records tell the depths apart."""
+    parts = [_windows_of(columns, rows, k) for k in range(1, columns.signals.shape[1] + 1)]
+    if not parts:
+        return Windows(np.empty((0, len(MLP_FEATURES))), np.empty(0))
+    return Windows(*(np.concatenate(of) for of in zip(*parts, strict=True)))
+
+
+def _windows_of(columns: Columns, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features and rates of the first ``k`` drafts."""
+    signals = columns.signals[rows, :k]
+    known = (columns.num_steps[rows] >= k) & ~np.isnan(signals).any(axis=(1, 2))
+    confidence, entropy = signals[known, :, 0], signals[known, :, 1]
+    n = len(confidence)
     features = np.stack(
         [
-            entropy.sum(axis=1, where=inside) / steps,
-            confidence.sum(axis=1, where=inside) / steps,
-            entropy.max(axis=1, where=inside, initial=0.0),
-            confidence.min(axis=1, where=inside, initial=1.0),
-            np.full(len(steps), float(code)),
-            steps.astype(float),
+            entropy.mean(axis=1),
+            confidence.mean(axis=1),
+            entropy.max(axis=1),
+            confidence.min(axis=1),
+            np.full(n, float(compression_code(columns.header.quantization))),
+            np.full(n, float(k)),
         ],
         axis=1,
     )
-    return Windows(features, columns.num_correct_drafts[rows][known] / steps)
+    return features, np.minimum(columns.num_correct_drafts[rows][known], k) / k
 
 
 def fit_mlp(data: Windows, seed: int = 42) -> MlpWeights | None:

@@ -113,9 +113,15 @@ def test_the_predictor_learns_a_line() -> None:
     assert fit_mlp.fit_mlp(fit_mlp.Windows(features[:50], features[:50, 0])) is None
 
 
-def test_windows_take_the_drafted_positions_only(columns: Columns) -> None:
-    rows = np.flatnonzero(columns.num_steps == 1)[:5]
+def test_a_deep_round_is_a_window_of_every_depth(columns: Columns) -> None:
+    rows = np.flatnonzero(columns.num_steps == 7)[:5]
     data = fit_mlp.windows(columns, rows)
-    first = columns.signals[rows, 0]
-    assert data.features[:, :4] == pytest.approx(first[:, [1, 0, 1, 0]])
-    assert (data.features[:, 4] == 0).all() and (data.features[:, 5] == 1).all()
+    assert data.features[:, 5].tolist() == np.repeat(np.arange(1.0, 8.0), 5).tolist()
+    assert (data.features[:, 4] == 0).all()
+    first, correct = columns.signals[rows, 0], columns.num_correct_drafts[rows]
+    assert data.features[:5, :4] == pytest.approx(first[:, [1, 0, 1, 0]])
+    assert data.rates.tolist() == [
+        float(min(c, k) / k) for k in range(1, 8) for c in correct.tolist()
+    ]
+    shallow = fit_mlp.windows(columns, np.flatnonzero(columns.num_steps == 1)[:5])
+    assert len(shallow.rates) == 5
