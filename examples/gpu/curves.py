@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import trim_mean
 
-from examples.gpu.observe import pin
+from examples.gpu.observe import memory_of, pin
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
 
@@ -94,10 +95,16 @@ async def measure(
     rounds: int,
     vocab: int,
 ) -> list[Cell]:
-    """Every cell of one server; ``steps`` is empty for a server without speculation."""
-    cells = []
+    """Every cell of one server that its KV cache has room for; ``steps`` is empty for a server
+    without speculation."""
+    cells: list[Cell] = []
+    memory = memory_of(await client.internal_state())
+    room = memory["token_capacity"] or math.inf
+    new = rounds * (max(steps) + 1) if steps else SHORT + 4 * rounds
     for context in contexts:
         for size in sizes:
+            if size * (context + new) > room:
+                break
             prompts = distinct_prompts(size, context, vocab)
             await generate(client, prompts, 1)  # prefixes are cached from here on
             if not steps:

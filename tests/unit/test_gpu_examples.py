@@ -259,7 +259,8 @@ def test_the_taps_work_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 class FakeServer:
     """Rounds of a known length, accepted in turn wholly and not at all, on a clock of its own."""
 
-    def __init__(self, speckv: bool, most: int = 64) -> None:
+    def __init__(self, speckv: bool, most: int = 64, capacity: int | None = None) -> None:
+        self.capacity = capacity
         self.speckv = speckv
         self.most = most
         self.depth = 0
@@ -273,7 +274,8 @@ class FakeServer:
 
     async def info(self, request: web.Request) -> web.Response:
         shown = {"recent": self.recent[-1024:], "candidate_steps": [0, 2], "pinned": self.depth}
-        state = {"speckv": shown} if self.speckv else {}
+        state: dict[str, Any] = {"speckv": shown} if self.speckv else {}
+        state["memory_usage"] = {"token_capacity": self.capacity}
         return web.json_response({"internal_states": [state]})
 
     async def set_state(self, request: web.Request) -> web.Response:
@@ -332,6 +334,13 @@ def test_every_depth_and_size_is_measured() -> None:
         expected = 0.01 * (1 + one.num_steps) + 0.001 * one.batch_size
         assert one.seconds == pytest.approx(expected, rel=0.02)
         assert one.rounds >= 8 and one.context_len == 32
+
+
+def test_cells_without_room_are_left_out() -> None:
+    cells = measured(FakeServer(speckv=True, capacity=400), (0, 3))
+    assert {one.batch_size for one in cells} == {1, 4}
+    cells = measured(FakeServer(speckv=True, capacity=200), (0, 3))
+    assert {one.batch_size for one in cells} == {1}
 
 
 def test_a_server_that_never_drafts_is_measured_by_the_length_of_answers() -> None:
