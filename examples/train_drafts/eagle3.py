@@ -92,8 +92,8 @@ class Eagle3(nn.Module):
         hidden = hidden + self.midlayer.self_attn.o_proj(attended)
         return hidden + self.midlayer.mlp(self.midlayer.post_attention_layernorm(hidden))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(self.norm(hidden))
+    def logits(self, hidden: Tensor, columns: Tensor | slice = slice(None)) -> Tensor:
+        return F.linear(self.norm(hidden), self.lm_head.weight[columns])
 
     def first(self, aux: Tensor, embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All target-fed rows: aux [B, T, 3H], next tokens' embed [B, T, H] -> hidden, K, V."""
@@ -147,6 +147,9 @@ def _per_sequence(x: Tensor, y: Tensor, batch: Tensor) -> Tensor:
 def load(folder: Path, shape: Shape, embed: Tensor) -> tuple[Eagle3, Tensor]:
     """A head and its draft vocabulary (ids of the target); an absent lm_head is the target's."""
     saved = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    shape = shape._replace(heads=heads, kv_heads=kv_heads)  # `copying` adds some
     ids = saved["d2t"].long() + torch.arange(len(saved["d2t"]))
     head = Eagle3(shape, len(ids))
     names = {"lm_head.weight": embed[ids]} | saved
@@ -186,6 +189,9 @@ def save(head: Eagle3, ids: Tensor, folder: Path, target_config: dict) -> None:
     config = target_config | {
         "architectures": ["LlamaForCausalLMEagle3"],
         "num_hidden_layers": 1,
+        "num_attention_heads": head.shape.heads,
+        "num_key_value_heads": head.shape.kv_heads,
+        "head_dim": head.shape.head_dim,
         "draft_vocab_size": len(ids),
         "tie_word_embeddings": False,
     }

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from examples.train_drafts.training import frequent, read_items, token_counts
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -41,14 +43,33 @@ def split(draft: dict[str, Tensor], target: dict[str, Tensor]) -> tuple[dict[str
     return stored, recipe
 
 
-def export(draft: Path, target: Path, out: Path) -> dict:
-    """Write `out` anew; returns the recipe."""
-    stored, recipe = split(
-        load_file(draft / "model.safetensors"), load_file(target / "model.safetensors")
-    )
+def trimmed(head: dict[str, Tensor], counts: np.ndarray, size: int) -> dict[str, Tensor]:
+    """A head with only the `size` most frequent ids of its draft vocabulary."""
+    ids = head["d2t"] + torch.arange(len(head["d2t"]))
+    kept = frequent(counts[ids.numpy()], size)
+    known = torch.zeros_like(head["t2d"])
+    known[ids[kept]] = True
+    return head | {
+        "lm_head.weight": head["lm_head.weight"][kept].clone(),
+        "d2t": ids[kept] - torch.arange(size),
+        "t2d": known,
+    }
+
+
+def export(args: argparse.Namespace) -> dict:
+    """Write `args.out` anew; returns the recipe."""
+    tensors = load_file(args.draft / "model.safetensors")
+    config = json.loads((args.draft / "config.json").read_text())
+    if args.draft_vocab:
+        items = read_items(args.data, 4 * config["hidden_size"])
+        counts = token_counts(items, config["vocab_size"])
+        tensors = trimmed(tensors, counts, args.draft_vocab)
+        config["draft_vocab_size"] = args.draft_vocab
+    stored, recipe = split(tensors, load_file(args.target / "model.safetensors"))
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
     save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(draft / "config.json", out / "config.json")
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     (out / "assemble.json").unlink(missing_ok=True)
     if recipe:
         (out / "assemble.json").write_text(json.dumps(recipe, indent=1) + "\n")
@@ -59,8 +80,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--target", "--draft", "--out"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--draft-vocab", type=int, help="keep that many ids of a head's vocabulary")
+    parser.add_argument("--data", type=Path, nargs="+", help="shards to count them in")
     args = parser.parse_args()
-    recipe = export(args.draft, args.target, args.out)
+    recipe = export(args)
     size = (args.out / "model.safetensors").stat().st_size
     print(f"{args.out}: {size / 2**20:.1f} MiB stored, {len(recipe)} tensors left to the target")
 

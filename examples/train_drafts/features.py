@@ -74,9 +74,13 @@ def main() -> None:
     add_common(parser)
     parser.add_argument("--tokens", type=Path, required=True, help="answers as .npz")
     parser.add_argument("--part", default="0/1", help="i/n: the i-th of n shares of the answers")
+    parser.add_argument("--max-answer", type=int, default=1024, help="its first tokens are kept")
     args = parser.parse_args()
     target = Target(args.target, pick_device(args))
-    given = read_answers(args.tokens, system_prefix(args.target))
+    given = [
+        g._replace(tokens=g.tokens[: g.prompt_length + args.max_answer])
+        for g in read_answers(args.tokens, system_prefix(args.target))
+    ]
     random.Random(args.seed).shuffle(given)
     part, parts = map(int, args.part.split("/"))
     todo = batches(given[part::parts])

@@ -3,8 +3,8 @@
     python -m examples.train_drafts.prompts --target DIR --out DATA/prompts.json
 
 Passages to summarise or to ask about come from the documentation that ships with Python and, with
-`--passages`, from the target's own earlier answers (see README). None is shared with
-`examples/prompts`, which is what the drafts are judged on.
+`--passages`, from files: the target's own earlier answers, or any prose (see README). None is
+shared with `examples/prompts`, which is what the drafts are judged on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pydoc_data.topics import topics as PYTHON_TOPICS
 from transformers import AutoTokenizer
 
 from examples.train_drafts.common import chat_ids
+from examples.train_drafts.features import read_answers
 
 HERE = Path(__file__).parent
 SUBJECTS = json.loads((HERE / "subjects.json").read_text())
@@ -73,19 +74,30 @@ def _modules() -> Iterator[ast.Module]:
                 continue
 
 
-def earlier_answers(index: Path, tokenizer: AutoTokenizer) -> Iterator[str]:
-    """Prose of 50 to 150 words that the target wrote itself."""
-    for line in index.read_text().splitlines():
-        seq = json.loads(line)
-        text = tokenizer.decode(seq["tokens"][seq["prompt_length"] :], skip_special_tokens=True)
+def given_passages(path: Path, tokenizer: AutoTokenizer) -> Iterator[str]:
+    """Prose of 50 to 150 words: answers of the target (.jsonl, .npz) or a text, one per line."""
+    for text in _texts(path, tokenizer):
         text = " ".join(text.split()[:150])
         if len(text.split()) >= 50 and not set("{}=`|_") & set(text):
             yield text[: text.rfind(".") + 1] or text
 
 
+def _texts(path: Path, tokenizer: AutoTokenizer) -> Iterator[str]:
+    if path.suffix == ".jsonl":
+        for seq in map(json.loads, path.read_text().splitlines()):
+            answer = seq["tokens"][seq["prompt_length"] :]
+            yield tokenizer.decode(answer, skip_special_tokens=True)
+    elif path.suffix == ".npz":
+        for given in read_answers(path, []):
+            answer = given.tokens[given.prompt_length :]
+            yield tokenizer.decode(answer, skip_special_tokens=True)
+    else:
+        yield from path.read_text().splitlines()
+
+
 def build(passages: list[str], sources: list[str], count: int, rng: random.Random) -> list[dict]:
     """`count` prompts per class; `group` is the unit that keeps train and held out apart."""
-    topics, tasks = SUBJECTS["topics"], SUBJECTS["tasks"]
+    topics, tasks, questions = (SUBJECTS[n] for n in ("topics", "tasks", "questions"))
     rows = []
     for _ in range(count):
         passage, other = rng.choice(passages), rng.choice(passages)
@@ -94,7 +106,10 @@ def build(passages: list[str], sources: list[str], count: int, rng: random.Rando
         rows.append(
             ("summarisation", passage[:60], rng.choice(ASK_FOR["summarise"]).format(passage))
         )
-        if rng.random() < 0.65:
+        if (part := rng.random()) < 0.35:
+            question = rng.choice(questions)
+            rows.append(("qa", question, question))
+        elif part < 0.75:
             rows.append(("qa", topic, rng.choice(ASK_FOR["ask"]).format(topic, second)))
         else:
             rows.append(("qa", other[:60], rng.choice(ASK_FOR["about_passage"]).format(other)))
@@ -112,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--passages", type=Path, help="index.jsonl of earlier answers")
+    parser.add_argument("--passages", type=Path, nargs="+", default=[], help="see given_passages")
     parser.add_argument("--per-class", type=int, default=1000)
     parser.add_argument("--held-out", type=float, default=0.04, help="share of the groups")
     parser.add_argument("--seed", type=int, default=0)
@@ -120,8 +135,8 @@ def main() -> None:
     rng = random.Random(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     docs = sorted(set(documentation()))
-    own = list(earlier_answers(args.passages, tokenizer)) if args.passages else []
-    passages = [*own, *rng.sample(docs, min(len(docs), max(200, len(own) // 2)))]
+    own = [text for path in args.passages for text in given_passages(path, tokenizer)]
+    passages = [*own, *rng.sample(docs, min(len(docs), max(200, len(own) // 4)))]
     rows = build(passages, sorted(set(functions())), args.per_class, rng)
     rows = [r for r in rows if len(chat_ids(tokenizer, r["text"])) <= MAX_PROMPT_TOKENS]
     groups = sorted({r["group"] for r in rows})
@@ -130,9 +145,8 @@ def main() -> None:
         row["held_out"] = row["group"] in held
     rng.shuffle(rows)
     args.out.write_text(json.dumps(rows, indent=1))
-    print(
-        f"{len(rows)} prompts, {sum(r['held_out'] for r in rows)} held out, own passages {len(own)}"
-    )
+    held_out = sum(r["held_out"] for r in rows)
+    print(f"{len(rows)} prompts, {held_out} held out, given passages {len(own)}")
 
 
 if __name__ == "__main__":

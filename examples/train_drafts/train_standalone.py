@@ -42,7 +42,7 @@ FROZEN = (
 
 
 def fresh(target: Path, layers: list[int]) -> LlamaForCausalLM:
-    """The target with only `layers` left, partly frozen."""
+    """The target with only `layers` left."""
     config = LlamaConfig.from_pretrained(target)
     config.num_hidden_layers = len(layers)
     model = LlamaForCausalLM(config).float()
@@ -54,9 +54,13 @@ def fresh(target: Path, layers: list[int]) -> LlamaForCausalLM:
             _, _, index, rest = name.split(".", 3)
             source = f"model.layers.{layers[int(index)]}.{rest}"
         value.copy_(weights.get(source, weights["model.embed_tokens.weight"]))
+    return model
+
+
+def freeze(model: LlamaForCausalLM) -> None:
+    """What set-up can take from the target stays as it is there."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(FROZEN))
-    return model
 
 
 def known_tokens(path: Path, target: Path) -> list[Item]:
@@ -127,10 +131,15 @@ def main() -> None:
     add_training(parser)
     parser.add_argument("--tokens", type=Path, help="further answers as .npz, without states")
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 29])
-    parser.add_argument("--hot", type=int, default=8192, help="tokens in every softmax")
+    parser.add_argument("--start", type=Path, help="folder of a complete draft to go on from")
+    parser.add_argument("--hot", type=int, default=2048, help="tokens in every softmax")
     args = parser.parse_args()
     device = pick_device(args)
-    model = fresh(args.target, args.layers).to(device)
+    if args.start:
+        model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+    else:
+        model = fresh(args.target, args.layers)
+    freeze(model.to(device))
     embed = model.model.embed_tokens.weight.detach().to(torch.bfloat16)
     items = read_items(args.data, 4 * embed.shape[1])
     items += known_tokens(args.tokens, args.target) if args.tokens else []

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from examples.train_drafts import eagle3
+from examples.train_drafts.copying import pointing_loss, widened
 from examples.train_drafts.evaluate import rounds
-from examples.train_drafts.export import split
+from examples.train_drafts.export import split, trimmed
 from examples.train_drafts.shards import Shard
 from examples.train_drafts.target import Cache, Shape, Target, read_shape
 from examples.train_drafts.train_eagle3 import Batch, unroll
@@ -113,6 +114,30 @@ def test_only_accepted_chains_go_on(folder: Path, tmp_path: Path) -> None:
     assert len(unroll(head, batch, torch.arange(VOCAB), 4, extra=0.0)[0].alive) == 8
 
 
+def test_a_widened_head_is_the_old_one_and_is_loaded_as_wide(folder: Path, tmp_path: Path) -> None:
+    shape, ids = shape_of(folder), torch.arange(0, VOCAB, 6)
+    torch.manual_seed(2)
+    old = eagle3.Eagle3(shape, len(ids))
+    wide = widened(old)
+    assert (wide.shape.heads, wide.shape.kv_heads) == (6, 3)
+    aux, embed = torch.randn(1, 5, 3 * HIDDEN), torch.randn(1, 5, HIDDEN)
+    assert torch.allclose(old.first(aux, embed)[0], wide.first(aux, embed)[0], atol=1e-6)
+    eagle3.save(wide, ids, tmp_path, json.loads((folder / "config.json").read_text()))
+    again, _ = eagle3.load(tmp_path, shape, torch.zeros(VOCAB, HIDDEN))
+    assert again.shape == wide.shape
+
+
+def test_pointing_is_right_at_rows_that_the_token_to_come_follows(tmp_path: Path) -> None:
+    shard, tokens = Shard(tmp_path, 4 * HIDDEN), [9, 5, 6, 1, 5, 6, 2]
+    shard.append("p", "code", 0.0, 4, tokens, torch.randn(6, 4 * HIDDEN).bfloat16())
+    batch = Batch([Item(shard.sequences[0], shard)], HIDDEN, torch.zeros(10, HIDDEN).bfloat16())
+    assert batch.chain.row.tolist() == [3, 4]  # to come: 6, which follows row 1; 2, which is new
+    scores = torch.zeros(1, 1, 5, 5)
+    scores[0, 0, 3, 1] = scores[0, 0, 4, 0] = 50.0
+    assert pointing_loss(scores, batch) < 1e-3
+    assert pointing_loss(scores.flip(-1), batch) > 5
+
+
 def test_loss_and_gradient_are_those_of_torch() -> None:
     x = torch.randn(5, 9, requires_grad=True)
     target = torch.randn(5, 9).softmax(-1)
@@ -150,6 +175,17 @@ def test_export_leaves_out_what_the_target_has(folder: Path) -> None:
     assert sorted(stored) == ["fc.weight", "t2d"]
     assert recipe["lm_head.weight"] == {"from": "model.embed_tokens.weight", "rows": "t2d"}
     assert recipe["model.embed_tokens.weight"]["rows"] == "all"
+
+
+def test_trimming_keeps_the_rows_of_the_most_frequent_ids() -> None:
+    ids, known = torch.tensor([1, 4, 6]), torch.zeros(8, dtype=torch.bool)
+    known[ids] = True
+    rows = torch.arange(6.0).view(3, 2)
+    head = {"lm_head.weight": rows, "d2t": ids - torch.arange(3), "t2d": known}
+    small = trimmed(head, torch.tensor([9, 5, 0, 0, 1, 0, 7, 0]).numpy(), 2)
+    assert (small["d2t"] + torch.arange(2)).tolist() == small["t2d"].nonzero()[:, 0].tolist()
+    assert small["t2d"].nonzero()[:, 0].tolist() == [1, 6]
+    assert torch.equal(small["lm_head.weight"], rows[[0, 2]])
 
 
 def test_rounds_start_where_the_last_one_ended() -> None:
