@@ -114,7 +114,8 @@ class Runner:
                 self.keep(arm, result)
                 rate = result.tokens / result.seconds
                 self.report(
-                    f"block {block.index + 1}: {label(arm, block.condition)}, {rate:.0f} tok/s"
+                    f"{block.condition.traffic}, block {block.index + 1}: "
+                    f"{label(arm, block.condition)}, {rate:.0f} tok/s"
                 )
         if waiting:
             self._took_s[block.condition] = time.perf_counter() - started
