@@ -23,26 +23,21 @@ def ranks_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, path])))
 
 
-def test_two_ranks_agree(
-    models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path
+def test_ranks_with_different_signals_agree(
+    models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path, ranks_differ: None
 ) -> None:
+    """First with the default policy, then with one that follows nothing but the signals."""
     with serving(tmp_path, *flags(models, "STANDALONE", "alike"), *ASKED) as server:
         for _ in range(3):
             assert server.tokens(PROMPTS) == plain_answers["batch"]
         shown = server.speckv()
-    assert shown["active"] and shown["fallbacks"] == 0
+        server.select("ema")
+        assert server.tokens(PROMPTS) == plain_answers["batch"]
+        then = server.speckv()
+    assert shown["active"] and then["fallbacks"] == 0
     assert sum(count > 0 for count in shown["rounds"].values()) >= 3
     assert shown["policy_state"]["timed_rounds"] > 0
-
-
-def test_ranks_with_different_signals_agree(
-    models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path, ranks_differ: None
-) -> None:
-    with serving(tmp_path, *flags(models, "STANDALONE", "alike"), *ASKED) as server:
-        assert server.tokens(PROMPTS) == plain_answers["batch"]
-        shown = server.speckv()
-    assert shown["fallbacks"] == 0
-    assert shown["rounds"]["1"] > 0 and shown["rounds"]["5"] > 0
+    assert all(then["rounds"][step] > shown["rounds"][step] for step in ("1", "5"))
 
 
 def test_they_would_not_without_the_broadcast(
@@ -54,6 +49,7 @@ def test_they_would_not_without_the_broadcast(
     """The very first decode rounds need ranks of one mind: the server breaks or hangs in them."""
     monkeypatch.setenv("RANK_NOISE_UNSHARED", "1")
     args = [*flags(models, "STANDALONE", "alike"), *ASKED, "--skip-server-warmup"]
+    args += ["--speckv-policy", "ema"]
     server = Server("of two minds", args, tmp_path / "server.log")
     server.start()
     try:

@@ -1,5 +1,5 @@
-"""An SGLang plugin for one test: every rank sees draft signals of its own, and the policy decides
-by nothing else. Ranks that did not share them would choose different depths at once."""
+"""An SGLang plugin for one test: every rank sees draft signals of its own, and the policy `ema`
+decides by nothing else. Ranks that did not share them would choose different depths at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNSHARED = "RANK_NOISE_UNSHARED"
 
 def register() -> None:
     from sglang_speckv.policy.base import Batch, Decision
-    from sglang_speckv.policy.throughput import ThroughputPolicy
+    from sglang_speckv.policy.ema import EmaPolicy
     from sglang_speckv.srt import signals, worker
 
     honest = signals.reduce_logits
@@ -27,12 +27,12 @@ def register() -> None:
         calls += 1
         out[:, 0] = 0.9 if (calls // 5 + get_parallel().tp_rank) % 2 else 0.1
 
-    def decide(self: ThroughputPolicy, batch: Batch) -> Decision:
+    def decide(self: EmaPolicy, batch: Batch) -> Decision:
         assert batch.first_probs is not None
         return Decision(5 if np.nanmean(batch.first_probs) > 0.5 else 1, "best")
 
     signals.reduce_logits = noisy
-    ThroughputPolicy.decide = decide  # type: ignore[method-assign]
-    ThroughputPolicy.observe = lambda self, outcome: None  # type: ignore[method-assign]
+    EmaPolicy.decide = decide  # type: ignore[method-assign]
+    EmaPolicy.observe = lambda self, outcome: None  # type: ignore[method-assign]
     if os.environ.get(UNSHARED):
         worker._broadcast = lambda payload: None
