@@ -13,7 +13,11 @@ from sglang_speckv.policy.prior import CostPrior
 OFF = -1
 """The step count that stands for a server without speculation."""
 ENOUGH = 8
-"""Rounds from which a cell's own mean is taken rather than the fit."""
+"""Rounds from which a cell counts as measured rather than fitted."""
+FIT_WEIGHT = 16.0
+"""Rounds that the fit is worth beside a cell's own mean."""
+EXACT = 1e9
+"""Rounds of a time that was given rather than measured."""
 
 
 def measure_cost(columns: Columns) -> CostPrior:
@@ -43,7 +47,7 @@ def measure_cost(columns: Columns) -> CostPrior:
 
 
 class MeasuredCost:
-    """A cell's own mean where it has :data:`ENOUGH` rounds, else a fit over all cells:
+    """A cell's own mean blended with a fit over all cells, the more its own the more rounds it has:
 
         a + b max(k - 1, 0) + c B (k + 1)
 
@@ -65,6 +69,17 @@ class MeasuredCost:
         self._off = _fit(_line(prior.batch_size), prior, ~drafting) if (~drafting).any() else None
 
     @property
+    def misfit(self) -> float:
+        """How far measured cells are from the fit, a mean relative deviation: what a busy machine
+        did to them, or what the fit does not know of."""
+        prior = self.prior
+        rows = np.flatnonzero((prior.rounds >= ENOUGH) & (prior.num_steps != OFF))
+        if not len(rows):
+            return 0.0
+        features = self._features(prior.batch_size[rows], prior.num_steps[rows])
+        return float(np.abs(prior.seconds[rows] / (features @ self._fit) - 1.0).mean())
+
+    @property
     def knows_off(self) -> bool:
         return self._off is not None
 
@@ -76,7 +91,7 @@ class MeasuredCost:
 
     def measured(self, batch_size: int, steps: int) -> bool:
         """Whether T comes from rounds of just this size and depth."""
-        return bool(self._cells(np.array([batch_size]), steps)[1][0])
+        return bool(self._cells(np.array([batch_size]), steps)[1][0] >= ENOUGH)
 
     def _column(self, sizes: np.ndarray, steps: int) -> np.ndarray:
         if steps == OFF:
@@ -84,15 +99,17 @@ class MeasuredCost:
             fitted = _line(sizes) @ self._off
         else:
             fitted = self._features(sizes, np.full(len(sizes), steps)) @ self._fit
-        own, known = self._cells(sizes, steps)
-        return np.where(known, own, fitted)
+        own, rounds = self._cells(sizes, steps)
+        return (own * rounds + fitted * FIT_WEIGHT) / (rounds + FIT_WEIGHT)
 
     def _cells(self, sizes: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """The cells' own seconds and rounds, 0 and 0 where there is none."""
         prior = self.prior
-        rows = np.flatnonzero((prior.num_steps == steps) & (prior.rounds >= ENOUGH))
-        own = dict(zip(prior.batch_size[rows].tolist(), prior.seconds[rows], strict=True))
-        values = np.array([own.get(size, np.nan) for size in sizes.tolist()])
-        return values, ~np.isnan(values)
+        rows = np.flatnonzero(prior.num_steps == steps)
+        columns = (prior.batch_size[rows], prior.seconds[rows], prior.rounds[rows])
+        own = {size: cell for size, *cell in zip(*(of.tolist() for of in columns), strict=True)}
+        cells = np.array([own.get(size, (0.0, 0.0)) for size in sizes.tolist()])
+        return cells[:, 0], cells[:, 1]
 
     @staticmethod
     def _features(sizes: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -139,7 +156,7 @@ def table_of(cost: RoundCost, sizes: Sequence[int], steps: Sequence[int]) -> Cos
     times = cost.times(np.asarray(sizes), steps)
     size, depth = np.meshgrid(sizes, steps, indexing="ij")
     zeros = np.zeros(times.size)
-    return CostPrior(size.ravel(), depth.ravel(), times.ravel(), zeros + ENOUGH, zeros)
+    return CostPrior(size.ravel(), depth.ravel(), times.ravel(), zeros + EXACT, zeros)
 
 
 def _fit(features: np.ndarray, prior: CostPrior, rows: np.ndarray) -> np.ndarray:

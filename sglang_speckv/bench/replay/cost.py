@@ -10,7 +10,7 @@ import numpy as np
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.columns import Columns, read_columns
 from sglang_speckv.offline.round_cost import (
-    ENOUGH,
+    EXACT,
     AssumedCost,
     MeasuredCost,
     RoundCost,
@@ -75,6 +75,6 @@ def _from_json(path: Path) -> CostPrior:
         batch_size=np.array([row.batch_size for row in rows]),
         num_steps=np.array([row.num_steps for row in rows]),
         seconds=np.array([row.seconds for row in rows], dtype=float),
-        rounds=np.full(len(rows), float(ENOUGH)),
+        rounds=np.full(len(rows), EXACT),
         context_len=np.zeros(len(rows)),
     )

@@ -14,8 +14,10 @@ from sglang_speckv.bench.replay.arms import HINDSIGHT, NONE
 from sglang_speckv.bench.replay.run import Arm, Replay
 from sglang_speckv.bench.stats import Ratio
 from sglang_speckv.offline.records import trace_hashes
-from sglang_speckv.offline.round_cost import RoundCost
+from sglang_speckv.offline.round_cost import MeasuredCost, RoundCost
 
+_ERRATIC = 0.1
+"""Misfit of a cost table from which its figures are warned of."""
 _FEW = 1e-3
 """Share of dropped rounds from which a figure is called biased."""
 
@@ -108,6 +110,12 @@ def notes(replay: Replay) -> list[str]:
             "brought. That biases the figures, mostly against deep arms; record with "
             f"--speckv-policy static:{deepest} for figures without this bias, or look at the "
             "rounds drafted that deep only (--complete)."
+        )
+    if isinstance(at.cost, MeasuredCost) and at.cost.misfit > _ERRATIC:
+        lines.append(
+            f"Measured round times scatter by {at.cost.misfit:.0%} around a smooth fit: the "
+            "machine was busy, and these rates are not to be believed; give --cost from a quiet "
+            "one, or --draft-cost."
         )
     guessed = _unmeasured(at.cost, np.unique(at.rounds.size).tolist(), at.tiers)
     if guessed:

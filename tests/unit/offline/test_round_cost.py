@@ -9,7 +9,14 @@ import pytest
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.columns import read_columns
-from sglang_speckv.offline.round_cost import OFF, AssumedCost, MeasuredCost, measure_cost, table_of
+from sglang_speckv.offline.round_cost import (
+    EXACT,
+    OFF,
+    AssumedCost,
+    MeasuredCost,
+    measure_cost,
+    table_of,
+)
 from sglang_speckv.policy.prior import CostPrior
 from tests.unit.offline.synthetic import Traffic, write_trace
 
@@ -50,10 +57,13 @@ def test_the_structure_carries_over_to_other_sizes_and_depths() -> None:
     assert (times[2] == times[0]).all()
 
 
-def test_a_measured_cell_stands_as_it_is_and_a_thin_one_does_not() -> None:
+def test_a_cell_outweighs_the_fit_by_its_rounds() -> None:
     rows = [(1, 1, 0.05), (1, 3, 0.06), (1, 5, 0.07), (1, 7, 0.2)]
-    assert MeasuredCost(prior(rows), "here").times(np.array([1]), [7])[0, 0] == 0.2
-    assert MeasuredCost(prior(rows, rounds=2), "here").times(np.array([1]), [7])[0, 0] < 0.2
+    costs = [MeasuredCost(prior(rows, rounds), "here") for rounds in (2, 50, EXACT)]
+    thin, thick, exact = (float(cost.times(np.array([1]), [7])[0, 0]) for cost in costs)
+    assert thin < thick < exact == pytest.approx(0.2)
+    assert costs[1].misfit > 0.1 and not costs[0].measured(1, 7) and costs[1].measured(1, 7)
+    assert MeasuredCost(prior(rows[:3]), "here").misfit == pytest.approx(0, abs=1e-6)
 
 
 def test_no_speculation_is_its_own_row() -> None:
