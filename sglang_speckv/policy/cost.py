@@ -9,6 +9,10 @@ round pays, draft-extend included, so a warm 0 is a cell like the others and not
 
 The machine's speed drifts (neighbours, clocks). That is common to all depths, so times are divided
 by a ``level`` that follows it: a slow spell is not blamed on the depth that happened to run.
+
+Where the constants come from: SHAPE from the demo pair on two CPU cores (a draft step 6 % of a
+round); the others set by hand on synthetic rounds with 12 % noise and 3 % pauses of twice the time
+(`tests/unit/policy/simulate.py`), and not on recorded ones.
 """
 
 from __future__ import annotations

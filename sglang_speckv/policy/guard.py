@@ -18,9 +18,11 @@ EVIDENCE = 16.0
 PRIOR_ROUNDS = 4.0
 """Rounds without bias that are added to a tier's record."""
 MARGIN = 0.05
+"""Relative gain that a hold has to promise beyond what scatter explains."""
 SCATTER = 1.6
 """Two standard deviations of one request's tokens per round, relative to their mean."""
 HOLD_ROUNDS = 48
+"""Long enough to earn, short enough to be wrong."""
 CHECK_ROUNDS = 8
 
 

@@ -32,7 +32,7 @@ it has cost as much."""
 PLAN_ROUNDS = 64
 """Rounds that a batch size's plan is kept for where none of that size is observed."""
 BUSY_FROM = 64
-"""Rounds from which a plan may be a round late where the cost model was fitted anew."""
+"""Rounds from which a plan may be a round late where other work is due."""
 LOOK_AHEAD_ROUNDS = 8
 """Rounds from one look for a tier that is worth a probe to the next."""
 MAX_PLANS = 64
@@ -177,12 +177,13 @@ class ThroughputPolicy:
     def _look_ahead(self, size: int) -> None:
         """What takes long is done here, where time is cheaper than in :meth:`decide`, and not all
         of it in the same round."""
-        busy = self._cost.refitted and self._observed > BUSY_FROM
+        looks = self._observed % LOOK_AHEAD_ROUNDS == LOOK_AHEAD_ROUNDS // 2
+        busy = (looks or self._cost.refitted) and self._observed > BUSY_FROM
         plan = self._plan(size) if busy or not self._acceptance.renewed else self._make_plan(size)
         self._guard.check(plan)
-        if self._observed % LOOK_AHEAD_ROUNDS == LOOK_AHEAD_ROUNDS // 2:
+        if looks:
             hope = self._acceptance.hope(self.candidate_steps[plan.best])
-            errors = self._cost.errors(self._last_size)
+            errors = self._cost.errors(size)
             tiers = self.candidate_steps
             self._probing.look(plan, [float(hope[k]) for k in tiers], [errors[k] for k in tiers])
 
