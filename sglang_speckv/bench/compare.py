@@ -142,7 +142,8 @@ async def _run_group(
     with screen.status(f"starting {len(group)} SGLang server(s)") as report:
         async with fleet_of(group, flags, wanted.logs, options.timeout_s) as fleet:
             outcome.ready_s += time.perf_counter() - started
-            await fleet.prove(arms)
+            known = [facts.settings for facts in outcome.facts.values() if facts.settings]
+            await fleet.prove(arms, next(iter(known), None))
             outcome.facts |= fleet.facts
             _tell(fleet, outcome, screen)
             try:
@@ -153,6 +154,7 @@ async def _run_group(
             if options.temperature == 0:
                 report("comparing the answers")
                 await _judge(wanted, fleet, outcome)
+                _tell(fleet, outcome, screen)
 
 
 async def _measure(

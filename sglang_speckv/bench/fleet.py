@@ -58,10 +58,9 @@ class Fleet:
             if server.peak_memory:
                 self.facts[name].peak_memory = server.peak_memory
 
-    async def prove(self, arms: Sequence[Arm]) -> None:
+    async def prove(self, arms: Sequence[Arm], expected: dict[str, Any] | None = None) -> None:
         """Take out the servers that are not what their arms claim, or are limited otherwise than
-        the first one."""
-        expected: dict[str, Any] | None = None
+        ``expected``, the settings of the first one."""
         for name, client in list(self.clients.items()):
             if isinstance(client, OpenAIClient):
                 continue

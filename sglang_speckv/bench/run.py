@@ -45,9 +45,11 @@ class Fleet(Protocol):
 
 @dataclass
 class Runner:
-    """Drives the arms of the servers that are up now. With ``spare``, arms that are far behind
-    run fewer blocks. ``keep`` gets every finished block,
-    ``reliability`` what the policies predicted against what came, as of their last block."""
+    """Drives the arms of the servers that are up now.
+
+    With ``spare``, arms that are far behind run fewer blocks. ``keep`` gets every finished block,
+    ``reliability`` what the policies predicted against what came, as of their last block.
+    """
 
     fleet: Fleet
     arms: Sequence[Arm]

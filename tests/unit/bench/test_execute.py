@@ -89,7 +89,7 @@ def test_everything_that_was_promised_is_there(tmp_path: Path):
     assert by_arm["speckv"]["interval"][0] <= by_arm["speckv"]["vs_best_static"]
     assert all(cell["lossless"] for cell in line["cells"] if cell["arm"] != "none")
     sweep = line["sweep"]["eagle3"]["mixed"]
-    assert sweep["headroom"] >= 1 and sweep["best_single_static"].startswith("static:")
+    assert sweep["headroom"] >= 1 and sweep["best_single_static"] in ARMS
     assert {"tok_per_s", "vs_best_single_static", "vs_ema", "worst_cell_interval"} <= set(
         sweep["speckv"]
     )
@@ -215,6 +215,15 @@ def test_a_journal_is_whole_lines(tmp_path: Path):
     assert len(lines) == 1 + len(ARMS)
     assert all(msgspec.json.decode(line) for line in lines)
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_limits_must_be_equal_between_servers_that_are_not_up_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FAKE_SERVER", "plain=unequal")
+    asked = wanted(tmp_path / "out", arms=("none", "static:1"), rounds=1, concurrency=(1,))
+    done = execute(replace(asked, server_bytes=10**15), Screen())
+    assert "effective_max_running_requests_per_dp is 48" in done.outcome.failures["none"]
 
 
 def test_drafts_one_after_the_other(tmp_path: Path):
