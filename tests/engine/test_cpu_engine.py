@@ -75,6 +75,12 @@ def test_default_tree_gives_the_same_text_in_fewer_rounds(
     assert [tree.tokens([prompt])[0] for prompt in PROMPTS] == plain_answers["alone"]
 
 
+def test_the_plugin_is_silent_unless_asked(tree: Serving) -> None:
+    assert "speckv" not in tree.state()
+    assert not tree.set_state(speckv_num_steps=1)
+    assert "SpecKV" not in tree.log.read_text(errors="replace")
+
+
 def test_cached_prefix(tree: Serving, reference: Reference) -> None:
     """Prompts that share their first half, long enough for the masks of a prefill."""
     shared = "The same words come first, and they come again. " * 6

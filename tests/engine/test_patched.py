@@ -120,9 +120,11 @@ def test_stock_adaptive_adapts_standalone(stock: Serving, plain_answers: dict[st
     state = stock.state()
     assert (state["speculative_adaptive"], state["speculative_num_steps"]) == (True, 5)
     assert "speckv" not in state
+    assert not stock.set_state(speckv_num_steps=1)
     log = stock.log.read_text(errors="replace")
     assert "Adaptive spec params updated" in log
     assert "Switch adaptive runtime state" not in log
+    assert "SpecKV" not in log
     met = stock.generate(PROMPTS[:1])[0]["meta_info"]
     assert met["spec_num_proposed_drafts"] == 5 * met["spec_verify_ct"]  # launched at 1
     assert 0.8 < met["spec_accept_rate"] <= 1
