@@ -25,7 +25,7 @@ demo: $(STAMP)
 	@$(BIN)/speckv demo $(if $(QUICK),--quick)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests.run
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .
