@@ -52,7 +52,7 @@ LEVEL_ERROR = 0.3
 a slow machine may have been the depth that ran."""
 
 PROFILE_ROUNDS = 6
-"""Rounds that a profile's row is worth: it is a median of several, of other text than is served."""
+"""Rounds that a profiled round is worth: at first nothing else is known of this machine."""
 
 ProfileRow = tuple[int, int, int, float]
 """Batch size, num_steps, context_len (of all requests together), seconds."""
