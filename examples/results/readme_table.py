@@ -1,6 +1,6 @@
-"""Print the README's table from a committed demo result.
+"""Print the README's tables from committed results.
 
-Usage: python examples/results/readme_table.py examples/results/demo-cpu.json
+Usage: python examples/results/readme_table.py examples/results/{demo-cpu,signals}.json
 """
 
 from __future__ import annotations
@@ -19,6 +19,34 @@ HEADER = (
 def table(result: dict[str, Any]) -> str:
     """A Markdown table with one row per cell."""
     return "\n".join([HEADER, *(_row(cell) for cell in result["cells"])])
+
+
+SIGNALS = (
+    "first-token probability",
+    "first-token entropy",
+    "mean confidence of the window",
+    "min confidence of the window",
+    "accepted length",
+)
+
+
+def signals_table(result: dict[str, Any]) -> str:
+    """r and AUC of each signal at lag 0 and 1, a column pair per draft."""
+    drafts = result["drafts"]
+    names = [draft["draft"].partition("-")[0] for draft in drafts]
+    head = "".join(f" {name}, same round | {name}, a round later |" for name in names)
+    lines = [f"| signal |{head}", "|---|" + "---|" * (2 * len(drafts))]
+    for signal in SIGNALS:
+        cells = [_signal(draft["rows"], signal, lag) for draft in drafts for lag in (0, 1)]
+        lines.append(f"| {signal} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _signal(rows: list[dict[str, Any]], signal: str, lag: int) -> str:
+    for row in rows:
+        if (row["signal"], row["lag"]) == (signal, lag):
+            return f"{row['r']:+.2f}, {row['auc']:.2f}"
+    return "-"
 
 
 def _row(cell: dict[str, Any]) -> str:
@@ -48,4 +76,6 @@ def _shares(steps: dict[str, float] | None) -> str:
 
 
 if __name__ == "__main__":
-    print(table(json.loads(Path(sys.argv[1]).read_text())))
+    for name in sys.argv[1:]:
+        found = json.loads(Path(name).read_text())
+        print(signals_table(found) if "drafts" in found else table(found))
