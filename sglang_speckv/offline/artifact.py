@@ -115,7 +115,7 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
 def load_artifact(path: Path) -> Artifact:
     """Read and check an artifact. Raises :class:`ConfigError` that says what is wrong with it."""
     if not path.is_dir():
-        raise ConfigError(f"{path} is no artifact directory; speckv train makes one")
+        raise ConfigError(f"{str(path)!r} is no artifact directory; `speckv train` makes one")
     document = _document(_read(path / JSON, MAX_JSON_BYTES), path / JSON)
     arrays = _unpack(_read(path / ARRAYS, MAX_ARRAY_BYTES), path / ARRAYS)
     try:
