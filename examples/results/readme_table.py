@@ -78,4 +78,4 @@ def _shares(steps: dict[str, float] | None) -> str:
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         found = json.loads(Path(name).read_text())
-        print(signals_table(found) if "drafts" in found else table(found))
+        print(table(found) if "cells" in found else signals_table(found))
