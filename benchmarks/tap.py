@@ -32,8 +32,10 @@ from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.prepare import chat_tokenizer, default_dtype, find_drafts, server_flags
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.prompts import DEMO_PROMPTS, in_turn, load_prompts
-from sglang_speckv.bench.provenance import provenance, write_atomically
+from sglang_speckv.bench.provenance import provenance
 from sglang_speckv.bench.server import Server, running
+from sglang_speckv.files import write_atomically
+from sglang_speckv.offline.records import read_trace, trace_files
 from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
 
@@ -50,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rounds, ratios = asyncio.run(serve(args.draft, args.blocks, Path(folder)))
-    vocab = 8192 if args.draft == "eagle3" else 49152
+        vocab = read_trace(trace_files(Path(folder) / "trace")[0])[0].draft_vocab_size
     tap_ms = {size: 1e3 * tap_seconds(size, vocab) for size in SIZES}
     result = {
         "draft": args.draft,

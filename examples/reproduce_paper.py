@@ -29,7 +29,8 @@ except ModuleNotFoundError as error:
     sys.exit("reproduce_paper: needs scikit-learn; run: pip install -e '.[paper]'")
 from paper.records import COMPRESSIONS, DataError, Records, load
 
-from sglang_speckv.bench.provenance import provenance, write_atomically
+from sglang_speckv.bench.provenance import provenance
+from sglang_speckv.files import write_atomically
 
 COST_RATIOS = ("0.03", "0.10", "0.12", "0.25", "0.29", "0.52")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 SHARED = [
     f"tests/engine/test_{name}.py"
-    for name in ("cpu_engine", "lossless", "serving", "signals", "patched")
+    for name in ("cpu_engine", "lossless", "serving", "signals", "artifact", "patched")
 ]
 _NOTHING_COLLECTED = 5
 

@@ -87,8 +87,8 @@ def run_demo(options: Options, planned_rounds: int, only_json: bool = False) -> 
     from sglang_speckv.bench.plot import draw
     from sglang_speckv.bench.prepare import prepare
     from sglang_speckv.bench.progress import Screen
-    from sglang_speckv.bench.provenance import write_atomically
     from sglang_speckv.bench.report import print_tables
+    from sglang_speckv.files import write_atomically
 
     screen = Screen()
     wanted = prepare(options, screen, planned_rounds)

@@ -11,6 +11,7 @@ import numpy as np
 from sglang_speckv.bench import stats
 from sglang_speckv.bench.stats import Ratio, Resampled, Sample, Units
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import read_bounded
 
 _MAX_BYTES = 256 << 20
 _KEY = ("draft", "workload", "concurrency", "rate", "arm")
@@ -34,13 +35,10 @@ def compare_files(a: Path, b: Path, quiet: bool = False) -> str:
 
 def read_results(path: Path) -> dict[str, Any]:
     """A ``results.json`` of ``speckv ab`` or ``speckv demo``."""
+    content = read_bounded(path, _MAX_BYTES)
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path} is over {_MAX_BYTES >> 20} MB: not a results.json")
-        results = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        results = msgspec.json.decode(content, type=dict[str, Any])
         cells = msgspec.convert(results.get("cells"), list[dict[str, Any]])
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror}); check the path") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a results.json of speckv ab ({error})") from None
     if not all({"arm", "draft", "tok_per_s", "blocks"} <= cell.keys() for cell in cells):

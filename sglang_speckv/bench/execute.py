@@ -16,9 +16,9 @@ from sglang_speckv.bench.describe import describe, write_json
 from sglang_speckv.bench.judgement import Judgement, judgement
 from sglang_speckv.bench.options import RESUMABLE
 from sglang_speckv.bench.progress import Screen
-from sglang_speckv.bench.provenance import write_atomically
 from sglang_speckv.bench.results import JOURNAL, Head, Journal, read_journal, restored
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import write_atomically
 
 RESULTS = "results.json"
 

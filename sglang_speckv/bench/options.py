@@ -12,6 +12,7 @@ import msgspec
 from sglang_speckv.bench.arms import check_arm
 from sglang_speckv.bench.traffic import TRAFFIC
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import read_bounded
 
 DEFAULT_ARMS = (
     *("none", "default", "static:1", "static:2", "static:3", "static:5", "static:7"),
@@ -116,14 +117,9 @@ def read_options(path: Path) -> dict[str, Any]:
     """The keys of a YAML file, unchecked."""
     import yaml
 
+    content = read_bounded(path, _MAX_FILE_BYTES)
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
-        if len(content) > _MAX_FILE_BYTES:
-            raise ConfigError(f"{path} is over {_MAX_FILE_BYTES >> 20} MB: not an options file")
         values = yaml.safe_load(content)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror}); check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -12,7 +12,6 @@ import msgspec
 from sglang_speckv.bench import plot
 from sglang_speckv.bench.cells import Cell
 from sglang_speckv.bench.execute import Execution
-from sglang_speckv.bench.provenance import write_atomically
 from sglang_speckv.bench.report import (
     FOOTNOTE,
     OPEN_LOOP,
@@ -21,6 +20,7 @@ from sglang_speckv.bench.report import (
     lossless_text,
 )
 from sglang_speckv.bench.sweep import Sweep
+from sglang_speckv.files import write_atomically
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 1400px; margin: 2em auto;

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import read_bounded
 
 DEMO_PROMPTS = Path(__file__).resolve().parents[2] / "examples" / "prompts"
 SGLANG_DATASET = "sglang:"
@@ -90,7 +91,7 @@ def in_turn(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 def read_prompts(file: Path) -> Iterator[Prompt]:
     """The prompts of one file, at most a bounded number of them."""
-    content = _read(file)
+    content = read_bounded(file, _MAX_FILE_BYTES)
     if file.suffix == ".json":
         yield from _from_list(content, file)
         return
@@ -98,17 +99,6 @@ def read_prompts(file: Path) -> Iterator[Prompt]:
         if line.strip():
             _check_count(number, file)
             yield _decode(line, f"{file}, line {number}", f"{file.stem}-{number}")
-
-
-def _read(file: Path) -> bytes:
-    try:
-        with file.open("rb") as lines:
-            content = lines.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {file} ({error.strerror}); check the path") from None
-    if len(content) > _MAX_FILE_BYTES:
-        raise ConfigError(f"{file} is over {_MAX_FILE_BYTES >> 20} MB; split it")
-    return content
 
 
 def _from_list(content: bytes, file: Path) -> Iterator[Prompt]:

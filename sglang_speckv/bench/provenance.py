@@ -6,9 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,15 +31,6 @@ def provenance() -> dict[str, Any]:
         "gpus": _gpu_names(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """``write`` gets a scratch path beside ``path``, which replaces it only when done."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        scratch = Path(folder) / path.name
-        write(scratch)
-        os.replace(scratch, path)
 
 
 def shown_path(text: str) -> str:

@@ -15,6 +15,7 @@ from sglang_speckv.bench.counters import Counters
 from sglang_speckv.bench.load import Completion
 from sglang_speckv.bench.traffic import Block, Condition, Workload
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import read_bounded
 
 JOURNAL = "blocks.jsonl"
 _MAX_JOURNAL_BYTES = 2 << 30
@@ -144,14 +145,9 @@ def read_journal(path: Path) -> tuple[Head, list[Line]]:
     Raises:
         ConfigError: there is none, or it is not a journal.
     """
-    try:
-        if path.stat().st_size > _MAX_JOURNAL_BYTES:
-            raise ConfigError(f"{path} is over {_MAX_JOURNAL_BYTES >> 30} GB; start anew")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path} ({error.strerror}); --resume continues an interrupted --out folder"
-        ) from None
+    content = read_bounded(
+        path, _MAX_JOURNAL_BYTES, "--resume continues an interrupted --out folder"
+    )
     whole = content[: content.rfind(b"\n") + 1]
     try:
         first, *lines = whole.splitlines()

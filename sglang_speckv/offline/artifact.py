@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import read_bounded
 from sglang_speckv.policy.prior import (
     AcceptancePrior,
     CostPrior,
@@ -116,8 +117,8 @@ def load_artifact(path: Path) -> Artifact:
     """Read and check an artifact. Raises :class:`ConfigError` that says what is wrong with it."""
     if not path.is_dir():
         raise ConfigError(f"{str(path)!r} is no artifact directory; `speckv train` makes one")
-    document = _document(_read(path / JSON, MAX_JSON_BYTES), path / JSON)
-    arrays = _unpack(_read(path / ARRAYS, MAX_ARRAY_BYTES), path / ARRAYS)
+    document = _document(read_bounded(path / JSON, MAX_JSON_BYTES), path / JSON)
+    arrays = _unpack(read_bounded(path / ARRAYS, MAX_ARRAY_BYTES), path / ARRAYS)
     try:
         parts = {name: _part(kind, name, arrays) for name, kind in _PARTS.items()}
     except ConfigError as error:
@@ -135,17 +136,6 @@ def _replaceable(path: Path) -> bool:
         return False
     names = {entry.name for entry in path.iterdir()}
     return not names or names == {JSON, ARRAYS}
-
-
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > limit:
-        raise ConfigError(f"{path} is larger than {limit} bytes")
-    return content
 
 
 def _document(text: bytes, path: Path) -> _Document:

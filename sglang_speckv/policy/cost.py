@@ -88,15 +88,15 @@ class CostModel:
                     self._enter(int(size), int(steps), float(context), float(seconds), int(rounds))
 
     def profiled(self, rows: Iterable[ProfileRow]) -> None:
-        """Start from measured times, one or more per (batch size, depth, context), each the
-        median of some rounds. Rows that are no round of this model are left out."""
+        """Start from measured times, one or more per (batch size, depth, context). Rows that are no
+        round of this model are left out."""
         cells: dict[tuple[int, int, int], list[float]] = {}
         for size, steps, context, seconds in rows:
             if size >= 1 and 0 <= steps < self._mean.shape[1] and 0.0 < seconds < math.inf:
                 cells.setdefault((int(size), int(steps), int(context)), []).append(float(seconds))
         for (size, steps, context), times in cells.items():
             rounds = PROFILE_ROUNDS * len(times)
-            self._enter(size, steps, float(context), median(times), rounds)
+            self._enter(size, steps, float(context), _undisturbed(times), rounds)
 
     def _enter(self, size: int, steps: int, context: float, seconds: float, rounds: int) -> None:
         """One more fact about a cell, as if ``rounds`` rounds had taken ``seconds`` each."""
@@ -255,6 +255,12 @@ class CostModel:
             wanted[i] += SHAPE[i] * spread**-2
         a, b, c = _solved(sums, wanted)
         return [scale * max(a, 0.1), scale * max(b, 0.0), scale * max(c, 0.0)]
+
+
+def _undisturbed(times: list[float]) -> float:
+    """The lower quartile: other work on the machine makes rounds slower and none faster, and here
+    it may last for most of a cell's rounds, since all of them were run within seconds."""
+    return sorted(times)[(len(times) - 1) // 4]
 
 
 def _solved(rows: list[list[float]], wanted: list[float]) -> list[float]:

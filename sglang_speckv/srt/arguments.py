@@ -249,7 +249,7 @@ def hook_warm_up() -> None:
     launcher should pay for, so this is done as late as can be."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt.profile import warm_up
+    from sglang_speckv.srt.profile_load import warm_up
 
     if compat.WARM_UP.path not in HookRegistry._patched:
         HookRegistry.register(compat.WARM_UP.path, warm_up, HookType.AROUND)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_speckv.config import ConfigError, SpecKVConfig
+from sglang_speckv.files import read_bounded
 
 KEY = "speckv"
 _MAX_BYTES = 1 << 20
@@ -24,15 +25,7 @@ _MAX_BYTES = 1 << 20
 
 def load_json(path: str) -> dict[str, Any]:
     """Read an adaptive-config file, or raise :class:`ConfigError` naming it."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"--speculative-adaptive-config {path!r} cannot be read: {error.strerror}"
-        ) from error
-    if len(raw) > _MAX_BYTES:
-        raise ConfigError(f"--speculative-adaptive-config {path!r} is larger than 1 MiB")
+    raw = read_bounded(Path(path), _MAX_BYTES, "check --speculative-adaptive-config")
     try:
         values = json.loads(raw)
     except ValueError as error:

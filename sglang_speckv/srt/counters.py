@@ -85,5 +85,5 @@ class Counters:
             "switches": self.switches,
             "switch_microseconds": 1e6 * self.switch_seconds / max(self.switches, 1),
             "fallbacks": self.fallbacks,
-            "recent": [[round(t, 4), step, size] for t, step, size in self._recent],
+            "recent": [[round(t, 6), step, size] for t, step, size in self._recent],
         }

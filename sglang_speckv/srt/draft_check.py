@@ -82,6 +82,13 @@ def _check_vocab_size(draft: Any, target: Any, cfg: Any) -> None:
             f"draft {cfg.speculative_draft_model_path!r} has {draft.vocab_size} tokens and target "
             f"{cfg.model_path!r} has {target.vocab_size}; use a draft made for this target"
         )
+    own = getattr(draft, "draft_vocab_size", None) or draft.vocab_size
+    if cfg.speculative_use_rejection_sampling and own != target.vocab_size:
+        raise ConfigError(
+            f"draft {cfg.speculative_draft_model_path!r} drafts from {own} of {target.vocab_size} "
+            "tokens, and rejection sampling compares whole distributions; remove "
+            "--speculative-use-rejection-sampling"
+        )
 
 
 def _check_token_strings(target: str, draft: str, cfg: Any) -> None:

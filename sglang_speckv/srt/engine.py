@@ -55,7 +55,7 @@ def Engine(speckv: SpecKVConfig | Mapping[str, Any] | None = None, **server_args
     prepare()
     import sglang
 
-    from sglang_speckv.srt.profile import profile_engine
+    from sglang_speckv.srt.profile_load import profile_engine
 
     engine = sglang.Engine(**with_speckv(speckv, server_args))
     profile_engine(engine)

@@ -57,6 +57,13 @@ _UNSUPPORTED: tuple[tuple[Callable[[Any], bool], str], ...] = (
         "serves pages of one token on a CPU; remove --page-size {cfg.page_size}",
     ),
     (
+        lambda cfg: (
+            cfg.speculative_algorithm == "STANDALONE" and cfg.speculative_use_rejection_sampling
+        ),
+        "cannot serve STANDALONE with rejection sampling, which SGLang offers to EAGLE heads only; "
+        "remove --speculative-use-rejection-sampling",
+    ),
+    (
         lambda cfg: cfg.enable_multi_layer_eagle,
         "cannot drive multi-layer EAGLE; remove --enable-multi-layer-eagle",
     ),

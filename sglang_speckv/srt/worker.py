@@ -159,6 +159,18 @@ class SpecKVMixin(_Worker):
         self.speckv.coming, self._lens = self._rounds.next_batch(self._reqs)
         super().activate_step_by_batch(batch_size)
 
+    def _build_trivial_verify_input(self, batch: Any) -> Any:
+        """As SGLang's, for rejection sampling too: a verification without drafts has a draft
+        distribution of no rows (SGLang leaves it out and then stops serving for want of it)."""
+        import torch
+        from sglang.srt.runtime_context import get_spec
+
+        verify = super()._build_trivial_verify_input(batch)
+        if get_spec().speculative_use_rejection_sampling:
+            shape = (len(verify.positions), 0, self._target_worker.model_config.vocab_size)
+            verify.draft_probs = torch.empty(shape, device=self.device)
+        return verify
+
     # -- learning from its result
 
     def on_verify_complete_cpu(

@@ -8,10 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sglang_speckv"
 ALLOWED = {
     "config": set(),
+    "files": {"config"},
     "policy": {"config"},
-    "bench": {"config"},
-    "offline": {"policy", "bench", "config"},
-    "srt": {"policy", "offline", "config"},
+    "bench": {"config", "files"},
+    "offline": {"policy", "bench", "config", "files"},
+    "srt": {"policy", "offline", "config", "files"},
 }
 REPLAY = PACKAGE / "bench" / "replay"
 """The one part of bench that knows the players: it runs them."""

@@ -110,8 +110,8 @@ def replay_command(
 
     result = to_json(replay)
     if plot is not None:
-        from sglang_speckv.bench.provenance import write_atomically
         from sglang_speckv.bench.replay.plot import draw
+        from sglang_speckv.files import write_atomically
 
         write_atomically(plot, lambda path: draw(replay, path))
         result["picture"] = str(plot)
@@ -129,7 +129,8 @@ def replay_command(
 def _write(result: dict[str, Any], out: Path) -> None:
     import msgspec
 
-    from sglang_speckv.bench.provenance import provenance, write_atomically
+    from sglang_speckv.bench.provenance import provenance
+    from sglang_speckv.files import write_atomically
 
     text = msgspec.json.encode({"provenance": provenance(), **result})
     write_atomically(out, lambda path: path.write_bytes(msgspec.json.format(text, indent=1)))

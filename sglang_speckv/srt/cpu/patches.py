@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,10 +56,10 @@ def _keep_attention_backend() -> None:
 
 
 def _supply_sampling() -> None:
-    """SGLang has no CPU version of these: they are None, and imported by value."""
+    """SGLang has no CPU version of these: they are None or Triton's, and imported by value."""
     from sglang.kernels.ops.sampling import renorm
     from sglang.kernels.ops.speculative import verify_sampling
-    from sglang.srt.speculative import eagle_utils
+    from sglang.srt.speculative import eagle_utils, spec_utils
 
     for name in ("top_k_renorm_prob", "top_p_renorm_prob"):
         setattr(renorm, name, getattr(sampling, name))
@@ -66,6 +67,8 @@ def _supply_sampling() -> None:
     name = "tree_speculative_sampling_target_only"
     setattr(verify_sampling, name, getattr(sampling, name))
     setattr(eagle_utils, name, getattr(sampling, name))
+    eagle_utils.chain_speculative_sampling_triton = sampling.chain_speculative_sampling
+    spec_utils.row_argmax = partial(torch.argmax, dim=-1)
 
 
 def _greedy_if_asked(original: Callable[..., bool], **facts: Any) -> bool:

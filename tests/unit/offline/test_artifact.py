@@ -133,7 +133,7 @@ WRONG_ARRAYS = {
     "counts that lie": ("acceptance.accepted.npy", npy(np.full((4, 3), 99.0)), "more than"),
     "edges that fall": ("acceptance.edges.npy", npy(np.array([0.6, 0.3])), "ascend"),
     "a time of zero": ("cost.seconds.npy", npy(np.zeros(2)), "not positive"),
-    "too large": ("mlp.output.npy", npy(np.ones(MAX_ARRAY_BYTES // 8)), "larger than"),
+    "too large": ("mlp.output.npy", npy(np.ones(MAX_ARRAY_BYTES // 8)), "is over"),
 }
 
 
@@ -170,7 +170,7 @@ def test_a_bomb_is_not_inflated(tmp_path: Path) -> None:
         (json.dumps({"schema": 1, "identity": {"a": []}, "provenance": {}}), "identity"),
         (json.dumps({"schema": 1, "identity": {}, "provenance": {}, "x": 1}), "`x`"),
         ("[" * 100_000, "not an artifact's description"),
-        (" " * (MAX_JSON_BYTES + 1), "larger than"),
+        (" " * (MAX_JSON_BYTES + 1), "is over"),
     ],
 )
 def test_a_wrong_description_is_named(tmp_path: Path, text: str, problem: str) -> None:

@@ -68,5 +68,5 @@ def test_missing_and_huge_files(tmp_path: Path) -> None:
         carrier.read(str(tmp_path / "nowhere.json"))
     huge = tmp_path / "huge.json"
     huge.write_bytes(b" " * (1 << 20) + b"{}")
-    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+    with pytest.raises(ConfigError, match="over 1 MiB"):
         carrier.read(str(huge))

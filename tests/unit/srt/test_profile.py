@@ -6,7 +6,8 @@ from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.policy.base import Batch, Round
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.lag import SignalLag
-from sglang_speckv.srt.profile import BATCH_SIZES, STATE_KEY, ProfileRun, run, summary
+from sglang_speckv.srt.profile import STATE_KEY, ProfileRun, summary
+from sglang_speckv.srt.profile_load import BATCH_SIZES, run
 
 TIERS = (0, 1, 3)
 

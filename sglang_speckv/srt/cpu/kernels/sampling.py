@@ -58,6 +58,48 @@ def tree_speculative_sampling_target_only(
     write_accepted(predicts, accept_index, accept_token_num, retrive_index, paths, chosen)
 
 
+def chain_speculative_sampling(
+    predicts: Tensor,
+    accept_index: Tensor,
+    accept_token_num: Tensor,
+    candidates: Tensor,
+    retrive_index: Tensor,
+    retrive_next_token: Tensor,
+    retrive_next_sibling: Tensor,
+    uniform_samples: Tensor,
+    uniform_samples_for_final_sampling: Tensor,
+    target_probs: Tensor,
+    draft_probs: Tensor,
+    threshold_single: float = 1.0,
+    threshold_acc: float = 1.0,
+    deterministic: bool = True,
+) -> None:
+    """Rejection sampling of a chain (Leviathan et al. 2023, algorithm 1).
+
+    A draft is kept with probability min(1, p/q), for the target's p [requests, drafts + 1, vocab]
+    and the q [requests, drafts, vocab] it was drawn from.  The last token is drawn from (p - q)+
+    behind a refused draft, and from p behind a chain that was kept whole.
+    """
+    drafts = candidates[:, 1:, None].long()
+    p = target_probs[:, :-1].gather(2, drafts).squeeze(2)
+    q = draft_probs.gather(2, drafts).squeeze(2)
+    kept = (q > 0) & (uniform_samples[:, :-1] * q < p)
+    counts = kept.int().cumprod(1).sum(1)
+    rest = target_probs[torch.arange(len(counts)), counts]
+    short = (counts < drafts.shape[1]).nonzero().flatten()
+    residual = (rest[short] - draft_probs[short, counts[short]]).clamp(min=0)
+    # p = q leaves nothing to draw from; only rounding refuses a draft there
+    rest[short] = torch.where(residual.any(-1, keepdim=True), residual, rest[short])
+    final = _draw(rest, uniform_samples_for_final_sampling).tolist()
+    lengths = counts.tolist()
+    paths = [list(range(length + 1)) for length in lengths]
+    chosen = [
+        [*row[1 : length + 1], last]
+        for row, length, last in zip(candidates.tolist(), lengths, final, strict=True)
+    ]
+    write_accepted(predicts, accept_index, accept_token_num, retrive_index, paths, chosen)
+
+
 def _walk(
     tokens: list[int],
     child: list[int],

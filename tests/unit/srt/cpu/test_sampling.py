@@ -75,6 +75,61 @@ def test_the_first_two_tokens_follow_the_target(shape):
     assert not fits(pairs.T.flatten(), wanted.flatten() / wanted.sum() * DRAWS)
 
 
+def reject(candidates: Tensor, probs: Tensor, draft_probs: Tensor):
+    requests, tokens = candidates.shape
+    predicts = torch.zeros(requests * tokens, dtype=torch.int32)
+    accepted = torch.full((requests, tokens), -1, dtype=torch.int32)
+    counts = torch.empty(requests, dtype=torch.int32)
+    sampling.chain_speculative_sampling(
+        predicts,
+        accepted,
+        counts,
+        candidates,
+        torch.arange(requests * tokens).view(requests, tokens),
+        *chain(requests, tokens),
+        torch.rand(requests, tokens),
+        torch.rand(requests),
+        probs,
+        draft_probs,
+    )
+    return text_of(predicts, accepted, counts)
+
+
+def test_drawn_drafts_leave_the_target_s_distribution():
+    """Two tokens of a Markov target, with drafts drawn from another Markov chain."""
+    torch.manual_seed(3)
+    step, other = torch.distributions.Dirichlet(torch.ones(VOCAB)).sample((2, VOCAB))
+    first = torch.multinomial(other[0].expand(DRAWS, -1), 1)
+    second = torch.multinomial(other[first.squeeze(1)], 1)
+    candidates = torch.cat([torch.zeros_like(first), first, second], 1)
+    texts = reject(candidates, step[candidates], other[candidates[:, :2]])
+    pairs = torch.zeros(VOCAB, VOCAB, dtype=torch.float64)
+    for text in texts:
+        follow = text[1] if len(text) > 1 else int(torch.multinomial(step[text[0]], 1))
+        pairs[text[0], follow] += 1
+    wanted = (step[0][:, None] * step).double()
+    assert fits(pairs.flatten(), wanted.flatten() / wanted.sum() * DRAWS)
+    overlap = float(torch.minimum(step[0], other[0]).sum())
+    kept = sum(len(text) > 1 for text in texts)
+    assert stats.binomtest(kept, DRAWS, overlap).pvalue > SIGNIFICANCE
+
+
+def test_a_chain_without_drafts_is_plain_sampling():
+    torch.manual_seed(4)
+    probs = torch.distributions.Dirichlet(torch.ones(VOCAB)).sample().expand(DRAWS, 1, -1)
+    texts = reject(torch.zeros(DRAWS, 1, dtype=torch.long), probs, torch.empty(DRAWS, 0, VOCAB))
+    assert {len(text) for text in texts} == {1}
+    drawn = torch.bincount(torch.tensor(texts).flatten(), minlength=VOCAB)
+    assert fits(drawn.double(), probs[0, 0].double() * DRAWS)
+
+
+def test_equal_distributions_keep_every_draft():
+    torch.manual_seed(5)
+    probs = torch.distributions.Dirichlet(torch.ones(VOCAB)).sample((200, 3))
+    candidates = torch.randint(0, VOCAB, (200, 3))
+    assert {len(text) for text in reject(candidates, probs, probs[:, :2])} == {3}
+
+
 def test_a_request_sees_only_its_own_rows():
     torch.manual_seed(1)
     probs = torch.distributions.Dirichlet(torch.ones(VOCAB)).sample((3, 4))

@@ -1,0 +1,74 @@
+"""The target as Transformers computes it, and whether sampled text follows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from scipy import stats
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from tests.engine.conftest import PROMPTS, Serving
+
+SAMPLES = 1200
+TOP_K = 5
+TEMPERATURE = 1.5
+SIGNIFICANCE = 1e-5
+PROMPT = PROMPTS[1]
+
+
+class Reference:
+    """The target as Transformers computes it."""
+
+    def __init__(self, path: str) -> None:
+        self.model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+
+    @torch.inference_mode()
+    def greedy(self, prompt: str, length: int) -> list[int]:
+        ids = self.tokenizer(prompt, return_tensors="pt").input_ids
+        for _ in range(length):
+            best = self.model(ids).logits[:, -1].argmax(-1, keepdim=True)
+            ids = torch.cat([ids, best], dim=1)
+        return ids[0, -length:].tolist()
+
+    @torch.inference_mode()
+    def next_probs(self, ids: list[int], top_p: float) -> Tensor:
+        logits = self.model(torch.tensor([ids])).logits[0, -1] / TEMPERATURE
+        top = logits.topk(TOP_K)
+        probs = top.values.softmax(-1)
+        probs[probs.cumsum(-1) - probs >= top_p] = 0.0
+        return torch.zeros_like(logits).scatter(0, top.indices, probs / probs.sum())
+
+
+def sampled(server: Serving, top_p: float) -> list[list[int]]:
+    """Three tokens behind PROMPT, many times over."""
+    sampling = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": top_p}
+    answers = server.generate([PROMPT] * SAMPLES, max_new_tokens=3, **sampling)
+    return [answer["output_ids"] for answer in answers]
+
+
+def follows_target(answers: list[list[int]], reference: Reference, top_p: float) -> bool:
+    """Of answers from :func:`sampled`: the second and third token, both from verification, given
+    the first (chi-square)."""
+    texts = Counter(map(tuple, answers))
+    ids = reference.tokenizer(PROMPT).input_ids
+    wanted: Counter[tuple[int, ...]] = Counter()
+    for first, count in Counter(answer[0] for answer in answers).items():
+        second_probs = reference.next_probs([*ids, first], top_p)
+        for second in second_probs.nonzero().flatten().tolist():
+            third_probs = reference.next_probs([*ids, first, second], top_p)
+            for third in third_probs.nonzero().flatten().tolist():
+                joint = float(second_probs[second] * third_probs[third])
+                wanted[first, second, third] = count * joint
+    assert set(texts) <= set(wanted)
+    common = [text for text in wanted if wanted[text] >= 5]
+    rest = sum(wanted.values()) - sum(wanted[text] for text in common)
+    rare = len(answers) - sum(texts[text] for text in common)
+    observed = [*(texts[text] for text in common), rare]
+    expected = [*(wanted[text] for text in common), max(rest, 1e-6)]
+    assert len(common) > 5
+    scale = len(answers) / sum(expected)
+    p_value = stats.chisquare(observed, [value * scale for value in expected]).pvalue
+    return bool(p_value > SIGNIFICANCE)

@@ -1,0 +1,51 @@
+"""What a person does: record a trace, train an artifact from it, serve with that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_speckv.srt.serve import diagnose
+from tests.engine.conftest import PAIRS, PROMPTS, STEPS, Serving, flags, on_pairs, serving
+from tests.engine.test_signals import records_of
+
+pytestmark = [pytest.mark.engine, on_pairs("eagle3")]
+
+
+@pytest.fixture(scope="module")
+def artifact(server: Serving, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    server.pin(max(STEPS))
+    for number, prompt in enumerate(PROMPTS):
+        sampling = {"temperature": 0, "max_new_tokens": 48, "ignore_eos": True}
+        asked = {"text": prompt, "rid": f"any:{number}:0", "sampling_params": sampling}
+        server.post("/generate", asked)
+    server.pin(-1)
+    records_of(server)  # waits until all is on disk
+    out = tmp_path_factory.mktemp("trained") / "artifact"
+    command = [sys.executable, "-m", "sglang_speckv", "train", str(server.trace), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_it_is_served(
+    artifact: Path, models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = ["--speckv", str(artifact), "--speckv-candidate-steps", ",".join(map(str, STEPS))]
+    with serving(tmp_path, *flags(models, *PAIRS["eagle3"]), *asked) as running:
+        before = running.speckv()["policy_state"]
+        assert before["labels"][0] > before["rounds"] + 20  # SGLang's warm-up is served already
+        assert before["timed_rounds"] > before["rounds"]
+        for policy in ("throughput", "paper"):
+            running.select(policy)
+            assert running.tokens(PROMPTS) == plain_answers["batch"]
+        assert running.speckv()["fallbacks"] == 0
+
+
+def test_another_pair_refuses_it(artifact: Path, models: dict[str, str]) -> None:
+    report = diagnose([*flags(models, "STANDALONE", "alike"), "--speckv", str(artifact)])
+    assert "draft 'eagle3' (here 'alike')" in report["problem"]

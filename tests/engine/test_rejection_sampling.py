@@ -1,0 +1,62 @@
+"""Rejection sampling, where drafts are drawn and not the most probable: the text follows the target
+at every depth, and the signals stay those of the draft's own distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sglang_speckv.offline.records import Record
+from tests.engine.conftest import PROMPTS, STEPS, Serving, flags, serving
+from tests.engine.reference import Reference, follows_target, sampled
+from tests.engine.test_signals import records_of
+
+pytestmark = pytest.mark.engine
+COLD = 1e-3
+"""A temperature at which drawing gives the most probable token, by the code that draws."""
+
+
+@pytest.fixture(scope="module")
+def drawing(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("drawing")
+    asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
+    asked += ["--speckv-trace", str(folder), "--speckv-profile", "0"]
+    asked += ["--speculative-use-rejection-sampling"]
+    with serving(folder, *flags(models, "EAGLE", "eagle2"), *asked) as running:
+        running.trace = folder
+        yield running
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_sampled_text_follows_the_target(
+    drawing: Serving, models: dict[str, str], top_p: float
+) -> None:
+    with drawing.shuffled_depths([3, 0, 1, 5]):
+        answers = sampled(drawing, top_p)
+    assert follows_target(answers, Reference(models["target"]), top_p)
+    shown = drawing.speckv()
+    assert min(shown["rounds"][str(steps)] for steps in STEPS) > 0
+    assert shown["fallbacks"] == 0 and shown["correct_drafts"] > 0
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+def test_signals_do_not_depend_on_what_is_drawn(drawing: Serving, num_steps: int) -> None:
+    drawing.pin(num_steps)
+    greedy = asked(drawing, f"greedy{num_steps}", temperature=0)
+    drawn = asked(drawing, f"drawn{num_steps}", temperature=COLD)
+    drawing.pin(-1)
+    assert [r.num_correct_drafts for r in drawn] == [r.num_correct_drafts for r in greedy]
+    assert all(r.sampled for r in drawn) and not any(r.sampled for r in greedy)
+    for ours, theirs in zip(drawn, greedy, strict=True):
+        assert len(ours.top1_prob) == num_steps
+        assert ours.top1_prob == pytest.approx(theirs.top1_prob, abs=1e-5)
+        assert ours.entropy == pytest.approx(theirs.entropy, abs=1e-4)
+        assert ours.first_prob == pytest.approx(theirs.first_prob, abs=1e-5)
+
+
+def asked(server: Serving, rid: str, temperature: float) -> list[Record]:
+    """The rounds of one request."""
+    sampling = {"temperature": temperature, "max_new_tokens": 40, "ignore_eos": True}
+    server.post("/generate", {"text": PROMPTS[3], "rid": rid, "sampling_params": sampling})
+    return [record for record in records_of(server)[1] if record.request == rid]
