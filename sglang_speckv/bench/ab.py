@@ -60,7 +60,9 @@ def ab_command(
         int | None, typer.Option(help="Output length; else what fits the time.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Sample instead of greedy.")] = None,
-    baseline: Annotated[_Text, typer.Option(help="Arm to compare with. [none]")] = None,
+    baseline: Annotated[
+        _Text, typer.Option(help="Arm to compare with. [none, or the first]")
+    ] = None,
     check_static: Annotated[
         int | None, typer.Option(help="Also K steps on a fresh SGLang: equal within noise?")
     ] = None,

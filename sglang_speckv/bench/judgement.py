@@ -72,7 +72,7 @@ def judgement(wanted: Comparison, outcome: Outcome) -> Judgement:
             closed = [p for p in pairs if _condition(p).rate is None] or pairs
             kept = {_condition(paired) for paired in closed}
             ours = [cell for cell in found if cell.condition in kept]
-            baseline = wanted.options.baseline
+            baseline = wanted.options.base
             if closed:
                 sweeps.append(sweep_for(draft, conditions[0].traffic, closed, ours, baseline))
     return Judgement(cells, sweeps, checks)
@@ -90,7 +90,7 @@ def _cells(
     for condition in conditions:
         paired, alone = pair_up(outcome.results, arms, condition, outcome.failures)
         verdicts = {arm: v for (arm, at), v in outcome.verdicts.items() if at == condition}
-        cells += cells_for(draft, paired, verdicts, wanted.options.baseline, alone)
+        cells += cells_for(draft, paired, verdicts, wanted.options.base, alone)
         if paired:
             pairs.append(paired)
     return cells, pairs

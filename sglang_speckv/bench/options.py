@@ -47,7 +47,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     temperature: float = 0.0
     minutes: float | None = None
     rounds: int | None = None
-    baseline: str = "none"
+    baseline: str | None = None
     check_static: int | None = None
     dtype: str | None = None
     server_flags: tuple[str, ...] = ()
@@ -68,9 +68,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for traffic in self.traffic:
             if traffic not in TRAFFIC:
                 raise ConfigError(f"unknown traffic {traffic!r}; choose from {', '.join(TRAFFIC)}")
-        if self.baseline not in self.arms:
+        if self.base not in self.arms:
             raise ConfigError(
-                f"the baseline {self.baseline!r} is not one of the arms {', '.join(self.arms)}"
+                f"the baseline {self.base!r} is not one of the arms {', '.join(self.arms)}; "
+                "name one of them"
             )
         for name, low, high in (
             *(("max_new_tokens", 2, 1 << 16), ("minutes", 1, 1440), ("rounds", 1, 10_000)),
@@ -90,6 +91,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return self.arms
         needed = (f"static:{self.check_static}", f"fresh:{self.check_static}")
         return (*self.arms, *(arm for arm in needed if arm not in self.arms))
+
+    @property
+    def base(self) -> str:
+        """The arm that others are compared with: the one asked for, `none`, or the first."""
+        return self.baseline or ("none" if "none" in self.arms else self.arms[0])
 
     @property
     def seconds(self) -> float:

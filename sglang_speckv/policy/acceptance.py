@@ -42,10 +42,10 @@ MIN_ROUNDS = 50.0
 PRIOR_LABELS = 300.0
 """At most this many labels of a trained prior count at each position: all of them together weigh
 as much as what was served in the last minutes."""
-FRESH_REQUESTS = 4
-"""Request-rounds that are learned before beliefs are worked out again ..."""
+RENEW_ROUNDS = 4
+"""Rounds that are learned before beliefs are worked out again ..."""
 YOUNG = 64
-"""... once this many rounds were learned; before, after every one."""
+"""... once this many were learned; before, after every one."""
 DRIFT = 0.006
 """Variance that the common shift gains per round of one request, in squared log-odds; of a batch,
 one over its size of it: the mean of many requests moves less."""
@@ -74,7 +74,7 @@ class Acceptance:
         self.rows = len(self._edges) + 1
         self._steps = max_steps
         self._counts = np.zeros((self.rows, 2, max_steps))  # tried, accepted
-        self._news = np.zeros_like(self._counts)
+        self._says = [_says(num_steps, max_steps) for num_steps in range(max_steps + 1)]
         self._fresh = np.zeros(max_steps)
         self._pooling = _pooling(self.rows)
         self._shift = self._variance = 0.0
@@ -122,36 +122,32 @@ class Acceptance:
         if not correct.size:
             return 0, 0, 0.0
         width = num_steps + 1
-        # at_least[row, c]: requests with c or more correct drafts
         seen = np.bincount(rows * width + correct, minlength=self.rows * width)
-        at_least = seen.reshape(self.rows, width)[:, ::-1].cumsum(axis=1)[:, ::-1]
-        expected = float(at_least[:, 0] @ self.lengths[:, num_steps])
-        self._news.fill(0.0)
-        self._news[:, 0, :num_steps] = at_least[:, :-1]
-        self._news[:, 1, :num_steps] = at_least[:, 1:]
-        correct_drafts = self._learn(len(correct))
-        return len(correct), len(correct) + correct_drafts, expected
+        seen = seen.reshape(self.rows, width)
+        expected = float(seen.sum(axis=1) @ self.lengths[:, num_steps])
+        self._learn(seen @ self._says[num_steps], len(correct))
+        return len(correct), len(correct) + int(correct.sum()), expected
 
-    def _learn(self, requests: int) -> int:
-        """Fold the news in; returns the number of accepted drafts."""
-        tried, accepted = self._news[:, 0], float(self._news[:, 1].sum())
-        surprise = accepted - float(np.vdot(tried, self.conditional))
-        information = float(np.vdot(tried, self._spread))
+    def _learn(self, news: np.ndarray, requests: int) -> None:
+        """``news`` [rows, 2 * max_steps]: labels by row and position, then the accepted ones."""
+        surprise = float(np.vdot(news, self._surprise))
+        information = float(np.vdot(news, self._information))
+        news = news.reshape(self._counts.shape)
+        tried = news[:, 0]
         self._learned += 1
         if self._learned % CHECK_ROUNDS == 1:
-            self.calibration.update(self.conditional, self._news)
+            self.calibration.update(self.conditional, news)
         self._variance = min(self._variance + DRIFT / requests, 1.0)
         self._variance /= 1.0 + self._variance * information
         shift = self._shift + self._variance * surprise
         self._shift = max(-MAX_SHIFT, min(MAX_SHIFT, shift))
         self._counts *= 1.0 - np.minimum(tried * (1.0 / MEMORY), 1.0 / MIN_ROUNDS)[:, None]
-        self._counts += self._news
+        self._counts += news
         self._fresh *= math.exp(-min(requests / FRESH_ROUNDS, 4.0 / FRESH_ROUNDS))
         self._fresh += tried.sum(axis=0)
-        self._pending += requests
-        if self._pending >= FRESH_REQUESTS or self._learned <= YOUNG:
+        self._pending += 1
+        if self._pending >= RENEW_ROUNDS or self._learned <= YOUNG:
             self._believe()
-        return round(accepted)
 
     def _believe(self) -> None:
         self._pending = 0
@@ -172,7 +168,11 @@ class Acceptance:
         lengths = _lengths(table)
         self.conditional = table[:-1]
         """[rows, max_steps]: P(draft i accepted | those before it accepted)."""
-        self._spread = self.conditional * (1.0 - self.conditional)
+        self._surprise = np.concatenate([-self.conditional, np.ones_like(self.conditional)], axis=1)
+        """What each entry of the news adds to "accepted, less expected" ..."""
+        self._information = np.zeros_like(self._surprise)
+        self._information[:, :steps] = self.conditional * (1.0 - self.conditional)
+        """... and to its variance."""
         self.lengths = lengths[:-1]
         """[rows, max_steps + 1]: A(0)..A(K), expected tokens per request, bonus included."""
         self.means, self.mean_lengths = table[-1], lengths[-1]
@@ -204,6 +204,14 @@ class Acceptance:
         hoped = np.minimum(1.0, np.maximum(renewed, deeper + error))
         best = np.concatenate([self.means[:known_steps], hoped])
         return _lengths(best) / self.mean_lengths
+
+
+def _says(num_steps: int, max_steps: int) -> np.ndarray:
+    """[num_steps + 1, 2 * max_steps]: of which positions c correct drafts out of ``num_steps`` say
+    that a draft was tried, and of which that it was accepted."""
+    correct, position = np.ogrid[: num_steps + 1, :max_steps]
+    tried = (position <= correct) & (position < num_steps)
+    return np.concatenate([tried, position < correct], axis=1).astype(float)
 
 
 def _pooling(rows: int) -> np.ndarray:

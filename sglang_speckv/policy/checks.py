@@ -12,7 +12,7 @@ MAX_CONTEXT = 1 << 40
 
 
 def is_count(value: Any, most: int = MAX_BATCH) -> bool:
-    return isinstance(value, Integral) and 1 <= int(value) <= most
+    return (type(value) is int or isinstance(value, Integral)) and 1 <= int(value) <= most
 
 
 def is_time(seconds: Any) -> bool:
@@ -21,7 +21,7 @@ def is_time(seconds: Any) -> bool:
 
 
 def is_tier(steps: Any, candidate_steps: tuple[int, ...]) -> bool:
-    return isinstance(steps, Integral) and steps in candidate_steps
+    return (type(steps) is int or isinstance(steps, Integral)) and steps in candidate_steps
 
 
 def context_of(context_len: Any) -> int:

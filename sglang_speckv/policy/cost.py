@@ -32,6 +32,8 @@ MAX_BUCKET = 24
 MEMORY = 256.0
 """Rounds after which a sample weighs 1/e; a cell keeps at least FLOOR of them."""
 FLOOR = 3.0
+FADE_ROUNDS = 8
+"""Rounds from one fading to the next."""
 CAPACITY = 48.0
 """Samples a cell remembers."""
 SURPRISE = 0.3
@@ -59,7 +61,8 @@ ProfileRow = tuple[int, int, int, float]
 
 
 def bucket_of(batch_size: int) -> int:
-    return min(MAX_BUCKET, int(2.0 * math.log2(batch_size)))
+    """floor(2 log2 B), by bits: several times a round."""
+    return min(MAX_BUCKET, (batch_size * batch_size).bit_length() - 1)
 
 
 class CostModel:
@@ -123,9 +126,9 @@ class CostModel:
         expected = self._time(batch_size, num_steps, context_len) if known else None
         level = self.level
         self.samples += 1
-        self._count[:] = np.maximum(
-            self._count * math.exp(-1.0 / MEMORY), np.minimum(self._count, FLOOR)
-        )
+        if self.samples % FADE_ROUNDS == 0:
+            faded = self._count * math.exp(-FADE_ROUNDS / MEMORY)
+            self._count[:] = np.maximum(faded, np.minimum(self._count, FLOOR))
         cell = bucket_of(batch_size), num_steps
         if expected is not None and self._count[cell] >= FLOOR:
             self._follow(seconds / expected)

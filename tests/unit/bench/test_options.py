@@ -40,6 +40,12 @@ def test_a_bad_value_is_named(values: dict[str, object], message: str):
         options_from(values, "file.yaml")
 
 
+def test_the_baseline_is_none_or_the_first_arm():
+    assert Options().base == "none"
+    assert Options(arms=("static:1", "speckv")).base == "static:1"
+    assert Options(baseline="ema", arms=("none", "ema")).base == "ema"
+
+
 def test_checking_a_static_arm_needs_two_arms():
     options = options_from({"arms": ["none", "static:3"], "check_static": 3}, "x")
     assert options.all_arms == ("none", "static:3", "fresh:3")
