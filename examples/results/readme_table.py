@@ -1,6 +1,6 @@
 """Print the README's tables from committed results.
 
-Usage: python examples/results/readme_table.py examples/results/{demo-cpu,signals}.json
+Usage: python examples/results/readme_table.py examples/results/{demo-cpu,signals,ab-cpu-sweep}.json
 """
 
 from __future__ import annotations
@@ -19,6 +19,44 @@ HEADER = (
 def table(result: dict[str, Any]) -> str:
     """A Markdown table with one row per cell."""
     return "\n".join([HEADER, *(_row(cell) for cell in result["cells"])])
+
+
+def sweep_table(result: dict[str, Any]) -> str:
+    """Every load of a sweep as one setting, a row per draft, traffic and arm."""
+    lines = [
+        "| draft | traffic | best single depth, headroom | arm | of it | of the headroom "
+        "| worst load against its own best |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for draft, sweeps in result["sweep"].items():
+        for traffic, sweep in sweeps.items():
+            whole = f"`{sweep['best_single_static']}`, {sweep['headroom']:.3f}"
+            for arm in ("none", "default", "ema", "speckv"):
+                if arm in sweep:
+                    lines.append(_standing(draft, traffic, whole, arm, sweep[arm]))
+    return "\n".join(lines)
+
+
+def _standing(draft: str, traffic: str, whole: str, arm: str, of: dict[str, Any]) -> str:
+    captured = of.get("captured") if arm == "speckv" else None
+    columns = [
+        draft,
+        traffic,
+        whole,
+        f"`{arm}`",
+        _within(of["vs_best_single_static"], of["vs_best_single_static_interval"]),
+        _number(captured, "{:.0%}"),
+        _within(of["worst_cell_vs_best_static"], of["worst_cell_interval"]),
+    ]
+    return f"| {' | '.join(columns)} |"
+
+
+def _within(value: float, interval: list[float] | None) -> str:
+    return (
+        f"{value:.2f}"
+        if interval is None
+        else f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    )
 
 
 SIGNALS = (
@@ -78,4 +116,5 @@ def _shares(steps: dict[str, float] | None) -> str:
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         found = json.loads(Path(name).read_text())
-        print(table(found) if "cells" in found else signals_table(found))
+        makers = (table, sweep_table) if "cells" in found else (signals_table,)
+        print(*(make(found) for make in makers), sep="\n\n")

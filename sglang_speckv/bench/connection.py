@@ -11,6 +11,7 @@ import msgspec
 
 _MAX_ANSWER_BYTES = 32 << 20
 _MAX_STREAM_BYTES = 1 << 30  # SGLang repeats all tokens so far in every event
+IDLE_S = 2.0
 _T = TypeVar("_T")
 
 
@@ -27,8 +28,9 @@ class Connection:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def __aenter__(self) -> Self:
-        # no limit on connections: the load's concurrency is the limit
-        connector = aiohttp.TCPConnector(limit=0)
+        # No limit on connections: the load's concurrency is the limit. An idle one is given up
+        # before a server gives it up (after 5 s by default) just as a request is sent on it.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
         self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
         return self
 

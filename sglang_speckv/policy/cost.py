@@ -61,8 +61,8 @@ ProfileRow = tuple[int, int, int, float]
 
 
 def bucket_of(batch_size: int) -> int:
-    """floor(2 log2 B), by bits: several times a round."""
-    return min(MAX_BUCKET, (batch_size * batch_size).bit_length() - 1)
+    """floor(2 log2 B), by bits: asked several times a round."""
+    return min(MAX_BUCKET, (int(batch_size) ** 2).bit_length() - 1)
 
 
 class CostModel:

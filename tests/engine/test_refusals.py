@@ -49,6 +49,10 @@ def test_what_is_served(diagnosed: Callable[..., Any], algorithm: str, draft: st
         (["--speckv", "--enable-pdmux"], "PD multiplexing"),
         (["--speckv", "--disaggregation-mode", "decode"], "PD disaggregation"),
         (["--speckv", "--page-size", "16"], "--page-size 16"),
+        (
+            ["--speckv", "--speculative-use-rejection-sampling"],
+            "STANDALONE with rejection sampling",
+        ),
         (["--speckv", "--speculative-num-steps", "99"], "--speculative-num-steps 99"),
         (["--speckv", "--speculative-num-steps", "-1"], "--speculative-num-steps -1"),
     ],
@@ -101,6 +105,13 @@ def test_foreign_vocabularies(
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (renamed / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert "target's tokenizer" in diagnosed("--speckv", draft=str(renamed))["problem"]
+
+
+def test_rejection_sampling_needs_the_whole_vocabulary(diagnosed: Callable[..., Any]) -> None:
+    asked = ["--speckv", "--speculative-use-rejection-sampling"]
+    problem = diagnosed(*asked, algorithm="EAGLE3", draft="eagle3")["problem"]
+    assert "drafts from 256 of 320 tokens" in problem
+    assert diagnosed(*asked, algorithm="EAGLE", draft="eagle2")["problem"] is None
 
 
 def test_num_steps_joins_the_candidates(diagnosed: Callable[..., Any]) -> None:

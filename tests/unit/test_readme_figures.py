@@ -11,7 +11,12 @@ RESULTS = ROOT / "examples" / "results"
 
 
 @pytest.mark.parametrize(
-    ("result", "maker"), [("demo-cpu.json", "table"), ("signals.json", "signals_table")]
+    ("result", "maker"),
+    [
+        ("demo-cpu.json", "table"),
+        ("ab-cpu-sweep.json", "sweep_table"),
+        ("signals.json", "signals_table"),
+    ],
 )
 def test_the_tables_are_the_committed_results(result: str, maker: str) -> None:
     spec = importlib.util.spec_from_file_location("readme_table", RESULTS / "readme_table.py")

@@ -147,6 +147,15 @@ def test_a_profile_is_where_it_starts() -> None:
     assert model.seconds(4)[3] == pytest.approx(TRUTH.seconds(4, 3), rel=0.05)
 
 
+def test_a_profile_beside_other_work_is_not_believed_where_that_ran() -> None:
+    """More than half of a depth's rounds were slowed by something else."""
+    model = CostModel(7)
+    rows = [(1, k, 32, TRUTH.seconds(1, k)) for k in range(8) for _ in range(8)]
+    slowed = [(1, 3, 32, 3 * TRUTH.seconds(1, 3))] * 5
+    model.profiled([row for row in rows if row[1] != 3] + rows[24:27] + slowed)
+    assert ratios(model, 1) == pytest.approx([1.0] * 8, rel=0.1)
+
+
 def test_a_cost_table_is_where_it_starts() -> None:
     sizes, steps = np.repeat([1, 8], 3), np.tile([-1, 1, 5], 2)
     seconds = np.array([TRUTH.seconds(s, max(k, 0)) for s, k in zip(sizes, steps, strict=True)])

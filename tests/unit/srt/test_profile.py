@@ -137,6 +137,13 @@ def test_a_fast_engine_is_profiled_at_every_batch_size() -> None:
     assert target.now < 10.0
 
 
+def test_every_load_is_walked_before_any_is_walked_again() -> None:
+    target = profiled(FakeTarget(0.02), seconds=1.5, requests=16)
+    walks = [size for size, tokens in target.calls if tokens > 4]
+    assert walks == [1, 4, 16]
+    assert profiled(FakeTarget(0.02), 10.0, 16).calls[-3:] == [(1, 24), (4, 24), (16, 24)]
+
+
 @pytest.mark.parametrize("per_token", [0.05, 0.3, 2.0])
 def test_a_slow_engine_keeps_to_its_time(per_token: float) -> None:
     target = profiled(FakeTarget(per_token), seconds=10.0)
