@@ -73,8 +73,8 @@ def main(
 
 
 def features(columns: Columns) -> np.ndarray:
-    """[records, 7], all known before the round: the first draft's log-odds and entropy, both as means
-    over the window before, what was accepted there and in all rounds before, the context."""
+    """[records, 7], all known before the round: the first draft's log-odds and entropy, the window
+    before's means of both, what was accepted there and in all rounds before, the context."""
     odds, entropy = columns.signals[:, :, 0], columns.signals[:, :, 1]
     odds = np.log(np.clip(odds, 1e-4, 1 - 1e-4) / (1 - np.clip(odds, 1e-4, 1 - 1e-4)))
     last = np.full((len(columns), 4), np.nan)

@@ -152,6 +152,29 @@ def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch):
         run(handler, lambda client: client.internal_state())
 
 
+def test_an_idle_connection_is_not_used_again(monkeypatch: pytest.MonkeyPatch):
+    """A server that hangs up on whoever comes back on an old connection: it was about to close it.
+    A sweep lost a server to that."""
+    monkeypatch.setattr(connection, "IDLE_S", 0.05)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        await reader.read(1)
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, Client("s", f"http://127.0.0.1:{port}") as client:
+            assert await client.call("GET", "/") == b"{}"
+            await asyncio.sleep(0.3)
+            assert await client.call("GET", "/") == b"{}"
+
+    asyncio.run(run())
+
+
 def test_nobody_listens():
     async def main() -> None:
         async with Client("s", "http://127.0.0.1:9", 2) as client:
