@@ -3,8 +3,8 @@
     python examples/replay_table.py examples/traces/eagle3 --out examples/results/replay-eagle3.json
 
 The same recorded requests one at a time, and several at a time that share one depth, mixed and
-label after label. Costs are assumed: a draft forward and a further verified token, as shares of a
-target step; `speckv replay` takes measured ones. A minute or two, no GPU.
+label after label; first at the trace's own round times, then at assumed ones: a draft forward and
+a further verified token, as shares of a target step. A minute or two, no GPU.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def main(
     """tok/s of each policy over the best static depth of that row, found with hindsight."""
     rows = []
     with Screen().status("replaying") as say:
-        for cost in draft_cost or (0.05, 0.1, 0.2):
+        for cost in (None, *(draft_cost or (0.05, 0.1, 0.2))):
             for size, traffic in GROUPINGS:
-                say(f"draft cost {cost}, {size} at a time, {traffic}")
+                say(f"draft cost {cost or 'as recorded'}, {size} at a time, {traffic}")
                 rows.append(_row(tuple(traces), cost, verify_width, size, traffic))
     result = {"provenance": provenance(), "rows": rows}
     if out is not None:
@@ -49,7 +49,7 @@ def main(
 
 
 def _row(
-    traces: tuple[Path, ...], cost: float, width: float, size: int, traffic: str
+    traces: tuple[Path, ...], cost: float | None, width: float, size: int, traffic: str
 ) -> dict[str, Any]:
     options = ReplayOptions(
         traces, draft_cost=cost, verify_width=width, regroup=size, traffic=traffic, complete=True
@@ -80,7 +80,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         ratios = (row["arms"][arm]["of_best_static"] for arm in SHOWN)
         table.add_row(
-            f"{row['draft_cost']:g}",
+            "recorded" if row["draft_cost"] is None else f"{row['draft_cost']:g}",
             str(row["batch"]),
             row["traffic"],
             row["best_static"].removeprefix("static:"),
