@@ -71,7 +71,8 @@ def run(server: Serving, switches: int) -> None:
 def measure(server: Serving) -> dict[str, Any]:
     state = server.state()
     shown = state.pop("speckv")
-    scheduler = next(p for p in psutil.process_iter() if "sglang::scheduler" in _title(p))
+    ours = psutil.Process().children(recursive=True)
+    scheduler = next(process for process in ours if "sglang::scheduler" in _title(process))
     return {
         "switches": shown["switches"],
         "seconds": shown["switches"] * shown["switch_microseconds"] / 1e6,
