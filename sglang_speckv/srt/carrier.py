@@ -11,13 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sglang_speckv.config import ConfigError, SpecKVConfig
-from sglang_speckv.files import read_bounded
+from sglang_speckv.files import read_bounded, write_atomically
 
 KEY = "speckv"
 _MAX_BYTES = 1 << 20
@@ -97,10 +96,7 @@ def write(config: SpecKVConfig) -> str:
     ).encode()
     path = _directory() / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
     if not path.exists():
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".carrier-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
+        write_atomically(path, lambda scratch: scratch.write_bytes(content))
     return str(path)
 
 

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import read_bounded
 from sglang_speckv.offline.columns import Columns, read_columns
 from sglang_speckv.offline.round_cost import (
     EXACT,
@@ -63,10 +64,9 @@ def _prior_from(path: Path) -> CostPrior:
 
 
 def _from_json(path: Path) -> CostPrior:
-    if path.stat().st_size > _MAX_BYTES:
-        raise ConfigError(f"--cost {path} is larger than {_MAX_BYTES} bytes")
+    content = read_bounded(path, _MAX_BYTES, "check --cost")
     try:
-        rows = msgspec.json.decode(path.read_bytes(), type=_File).rows
+        rows = msgspec.json.decode(content, type=_File).rows
     except msgspec.MsgspecError as error:
         raise ConfigError(
             f'--cost {path} is not {{"rows": [{{"batch_size", "num_steps", "seconds"}}]}} ({error})'
