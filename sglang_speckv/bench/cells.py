@@ -205,13 +205,13 @@ def _time_shares(results: Sequence[BlockResult]) -> dict[str, float] | None:
 
 
 def _add_by_prompt(row: np.ndarray, result: BlockResult, column: Mapping[str, int]) -> None:
-    """``row`` [2, prompts] gets the block's tokens, and its seconds by the requests' latencies."""
-    latencies = np.array([completion.latency_s for completion in result.completions])
-    if not latencies.all():
-        latencies = np.ones(len(result.completions))
-    shares = result.cost_s * latencies / latencies.sum()
-    for prompt, done, seconds in zip(result.block.prompts, result.completions, shares, strict=True):
-        row[:, column[prompt.id]] += done.tokens, seconds
+    """``row`` [2, prompts] gets the block's tokens, and its seconds by the requests' own time."""
+    own = result.counted.seconds
+    if not own.any():
+        own = np.ones(len(own))
+    shares = result.cost_s * own / own.sum()
+    places = [column[prompt.id] for prompt in result.block.prompts]
+    np.add.at(row.T, places, np.stack([result.counted.tokens, shares], axis=1))
 
 
 def _rounded(value: float | None) -> float | None:

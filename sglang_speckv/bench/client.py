@@ -26,6 +26,10 @@ class _Answer(msgspec.Struct):
     meta_info: _MetaInfo
 
 
+class _Counted(msgspec.Struct):
+    meta_info: _MetaInfo
+
+
 class _Top2Meta(msgspec.Struct):
     output_top_logprobs: list[list[tuple[float, int, Any]]]
 
@@ -48,13 +52,12 @@ class Client(Connection):
         body = self._request_body(input_ids, max_new_tokens, temperature) | {"stream": True}
         if request_id is not None:
             body["rid"] = request_id
-        start, first_s, last = time.perf_counter(), None, b""
-        async for event in self.events("/generate", body):
-            last = event
-            if first_s is None:
-                first_s = time.perf_counter() - start
+        start = time.perf_counter()
+        events = [
+            (time.perf_counter() - start, event) async for event in self.events("/generate", body)
+        ]
         latency_s = time.perf_counter() - start
-        answer = self._decode_answer(last)
+        answer = self._decode_answer(events[-1][1] if events else b"")
         counted = answer.meta_info.completion_tokens
         if not counted == len(answer.output_ids) == max_new_tokens:
             raise ServerError(
@@ -67,7 +70,8 @@ class Client(Connection):
             answer.meta_info.spec_num_correct_drafts,
             counted,
             latency_s,
-            first_s,
+            events[0][0],
+            arrived=tuple((round(s, 4), self._tokens_by(event)) for s, event in events),
         )
 
     async def top2_gap(self, input_ids: Sequence[int]) -> float:
@@ -122,6 +126,9 @@ class Client(Connection):
             text = event[:300].decode("utf-8", "replace")
             raise ServerError(f"server {self.name}: /generate failed ({text})")
         return self.decode(event, _Answer, "/generate")
+
+    def _tokens_by(self, event: bytes) -> int:
+        return self.decode(event, _Counted, "/generate").meta_info.completion_tokens
 
     @staticmethod
     def _request_body(

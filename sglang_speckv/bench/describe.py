@@ -82,8 +82,8 @@ def cell_detail(cell: Cell) -> dict[str, Any]:
             {
                 "index": result.block.index,
                 "prompts": [prompt.id for prompt in result.block.prompts],
-                "tokens": result.tokens,
-                "seconds": round(result.seconds, 4),
+                "tokens": round(result.tokens, 1),
+                "seconds": round(result.cost_s, 4),
                 "rounds": result.counters and result.counters.rounds,
             }
             for result in cell.blocks
@@ -99,7 +99,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def _noise(wanted: Comparison, outcome: Outcome) -> dict[str, float | None]:
     none = next((arm for arm in wanted.arms if arm.name == "none"), None)
     return {
-        str(condition): stats.spread([result.seconds for result in blocks])
+        str(condition): stats.spread([result.tokens / result.cost_s for result in blocks])
         for (arm, condition), blocks in outcome.results.blocks.items()
         if arm == none
     }

@@ -21,7 +21,8 @@ _serial = count()
 
 class Completion(msgspec.Struct, frozen=True, array_like=True):
     """One answer. ``tokens`` as the engine counts them; ``verify_ct`` its verify rounds, 0 if not
-    drafting; times in seconds from sending the request, ``first_s`` to the first token."""
+    drafting; times in seconds from sending the request, ``first_s`` to the first token, except
+    ``sent_s``, which is from the block's start. ``arrived`` are (time, tokens by then)."""
 
     output_ids: tuple[int, ...]
     verify_ct: int = 0
@@ -29,6 +30,8 @@ class Completion(msgspec.Struct, frozen=True, array_like=True):
     tokens: int = 0
     latency_s: float = 0.0
     first_s: float | None = None
+    sent_s: float = 0.0
+    arrived: tuple[tuple[float, int], ...] = ()
 
     @property
     def per_token_s(self) -> float | None:
@@ -59,12 +62,12 @@ async def drive(block: Block, answer: Answer) -> Load:
     done: list[Completion] = []
     start = time.perf_counter()
     for segment in block.segments:
-        done += await _together(segment, block.arrivals, answer)
+        done += await _together(segment, block.arrivals, start, answer)
     return Load(tuple(done), time.perf_counter() - start)
 
 
 async def _together(
-    segment: Segment, arrivals: tuple[float, ...], answer: Answer
+    segment: Segment, arrivals: tuple[float, ...], block_start: float, answer: Answer
 ) -> list[Completion]:
     slots = asyncio.Semaphore(len(segment.prompts) if arrivals else segment.concurrency)
     start = asyncio.get_running_loop().time()
@@ -73,7 +76,9 @@ async def _together(
         if arrivals:
             await asyncio.sleep(start + arrivals[number] - asyncio.get_running_loop().time())
         async with slots:
-            return await answer(prompt, request_id(prompt))
+            sent_s = round(time.perf_counter() - block_start, 4)
+            done = await answer(prompt, request_id(prompt))
+            return msgspec.structs.replace(done, sent_s=sent_s)
 
     try:
         async with asyncio.TaskGroup() as group:

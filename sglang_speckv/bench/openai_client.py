@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 
@@ -17,9 +16,21 @@ class _Usage(msgspec.Struct):
     completion_tokens: int
 
 
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta
+
+
 class _Chunk(msgspec.Struct):
-    choices: list[Any] = []
+    choices: list[_Choice] = []
     usage: _Usage | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(choice.delta.content or "" for choice in self.choices)
 
 
 class _Model(msgspec.Struct):
@@ -48,7 +59,8 @@ class OpenAIClient(Connection):
     async def chat(
         self, prompt: Prompt, max_new_tokens: int, request_id: str, temperature: float = 0.0
     ) -> Completion:
-        """Tokens are counted by the server (``usage``), never from the text."""
+        """Tokens are counted by the server (``usage``); only how many had arrived by a moment is
+        told from the share of the text."""
         body = {
             "model": self.model,
             "messages": prompt.chat(),
@@ -59,17 +71,23 @@ class OpenAIClient(Connection):
             "ignore_eos": True,  # SGLang's and vLLM's; the output length is fixed like this only
             "rid": request_id,
         }
-        start, first_s, usage = time.perf_counter(), None, None
+        start, usage = time.perf_counter(), None
+        text: list[tuple[float, str]] = []
         async for event in self.events("/v1/chat/completions", body):
             chunk = self.decode(event, _Chunk, "/v1/chat/completions")
-            if first_s is None and chunk.choices:
-                first_s = time.perf_counter() - start
+            if chunk.choices:
+                text.append((time.perf_counter() - start, chunk.text))
             usage = chunk.usage or usage
         if usage is None or usage.completion_tokens < 1:
             raise ServerError(f"server {self.name} does not count tokens (stream_options)")
         latency_s = time.perf_counter() - start
-        tokens = usage.completion_tokens
-        return Completion((), tokens=tokens, latency_s=latency_s, first_s=first_s)
+        return Completion(
+            (),
+            tokens=usage.completion_tokens,
+            latency_s=latency_s,
+            first_s=text[0][0] if text else None,
+            arrived=_arrivals(text, usage.completion_tokens),
+        )
 
     async def flush_cache(self) -> None:
         """Where the server can: SGLang's call, vLLM's call, else nothing."""
@@ -77,3 +95,15 @@ class OpenAIClient(Connection):
             with suppress(ServerError):
                 await self.call("POST", path)
                 return
+
+
+def _arrivals(text: list[tuple[float, str]], tokens: int) -> tuple[tuple[float, int], ...]:
+    """(time, tokens by then): all of them at the end, before it by the share of the text."""
+    whole = sum(len(part) for _, part in text)
+    if not whole:
+        return tuple((round(s, 4), tokens) for s, _ in text[-1:])
+    seen, found = 0, []
+    for seconds, part in text:
+        seen += len(part)
+        found.append((round(seconds, 4), round(tokens * seen / whole)))
+    return tuple(found)

@@ -14,12 +14,13 @@ from sglang_speckv.bench.lossless import Verdict
 from sglang_speckv.bench.sweep import WORTH_CHOOSING, Sweep
 
 FOOTNOTE = (
-    "tok/s: output tokens over wall time. vs best static: tok/s over the best static arm, `none` "
-    "included, of the same draft\nand load, with a 95 % interval (paired bootstrap over blocks and "
-    "over prompts, the wider one; the best is picked anew\nin each resample). accept rate: correct "
-    "/ proposed drafts; SGLang's own figure is wrong while steps change, so ema\nhas none. "
+    "tok/s: output tokens per second while the load is whole (until a block first has fewer "
+    "requests than run at a time).\nvs best static: tok/s over the best static arm, `none` "
+    "included, of the same draft and load, with a 95 % interval\n(paired bootstrap over blocks and "
+    "over prompts, the wider one; the best is picked anew in each resample).\naccept rate: correct "
+    "/ proposed drafts; SGLang's own figure is wrong while steps change, so ema has none.\n"
     "lossless: greedy answers equal those without drafting token by token, ties of the target "
-    "(top-2 gap under\n1e-3) aside."
+    "(top-2 gap under 1e-3)\naside."
 )
 OPEN_LOOP = (
     "Under a rate, tok/s is output tokens over the time that requests took, not over wall time, "

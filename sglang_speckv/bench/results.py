@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ import msgspec
 from sglang_speckv.bench.arms import Arm
 from sglang_speckv.bench.counters import Counters
 from sglang_speckv.bench.load import Completion
+from sglang_speckv.bench.steady import Counted, counted
 from sglang_speckv.bench.traffic import Block, Condition, Workload
 from sglang_speckv.config import ConfigError
 from sglang_speckv.files import read_bounded
@@ -23,24 +25,26 @@ _MAX_JOURNAL_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class BlockResult:
-    """One arm's run of one block; ``counters`` are the block's own, None without SpecKV."""
+    """One arm's run of one block: its wall time in seconds, its answers, and its own counters,
+    None without SpecKV."""
 
     block: Block
     seconds: float
     completions: tuple[Completion, ...]
     counters: Counters | None = None
 
+    @cached_property
+    def counted(self) -> Counted:
+        """What counts towards throughput."""
+        return counted(self.block, self.completions, self.seconds)
+
     @property
-    def tokens(self) -> int:
-        return sum(completion.tokens for completion in self.completions)
+    def tokens(self) -> float:
+        return float(self.counted.tokens.sum())
 
     @property
     def cost_s(self) -> float:
-        """What throughput is counted over: wall time, or of an open loop, whose wall time is the
-        arrivals', the requests' own."""
-        if self.block.condition.rate is None:
-            return self.seconds
-        return sum(completion.latency_s for completion in self.completions)
+        return self.counted.cost_s
 
 
 @dataclass

@@ -114,7 +114,7 @@ class Runner:
             if result is not None:
                 results.add(arm, result)
                 self.keep(arm, result)
-                rate = result.tokens / result.seconds
+                rate = result.tokens / result.cost_s
                 self.report(
                     f"{block.condition.traffic}, block {block.index + 1}: "
                     f"{label(arm, block.condition)}, {rate:.0f} tok/s"

@@ -2,8 +2,8 @@
 
 Arms ran the same blocks, so a resample weighs a block (or a prompt) equally in all of them and
 common noise cancels. Weights are Bayesian-bootstrap (exponential: Rubin 1981), once over blocks
-and once over prompts; a figure's interval is the wider of the two. A request's share of its block's
-wall time is its share of the summed latencies. Few blocks make a percentile interval too short,
+and once over prompts; a figure's interval is the wider of the two. A request's share of a block's
+time is its share of the summed latencies. Few blocks make a percentile interval too short,
 so the interval is the bootstrap's standard error times Student's t.
 
 A figure that picks the best arm picks it anew in every resample; the mean difference to the
@@ -121,15 +121,15 @@ class _Draws:
 
 
 def tok_per_s(tokens: Sequence[float], seconds: Sequence[float]) -> float:
-    """All tokens over all wall time: not a mean of rates, which short blocks would bias."""
+    """All tokens over all time: not a mean of rates, which short blocks would bias."""
     return sum(tokens) / sum(seconds)
 
 
-def spread(seconds: Sequence[float]) -> float | None:
+def spread(values: Sequence[float]) -> float | None:
     """Standard deviation over mean; None for fewer than two values."""
-    if len(seconds) < 2:
+    if len(values) < 2:
         return None
-    return float(np.std(seconds, ddof=1) / np.mean(seconds))
+    return float(np.std(values, ddof=1) / np.mean(values))
 
 
 def over(arm: int, other: int, cell: int = 0) -> Statistic:

@@ -66,7 +66,8 @@ def test_a_streamed_answer_is_counted_by_the_engine_and_timed():
     done = run(handler, lambda client: client.generate([1], 3, "code:c1:x", 0.5))
     assert (done.output_ids, done.tokens) == ((0, 1, 2), 3)
     assert (done.verify_ct, done.num_correct_drafts) == (2, 3)
-    assert 0 < done.first_s < done.latency_s
+    assert [tokens for _, tokens in done.arrived] == [1, 2, 3]
+    assert 0 < done.first_s < done.arrived[-1][0] <= done.latency_s
     assert done.per_token_s == pytest.approx((done.latency_s - done.first_s) / 2)
 
 

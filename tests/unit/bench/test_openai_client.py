@@ -57,6 +57,7 @@ def test_tokens_are_the_servers_count(path: str):
     done, client = asyncio.run(chatting(app(), path))
     assert (done.tokens, done.output_ids, client.model) == (7, (), "m")
     assert 0 < done.first_s < done.latency_s
+    assert [tokens for _, tokens in done.arrived] == [4, 7]  # half of the text, all of it
 
 
 def test_a_server_that_does_not_count_is_no_arm():
