@@ -42,16 +42,12 @@ MIN_ROUNDS = 50.0
 PRIOR_LABELS = 300.0
 """At most this many labels of a trained prior count at each position: all of them together weigh
 as much as what was served in the last minutes."""
-RENEW_ROUNDS = 4
-"""Rounds that are learned before beliefs are worked out again ..."""
-YOUNG = 64
-"""... once this many were learned; before, after every one."""
 DRIFT = 0.006
 """Variance that the common shift gains per round of one request, in squared log-odds; of a batch,
 one over its size of it: the mean of many requests moves less."""
 MAX_SHIFT = 4.0
 CHECK_ROUNDS = 8
-"""One round in this many is checked against what was predicted of it."""
+"""Rounds from one check against what was predicted to the next."""
 FRESH_ROUNDS = 50.0
 """Request-rounds after which a position that is not tried counts as not seen."""
 HOPE = 0.8
@@ -74,11 +70,11 @@ class Acceptance:
         self.rows = len(self._edges) + 1
         self._steps = max_steps
         self._counts = np.zeros((self.rows, 2, max_steps))  # tried, accepted
-        self._says = [_says(num_steps, max_steps) for num_steps in range(max_steps + 1)]
+        self._says = _says(max_steps)
         self._fresh = np.zeros(max_steps)
         self._pooling = _pooling(self.rows)
         self._shift = self._variance = 0.0
-        self._learned = self._pending = 0
+        self._learned = 0
         self.calibration = Calibration()
         if prior is not None:
             self._start_from(prior)
@@ -106,51 +102,58 @@ class Acceptance:
                 return self._edges.searchsorted(probs, side="right")
         return np.full(size, self.rows - 1)
 
-    def update(
+    def cells(
         self,
         num_steps: int,
         num_correct_drafts: Sequence[int],
         first_probs: np.ndarray | None = None,
-    ) -> tuple[int, int, float]:
-        """Learn from one round of ``num_steps`` <= max_steps.
-
-        Returns the number of usable requests, of their tokens with bonus, and of the tokens that
-        had been expected of them.
-        """
+    ) -> np.ndarray:
+        """What a round of ``num_steps`` <= max_steps says: of each usable request its cell of
+        (row, num_steps, num_correct_drafts), for :meth:`update`."""
         correct, valid = _valid(num_correct_drafts, num_steps)
         rows = self._rows_of(len(valid), first_probs)[valid]
-        if not correct.size:
-            return 0, 0, 0.0
-        width = num_steps + 1
-        seen = np.bincount(rows * width + correct, minlength=self.rows * width)
-        seen = seen.reshape(self.rows, width)
-        expected = float(seen.sum(axis=1) @ self.lengths[:, num_steps])
-        self._learn(seen @ self._says[num_steps], len(correct))
-        return len(correct), len(correct) + int(correct.sum()), expected
+        width = self._steps + 1
+        return (rows * width + num_steps) * width + correct
 
-    def _learn(self, news: np.ndarray, requests: int) -> None:
+    def update(self, rounds: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
+        """Learn from some rounds at once, each as :meth:`cells`, and renew all beliefs.
+
+        Returns of each round the number of usable requests, of their tokens with bonus, and of
+        the tokens that had been expected of them.
+        """
+        sizes = [len(cells) for cells in rounds]
+        if not any(sizes):
+            return [(0, 0, 0.0)] * len(rounds)
+        width = self._steps + 1
+        cells = np.concatenate(rounds)
+        of = np.repeat(np.arange(len(rounds)), sizes)
+        tokens = np.bincount(of, cells % width, len(rounds)).tolist()
+        expected = np.bincount(of, self.lengths.ravel()[cells // width], len(rounds)).tolist()
+        seen = np.bincount(cells, minlength=self.rows * width * width)
+        news = seen.reshape(self.rows, -1) @ self._says
+        self._learn(news, len(cells), sum(size > 0 for size in sizes))
+        return [(n, n + int(t), e) for n, t, e in zip(sizes, tokens, expected, strict=True)]
+
+    def _learn(self, news: np.ndarray, requests: int, rounds: int) -> None:
         """``news`` [rows, 2 * max_steps]: labels by row and position, then the accepted ones."""
         surprise = float(np.vdot(news, self._surprise))
         information = float(np.vdot(news, self._information))
         news = news.reshape(self._counts.shape)
         tried = news[:, 0]
-        self._learned += 1
-        if self._learned % CHECK_ROUNDS == 1:
+        if self._learned % CHECK_ROUNDS < rounds:  # the first one, or past a multiple
             self.calibration.update(self.conditional, news)
-        self._variance = min(self._variance + DRIFT / requests, 1.0)
+        self._learned += rounds
+        self._variance = min(self._variance + DRIFT * rounds * rounds / requests, 1.0)
         self._variance /= 1.0 + self._variance * information
         shift = self._shift + self._variance * surprise
         self._shift = max(-MAX_SHIFT, min(MAX_SHIFT, shift))
-        self._counts *= 1.0 - np.minimum(tried * (1.0 / MEMORY), 1.0 / MIN_ROUNDS)[:, None]
+        self._counts *= 1.0 - np.minimum(tried * (1.0 / MEMORY), rounds / MIN_ROUNDS)[:, None]
         self._counts += news
-        self._fresh *= math.exp(-min(requests / FRESH_ROUNDS, 4.0 / FRESH_ROUNDS))
+        self._fresh *= math.exp(-min(requests, 4.0 * rounds) / FRESH_ROUNDS)
         self._fresh += tried.sum(axis=0)
-        self._pending += 1
-        if self._pending >= RENEW_ROUNDS or self._learned <= YOUNG:
-            self._believe()
+        self._believe()
 
     def _believe(self) -> None:
-        self._pending = 0
         steps = self._steps
         pooled = self._pooling @ self._counts.reshape(self.rows, 2 * steps)
         tried, accepted = pooled[:, :steps], pooled[:, steps:]
@@ -179,11 +182,6 @@ class Acceptance:
         """The same over all rows."""
 
     @property
-    def renewed(self) -> bool:
-        """Whether the last update changed what is believed."""
-        return self._pending == 0
-
-    @property
     def counts(self) -> list[float]:
         """Effective number of labels per position."""
         return list(self._labels)
@@ -206,12 +204,14 @@ class Acceptance:
         return _lengths(best) / self.mean_lengths
 
 
-def _says(num_steps: int, max_steps: int) -> np.ndarray:
-    """[num_steps + 1, 2 * max_steps]: of which positions c correct drafts out of ``num_steps`` say
-    that a draft was tried, and of which that it was accepted."""
-    correct, position = np.ogrid[: num_steps + 1, :max_steps]
+def _says(max_steps: int) -> np.ndarray:
+    """[(max_steps + 1) ** 2, 2 * max_steps]: by num_steps and num_correct_drafts, of which
+    positions that says that a draft was tried, and of which that it was accepted."""
+    num_steps, correct, position = np.ogrid[: max_steps + 1, : max_steps + 1, :max_steps]
     tried = (position <= correct) & (position < num_steps)
-    return np.concatenate([tried, position < correct], axis=1).astype(float)
+    accepted = (position < correct) & (num_steps >= 0)
+    both = np.concatenate([tried, accepted], axis=2).astype(float)
+    return both.reshape((max_steps + 1) ** 2, 2 * max_steps)
 
 
 def _pooling(rows: int) -> np.ndarray:
@@ -250,4 +250,4 @@ def _valid(num_correct_drafts: Sequence[int], num_steps: int) -> tuple[np.ndarra
         valid = (values >= 0) & (values <= num_steps)
     except (TypeError, ValueError, OverflowError):
         return np.empty(0, dtype=int), np.empty(0, dtype=bool)
-    return values[valid].astype(int), valid
+    return values[valid].astype(int, copy=False), valid

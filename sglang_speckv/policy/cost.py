@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from functools import lru_cache
 from statistics import median
 
 import numpy as np
@@ -45,7 +46,7 @@ SHAPE = (1.0, 0.06, 0.02)
 SHAPE_SPREAD = (1.0, 0.08, 0.04)
 FIT_ERROR = 0.05
 """Relative error of the fit itself, growing with the distance in batch size."""
-FIT_ROUNDS = 8
+FIT_ROUNDS = 16
 """Rounds that a fit is kept for."""
 LEVEL_WINDOW = 21
 """Rounds whose median tells the machine's speed."""
@@ -60,6 +61,7 @@ ProfileRow = tuple[int, int, int, float]
 """Batch size, num_steps, context_len (of all requests together), seconds."""
 
 
+@lru_cache(maxsize=4096)
 def bucket_of(batch_size: int) -> int:
     """floor(2 log2 B), by bits: asked several times a round."""
     return min(MAX_BUCKET, (int(batch_size) ** 2).bit_length() - 1)

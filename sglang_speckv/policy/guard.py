@@ -13,6 +13,7 @@ from sglang_speckv.policy.plan import Plan
 
 MEMORY = 64.0
 """Rounds after which a round weighs 1/e."""
+GROWTH = math.exp(1.0 / MEMORY)
 EVIDENCE = 16.0
 """Recent rounds that a tier needs before its bias counts."""
 PRIOR_ROUNDS = 4.0
@@ -24,6 +25,7 @@ SCATTER = 1.6
 HOLD_ROUNDS = 48
 """Long enough to earn, short enough to be wrong."""
 CHECK_ROUNDS = 8
+"""Rounds from one check to the next."""
 
 
 class Guard:
@@ -32,27 +34,29 @@ class Guard:
 
     def __init__(self, tiers: tuple[int, ...]):
         self._tiers = tiers
-        self._age = 0
+        self._unchecked = 0
         self._bucket = -1
         self._tier = self._left = 0
-        self._keep = math.exp(-1.0 / MEMORY)
+        self._weight = 1.0  # of a round now; it grows, which is cheaper than all others fading
         self.holds = 0
         zeros = [0.0] * len(tiers)
-        self._rounds, self._requests, self._value, self._time = ([*zeros] for _ in range(4))
-        self._chosen = [*zeros]
+        self._records = [[*zeros] for _ in range(5)]
+        self._rounds, self._requests, self._value, self._time, self._chosen = self._records
 
     def update(self, steps: int, requests: int, value: float, time: float) -> None:
         """``value`` and ``time``: a round's realised tokens and seconds, relative to forecast."""
         tier = self._tiers.index(steps)
-        self._age += 1
-        news = (self._rounds, 1.0), (self._requests, requests), (self._value, value)
-        for record, new in (*news, (self._time, time), (self._chosen, 0.0)):
-            record[:] = [old * self._keep for old in record]
-            record[tier] += new
+        self._unchecked += 1
+        self._weight *= GROWTH
+        weight = self._weight
+        self._rounds[tier] += weight
+        self._requests[tier] += weight * requests
+        self._value[tier] += weight * value
+        self._time[tier] += weight * time
 
     def overrule(self, bucket: int, chosen: int) -> int | None:
         """The tier's index to run instead of ``chosen``; another load ends a hold."""
-        self._chosen[chosen] += 1.0
+        self._chosen[chosen] += self._weight
         if bucket != self._bucket:
             self._bucket, self._left = bucket, 0
         if self._left == 0:
@@ -63,9 +67,17 @@ class Guard:
     def _bias(self, tier: int) -> float:
         return (self._value[tier] + PRIOR_ROUNDS) / (self._time[tier] + PRIOR_ROUNDS)
 
+    def _fade(self) -> None:
+        for record in self._records:
+            record[:] = [value / self._weight for value in record]
+        self._weight, self._unchecked = 1.0, 0
+
     def check(self, plan: Plan) -> None:
         """Start a hold where one is due."""
-        if self._left or self._age % CHECK_ROUNDS:
+        if self._unchecked < CHECK_ROUNDS:
+            return
+        self._fade()
+        if self._left:
             return
         known = [i for i, rounds in enumerate(self._rounds) if rounds >= EVIDENCE]
         chosen = sum(self._chosen[i] for i in known)

@@ -31,8 +31,14 @@ SWITCH_SECONDS = 20e-6
 it has cost as much."""
 PLAN_ROUNDS = 64
 """Rounds that a batch size's plan is kept for where none of that size is observed."""
-BUSY_FROM = 64
-"""Rounds from which a plan may be a round late where other work is due."""
+RENEW_ROUNDS = 4
+"""Rounds that are waited for before they are learned from, all at once, ..."""
+RENEW_REQUESTS = 8
+"""... and requests in them: a single one's labels say little ..."""
+YOUNG = 64
+"""... once this many rounds were seen; before, after every one."""
+MOST_WAITING = 16
+"""Rounds that wait at most while other work is due."""
 LOOK_AHEAD_ROUNDS = 8
 """Rounds from one look for a tier that is worth a probe to the next."""
 MAX_PLANS = 64
@@ -68,6 +74,9 @@ class ThroughputPolicy:
         self._probing = Probing()
         self._mixes: dict[int, Mix] = {}
         self._plans: dict[int, tuple[int, Plan]] = {}
+        self._waiting: list[tuple[int, np.ndarray, float | None]] = []
+        self._waiting_requests = 0
+        self._plan_due = False
         self._held = self.candidate_steps.index(self._launch)
         self._regret = 0.0
         self._decisions = dict.fromkeys(REASONS, 0)
@@ -162,24 +171,52 @@ class ThroughputPolicy:
         steps, size, context = int(steps), int(size), context_of(outcome.context_len)
         self._observed += 1
         self._last_size, self._last_context = size, context
-        requests, tokens, expected = self._acceptance.update(
-            steps, outcome.num_correct_drafts, outcome.first_probs
-        )
+        ratio, refitted = None, False
         if seconds is not None and is_time(seconds):
             ratio = self._cost.update(size, steps, float(seconds), context)
-            if requests:
-                self._guard.update(steps, requests, tokens / expected, ratio)
-        if self._acceptance.renewed:
-            self._lay_table()
-        if self._cost.samples:
-            self._look_ahead(size)
+            refitted = self._cost.refitted
+        cells = self._acceptance.cells(steps, outcome.num_correct_drafts, outcome.first_probs)
+        self._waiting.append((steps, cells, ratio))
+        self._waiting_requests += size
+        self._catch_up(size, refitted)
 
-    def _look_ahead(self, size: int) -> None:
-        """What takes long is done here, where time is cheaper than in :meth:`decide`, and not all
-        of it in the same round."""
+    def _catch_up(self, size: int, refitted: bool) -> None:
+        """What takes long is done here, where time is cheaper than in :meth:`decide`; once there is
+        no hurry, one such thing a round."""
+        young = self._observed <= YOUNG
         looks = self._observed % LOOK_AHEAD_ROUNDS == LOOK_AHEAD_ROUNDS // 2
-        busy = (looks or self._cost.refitted) and self._observed > BUSY_FROM
-        plan = self._plan(size) if busy or not self._acceptance.renewed else self._make_plan(size)
+        busy = (refitted or looks) and not young
+        learns = young or self._learning_is_due(busy)
+        if learns:
+            self._learn()
+        if self._cost.samples:
+            self._plan_ahead(size, looks, may_plan=young or not (busy or learns))
+
+    def _learning_is_due(self, busy: bool) -> bool:
+        waiting = len(self._waiting)
+        if waiting < RENEW_ROUNDS or self._waiting_requests < RENEW_REQUESTS:
+            return False
+        return not busy or waiting >= MOST_WAITING
+
+    def _learn(self) -> None:
+        """From the rounds that wait for it."""
+        told = self._acceptance.update([cells for _, cells, _ in self._waiting])
+        for (steps, _, ratio), (requests, tokens, expected) in zip(
+            self._waiting, told, strict=True
+        ):
+            if ratio is not None and requests:
+                self._guard.update(steps, requests, tokens / expected, ratio)
+        self._waiting.clear()
+        self._waiting_requests = 0
+        self._plan_due = True
+        self._lay_table()
+
+    def _plan_ahead(self, size: int, looks: bool, may_plan: bool) -> None:
+        if self._plan_due and may_plan:
+            plan = self._make_plan(size)
+            self._plan_due = False
+        else:
+            plan = self._plan(size)
         self._guard.check(plan)
         if looks:
             hope = self._acceptance.hope(self.candidate_steps[plan.best])
