@@ -1,4 +1,4 @@
-"""The README's figures are those of the committed results."""
+"""The figures in README and docs are those of the committed results."""
 
 import importlib.util
 import json
@@ -25,3 +25,22 @@ def test_the_tables_are_the_committed_results(result: str, maker: str) -> None:
     spec.loader.exec_module(module)
     found = json.loads((RESULTS / result).read_text())
     assert getattr(module, maker)(found) in (ROOT / "README.md").read_text()
+
+
+def test_the_papers_figures() -> None:
+    found = json.loads((RESULTS / "paper.json").read_text())["throughput_vs_best_static_pct"]
+    told = ", ".join(f"{value:+.1f}" for value in found.values())
+    assert f"cross-fitted by prompt: {told} % at" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("draft", ["eagle3", "standalone"])
+def test_the_replayed_table(draft: str) -> None:
+    lines = (ROOT / "docs" / "offline.md").read_text().splitlines()
+    for row in json.loads((RESULTS / f"replay-{draft}.json").read_text())["rows"]:
+        if row["draft_cost"] is None:
+            value, low, high = row["arms"]["throughput"]["of_best_static"]
+            best = row["best_static"].removeprefix("static:")
+            start = f"| {draft} | {row['batch']} | {row['traffic']} | {best} | "
+            assert any(
+                line.startswith(f"{start}{value:.3f} [{low:.3f}, {high:.3f}]") for line in lines
+            )
