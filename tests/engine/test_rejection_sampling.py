@@ -13,8 +13,9 @@ from tests.engine.reference import Reference, follows_target, sampled
 from tests.engine.test_signals import records_of
 
 pytestmark = pytest.mark.engine
-COLD = 1e-3
-"""A temperature at which drawing gives the most probable token, by the code that draws."""
+COLD = 1e-5
+"""A temperature at which drawing gives the most probable token, by the code that draws. At 1e-3 the
+second one came now and then: logits of random weights lie that close together."""
 
 
 @pytest.fixture(scope="module")
