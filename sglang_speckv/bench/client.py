@@ -21,13 +21,12 @@ class _MetaInfo(msgspec.Struct):
     spec_num_correct_drafts: int = 0
 
 
-class _Answer(msgspec.Struct):
+class _Event(msgspec.Struct):
+    meta_info: _MetaInfo
+
+
+class _Answer(_Event):
     output_ids: list[int]
-    meta_info: _MetaInfo
-
-
-class _Counted(msgspec.Struct):
-    meta_info: _MetaInfo
 
 
 class _Top2Meta(msgspec.Struct):
@@ -71,7 +70,7 @@ class Client(Connection):
             counted,
             latency_s,
             events[0][0],
-            arrived=tuple((round(s, 4), self._tokens_by(event)) for s, event in events),
+            arrived=tuple((s, self._tokens_by(event)) for s, event in events),
         )
 
     async def top2_gap(self, input_ids: Sequence[int]) -> float:
@@ -128,7 +127,7 @@ class Client(Connection):
         return self.decode(event, _Answer, "/generate")
 
     def _tokens_by(self, event: bytes) -> int:
-        return self.decode(event, _Counted, "/generate").meta_info.completion_tokens
+        return self.decode(event, _Event, "/generate").meta_info.completion_tokens
 
     @staticmethod
     def _request_body(

@@ -99,7 +99,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def _noise(wanted: Comparison, outcome: Outcome) -> dict[str, float | None]:
     none = next((arm for arm in wanted.arms if arm.name == "none"), None)
     return {
-        str(condition): stats.spread([result.tokens / result.cost_s for result in blocks])
+        str(condition): stats.spread([result.seconds for result in blocks])
         for (arm, condition), blocks in outcome.results.blocks.items()
         if arm == none
     }

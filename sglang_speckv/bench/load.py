@@ -67,16 +67,15 @@ async def drive(block: Block, answer: Answer) -> Load:
 
 
 async def _together(
-    segment: Segment, arrivals: tuple[float, ...], block_start: float, answer: Answer
+    segment: Segment, arrivals: tuple[float, ...], start: float, answer: Answer
 ) -> list[Completion]:
     slots = asyncio.Semaphore(len(segment.prompts) if arrivals else segment.concurrency)
-    start = asyncio.get_running_loop().time()
 
     async def one(number: int, prompt: Prompt) -> Completion:
         if arrivals:
-            await asyncio.sleep(start + arrivals[number] - asyncio.get_running_loop().time())
+            await asyncio.sleep(start + arrivals[number] - time.perf_counter())
         async with slots:
-            sent_s = round(time.perf_counter() - block_start, 4)
+            sent_s = time.perf_counter() - start
             done = await answer(prompt, request_id(prompt))
             return msgspec.structs.replace(done, sent_s=sent_s)
 

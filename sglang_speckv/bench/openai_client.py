@@ -101,9 +101,9 @@ def _arrivals(text: list[tuple[float, str]], tokens: int) -> tuple[tuple[float, 
     """(time, tokens by then): all of them at the end, before it by the share of the text."""
     whole = sum(len(part) for _, part in text)
     if not whole:
-        return tuple((round(s, 4), tokens) for s, _ in text[-1:])
+        return tuple((seconds, tokens) for seconds, _ in text[-1:])
     seen, found = 0, []
     for seconds, part in text:
         seen += len(part)
-        found.append((round(seconds, 4), round(tokens * seen / whole)))
+        found.append((seconds, round(tokens * seen / whole)))
     return tuple(found)

@@ -46,6 +46,10 @@ class BlockResult:
     def cost_s(self) -> float:
         return self.counted.cost_s
 
+    @property
+    def tok_per_s(self) -> float:
+        return self.tokens / self.cost_s
+
 
 @dataclass
 class Results:

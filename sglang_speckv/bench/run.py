@@ -114,10 +114,9 @@ class Runner:
             if result is not None:
                 results.add(arm, result)
                 self.keep(arm, result)
-                rate = result.tokens / result.cost_s
                 self.report(
                     f"{block.condition.traffic}, block {block.index + 1}: "
-                    f"{label(arm, block.condition)}, {rate:.0f} tok/s"
+                    f"{label(arm, block.condition)}, {result.tok_per_s:.0f} tok/s"
                 )
         if waiting:
             self._took_s[block.condition] = time.perf_counter() - started

@@ -54,7 +54,10 @@ def _busy(part: Sequence[Completion], slots: int) -> tuple[float, float]:
     return min(completion.sent_s for completion in part), ends[-min(slots, len(ends))]
 
 
-def _until(completion: Completion, end: float) -> tuple[int, float]:
-    """Tokens that had arrived by ``end``, and the request's time until then."""
-    here = [tokens for s, tokens in completion.arrived if completion.sent_s + s <= end]
-    return max(here, default=0), min(completion.latency_s, max(0.0, end - completion.sent_s))
+def _until(completion: Completion, end: float) -> tuple[float, float]:
+    """Tokens by ``end``, and the request's time until then. Tokens come in rounds: within one they
+    are taken to come evenly, as a round of many requests does not arrive at one instant and would
+    else count for the first of them only."""
+    own = min(completion.latency_s, max(0.0, end - completion.sent_s))
+    times, tokens = zip(*completion.arrived, strict=True)
+    return float(np.interp(own, times, tokens, left=0.0)), own

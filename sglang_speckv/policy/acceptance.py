@@ -209,7 +209,7 @@ def _says(max_steps: int) -> np.ndarray:
     positions that says that a draft was tried, and of which that it was accepted."""
     num_steps, correct, position = np.ogrid[: max_steps + 1, : max_steps + 1, :max_steps]
     tried = (position <= correct) & (position < num_steps)
-    accepted = (position < correct) & (num_steps >= 0)
+    accepted = np.broadcast_to(position < correct, tried.shape)
     both = np.concatenate([tried, accepted], axis=2).astype(float)
     return both.reshape((max_steps + 1) ** 2, 2 * max_steps)
 

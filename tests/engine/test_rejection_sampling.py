@@ -14,8 +14,8 @@ from tests.engine.test_signals import records_of
 
 pytestmark = pytest.mark.engine
 COLD = 1e-5
-"""A temperature at which drawing gives the most probable token, by the code that draws. At 1e-3 the
-second one came now and then: logits of random weights lie that close together."""
+"""A temperature at which drawing gives the most probable token, by the code that draws. At 1e-3
+another one was drawn once: logits of random weights may lie that close together."""
 
 
 @pytest.fixture(scope="module")

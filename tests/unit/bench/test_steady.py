@@ -31,6 +31,18 @@ def test_counting_ends_when_a_slot_stays_empty() -> None:
     assert found.seconds == pytest.approx([1.0, 1.0])
 
 
+def test_a_round_counts_for_all_of_its_requests() -> None:
+    """Their tokens arrive one after the other, and the first to arrive ends the count."""
+    rounds = [(1.0, 3), (2.0, 6)]
+    first, later = (
+        Completion((), tokens=6, latency_s=2.0 + s, arrived=tuple((t + s, n) for t, n in rounds))
+        for s in (0.0, 0.001)
+    )
+    found = counted(block((2, 2)), [first, later], wall_s=2.001)
+    assert found.cost_s == 2.0
+    assert found.tokens == pytest.approx([6.0, 6.0], rel=0.001)
+
+
 def test_a_slot_that_takes_the_next_request_is_busy() -> None:
     done = [answer(0, 10), answer(0, 5), answer(1, 10)]  # the third follows the first
     found = counted(block((2, 3)), done, wall_s=2.0)
