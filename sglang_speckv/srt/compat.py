@@ -110,6 +110,16 @@ WORKER_SEAMS = (
         _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2.activate_step_by_batch", ("batch_size",)
     ),
     HookTarget(
+        _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2._build_trivial_verify_input", ("batch",)
+    ),
+    HookTarget(
+        _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2._stub_skipped_draft_extend",
+        ("batch", "batch_output"),
+    ),
+    HookTarget(
+        _SRT + "speculative.eagle_worker_v2.EagleDraftWorker.draft", ("batch", "with_topology")
+    ),
+    HookTarget(
         _SRT + "speculative.eagle_worker_v2.EagleDraftWorker.draft_forward", ("forward_batch",)
     ),
     HookTarget(

@@ -24,6 +24,7 @@ class Counters:
         self.slowest_decision_seconds = 0.0
         self.switches = 0
         self.switch_seconds = 0.0
+        self.draft_catch_ups = 0
         self.fallbacks = 0
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT_ROUNDS)
         self._started = time.perf_counter()
@@ -84,6 +85,7 @@ class Counters:
             "slowest_decision_microseconds": 1e6 * self.slowest_decision_seconds,
             "switches": self.switches,
             "switch_microseconds": 1e6 * self.switch_seconds / max(self.switches, 1),
+            "draft_catch_ups": self.draft_catch_ups,
             "fallbacks": self.fallbacks,
             "recent": [[round(t, 6), step, size] for t, step, size in self._recent],
         }

@@ -122,10 +122,14 @@ class RoundTracker:
         lens = [len(req.origin_input_ids) + len(req.output_ids) for req in reqs]
         return Batch(len(lens), firsts, sum(lens)), lens
 
+    def disturbed(self) -> None:
+        """The time of the next decode round will not be its own."""
+        self._last_was_decode = False
+
     def prefilled(self, reqs: Sequence[Any], first: Tensor | None) -> Launch | None:
         """A prefill was launched; ``first`` [bs, 2] are its first-token signals. The next decode
         round's time is not its own."""
-        self._last_was_decode = False
+        self.disturbed()
         if first is None:
             return None
         launch = Launch(tuple(reqs), self._pack(first, None), (len(reqs), 1, first.shape[-1]))

@@ -16,6 +16,7 @@ from sglang_speckv.srt import arguments, carrier, compat, identity
 from sglang_speckv.srt.metrics import Metrics
 from sglang_speckv.srt.rounds import DecodeLaunch, Launch, RoundTracker
 from sglang_speckv.srt.signals import SignalTap
+from sglang_speckv.srt.sleep import DraftSleep
 from sglang_speckv.srt.trace import TraceWriter
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class SpecKVMixin(_Worker):
 
     def init_cuda_graphs(self) -> None:
         self._tap = self._install_tap()
+        self._sleep = DraftSleep(self, self._slots()) if DraftSleep.suits(self) else None
         super().init_cuda_graphs()
         draft = self._draft_worker
         for num_steps in self.speckv.candidate_steps:
@@ -111,7 +113,7 @@ class SpecKVMixin(_Worker):
         """Before graphs are captured, after the pools exist."""
         from sglang.srt.runtime_context import get_exec
 
-        slots = self._target_worker.model_runner.req_to_token_pool.req_to_token.shape[0]
+        slots = self._slots()
         graph_sizes = get_exec().graph.cuda_graph_bs_decode or [0]
         return SignalTap(
             self._draft_worker,
@@ -119,6 +121,9 @@ class SpecKVMixin(_Worker):
             max_batch=max(slots, *graph_sizes),
             slots=slots,
         )
+
+    def _slots(self) -> int:
+        return self._target_worker.model_runner.req_to_token_pool.req_to_token.shape[0]
 
     def _observe_from_outside(self) -> None:
         """The trace and the metrics, on rank 0."""
@@ -137,6 +142,7 @@ class SpecKVMixin(_Worker):
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
             result = super().forward_batch_generation(batch, *args, **kwargs)
+            DraftSleep.prefilled(batch.reqs)
             result.speckv_launch = self._rounds.prefilled(batch.reqs, self._tap.take_first())
             return result
         slots, self._reqs = batch.req_pool_indices, batch.reqs
@@ -159,12 +165,21 @@ class SpecKVMixin(_Worker):
         self.speckv.coming, self._lens = self._rounds.next_batch(self._reqs)
         super().activate_step_by_batch(batch_size)
 
+    def draft_caught_up(self, batch: Any) -> None:
+        """The draft read what it had slept through: it has news, and this round's time is not its
+        own."""
+        self._tap.begin_round(batch.req_pool_indices)
+        self._rounds.disturbed()
+        self.speckv.counters.draft_catch_ups += 1
+
     def _build_trivial_verify_input(self, batch: Any) -> Any:
         """As SGLang's, for rejection sampling too: a verification without drafts has a draft
         distribution of no rows (SGLang leaves it out and then stops serving for want of it)."""
         import torch
         from sglang.srt.runtime_context import get_spec
 
+        if self._sleep is not None:
+            self._sleep.before_depth_0(batch)
         verify = super()._build_trivial_verify_input(batch)
         if get_spec().speculative_use_rejection_sampling:
             shape = (len(verify.positions), 0, self._target_worker.model_config.vocab_size)

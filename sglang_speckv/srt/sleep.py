@@ -1,0 +1,144 @@
+"""Depth 0 of a STANDALONE draft costs what a server without a draft does: the draft sleeps.
+
+SGLang runs the draft over every new token at depth 0 too, so that its KV cache stays whole; with a
+separate draft that is a tenth to a quarter of a round. Here such rounds leave the draft out and
+remember the token that each request got. The first round that drafts again, or one in ``WINDOW``,
+lets the draft read all of them in one pass. So no token is read twice and those of requests that
+end meanwhile never are.
+
+An EAGLE head needs the target's states beside the tokens and stays awake. So does a draft under
+rejection sampling, whose distribution SGLang takes along from round to round.
+
+What a request that ended in its sleep leaves in the prefix cache lacks draft KV for at most
+``WINDOW`` tokens: a request that goes on from there may see fewer drafts accepted, and the same
+output.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WINDOW = 64
+"""Tokens per request that the draft may be behind."""
+BEHIND = "speckv_behind"
+"""Attribute of a request: tokens that the draft has not read. It lives and dies with the request,
+so nothing has to be cleaned up after aborts."""
+
+
+class DraftSleep:
+    """``worker`` is the SpecKV worker, its pools allocated and its tap installed; ``slots`` the
+    number of request slots (``req_pool_indices``)."""
+
+    def __init__(self, worker: Any, slots: int, window: int = WINDOW) -> None:
+        self._worker = worker
+        self._draft = worker._draft_worker
+        self._window = window
+        # The token that follows position p of a request, in column p % window of its slot.
+        self._next = torch.zeros((slots, window), dtype=torch.int64, device=worker.device)
+        self._draft._draft_extend_for_decode = self._unless_asleep(
+            self._draft._draft_extend_for_decode
+        )
+        self._draft.draft = self._awake(self._draft.draft)
+
+    @staticmethod
+    def suits(worker: Any) -> bool:
+        from sglang.srt.runtime_context import get_spec
+
+        return (
+            worker.speculative_algorithm.is_standalone()
+            and not get_spec().speculative_use_rejection_sampling
+        )
+
+    @staticmethod
+    def prefilled(reqs: Sequence[Any]) -> None:
+        """The draft has just read all that these requests have."""
+        for req in reqs:
+            setattr(req, BEHIND, 0)
+
+    def _unless_asleep(self, extend: Callable[..., None]) -> Callable[..., None]:
+        def sleep_or_extend(batch: Any, result: Any, **kwargs: Any) -> None:
+            # Without the lengths on the host, catching up would have to wait for the device.
+            if self._worker.speculative_num_steps > 0 or batch.seq_lens_cpu is None:
+                extend(batch, result, **kwargs)
+                return
+            self._worker._stub_skipped_draft_extend(batch, result)
+            tokens = result.next_draft_input.bonus_tokens
+            self._next[batch.req_pool_indices, batch.seq_lens % self._window] = tokens.long()
+            for req in batch.reqs:
+                setattr(req, BEHIND, _behind(req) + 1)
+
+        return sleep_or_extend
+
+    def _awake(self, draft: Callable[..., Any]) -> Callable[..., Any]:
+        def catch_up_and_draft(batch: Any, **kwargs: Any) -> Any:
+            self.catch_up(batch)
+            return draft(batch, **kwargs)
+
+        return catch_up_and_draft
+
+    def before_depth_0(self, batch: Any) -> None:
+        """Catch up where the window is full, in a round that does not draft."""
+        if max(map(_behind, batch.reqs), default=0) < self._window:
+            return
+        from sglang.srt.layers.moe.utils import (
+            speculative_moe_a2a_backend_context,
+            speculative_moe_backend_context,
+        )
+        from sglang.srt.speculative.spec_utils import draft_tp_context
+
+        with (
+            draft_tp_context(self._draft.parallel_layout),
+            speculative_moe_backend_context(),
+            speculative_moe_a2a_backend_context(),
+        ):
+            self.catch_up(batch)
+
+    def catch_up(self, batch: Any) -> None:
+        """Let the draft read what ``batch``, about to decode, has and it has not."""
+        behind = [_behind(req) for req in batch.reqs]
+        if not any(behind):
+            return
+        drafted = self._draft._draft_extend_for_prefill(
+            self._as_prefill(batch, behind), None, batch.spec_info.bonus_tokens
+        )
+        for name in ("topk_p", "topk_index"):
+            setattr(batch.spec_info, name, getattr(drafted, name))
+        self.prefilled(batch.reqs)
+        self._worker.draft_caught_up(batch)
+
+    def _as_prefill(self, batch: Any, behind: list[int]) -> Any:
+        """``batch`` as if its last tokens were a prompt's. A request that misses nothing reads its
+        last token again: the pass must yield a first draft for every request."""
+        from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+        lens = [max(n, 1) for n in behind]
+        ends = batch.seq_lens_cpu.tolist()
+        starts = [end - n for end, n in zip(ends, lens, strict=True)]
+        device = self._next.device
+        at = torch.cat([torch.arange(*span) for span in zip(starts, ends, strict=True)]).to(device)
+        rows = batch.req_pool_indices.repeat_interleave(
+            torch.tensor(lens).to(device), output_size=len(at)
+        )
+        view = copy.copy(batch)
+        view.forward_mode = ForwardMode.EXTEND
+        view.input_ids = self._shifted(rows, at)
+        view.out_cache_loc = batch.req_to_token_pool.req_to_token[rows, at].to(torch.int64)
+        view.prefix_lens, view.extend_lens, view.extend_num_tokens = starts, lens, len(at)
+        view.return_logprob = False
+        view.extend_logprob_start_lens = view.extend_input_logprob_token_ids = None
+        view.chunked_req_next_prompt_token = None
+        return view
+
+    def _shifted(self, rows: Tensor, at: Tensor) -> Tensor:
+        """What SGLang's prefill turns into the tokens that follow ``at``: it drops each request's
+        first id, moves the others up and appends the newest token."""
+        return self._next[rows, at % self._window].roll(1)
+
+
+def _behind(req: Any) -> int:
+    return getattr(req, BEHIND, 0)
