@@ -17,6 +17,7 @@ vocabulary, so the weights are trained on our own records (`speckv train`); the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -62,9 +63,11 @@ class PaperPolicy:
         self._tiers = np.array(self.candidate_steps, dtype=float)
         self._launch = min(self.candidate_steps, key=lambda steps: abs(steps - initial_steps))
         self._weights = weights
+        self._of_tiers = self._tiers[:, None, None] * weights.hidden[-1]
         self._compression = float(compression)
         self._cost = CostModel(self.candidate_steps[-1], cost) if objective != "tokens" else None
         self._lengths: np.ndarray | None = None
+        self._foresees = False
         self._windows = 0
 
     def profiled(self, rows: Iterable[ProfileRow]) -> None:
@@ -74,6 +77,7 @@ class PaperPolicy:
 
     def foresee(self, signals: np.ndarray) -> None:
         """The coming round's window, [live, depth, 2]: what the published features are of."""
+        self._foresees = True
         self._look_at(signals)
 
     def decide(self, batch: Batch) -> Decision:
@@ -87,10 +91,10 @@ class PaperPolicy:
         if self._cost is None or not self._cost.samples:
             return self._lengths
         times = self._cost.times(size)
-        return self._lengths / np.array([times[steps] for steps in self.candidate_steps])
+        return self._lengths / [times[steps] for steps in self.candidate_steps]
 
     def observe(self, outcome: Round) -> None:
-        if outcome.signals is not None:
+        if outcome.signals is not None and not self._foresees:
             self._look_at(outcome.signals)
         steps, size, seconds = outcome.num_steps, outcome.batch_size, outcome.seconds
         known = is_tier(steps, self.candidate_steps) and is_count(size)
@@ -102,26 +106,26 @@ class PaperPolicy:
         windows = np.asarray(signals, dtype=float)
         if windows.ndim != 3 or not windows.size or windows.shape[2] != 2:
             return
-        windows = windows[np.isfinite(windows).all(axis=(1, 2))]
+        if not math.isfinite(np.add.reduce(windows, axis=None)):
+            windows = windows[np.isfinite(windows).all(axis=(1, 2))]
         if len(windows):
             self._windows += 1
             self._lengths = self._expected_lengths(windows)
 
     def _expected_lengths(self, windows: np.ndarray) -> np.ndarray:
         """[tiers]: mean predicted tokens per request, bonus included."""
-        confidence, entropy = windows[:, :, 0], windows[:, :, 1]
-        seen = np.column_stack([
-            entropy.mean(axis=1),
-            confidence.mean(axis=1),
-            entropy.max(axis=1),
-            confidence.min(axis=1),
-            np.full(len(windows), self._compression),
-        ])  # fmt: skip
+        requests, depth, _ = windows.shape
+        seen = np.empty((requests, 5))
+        seen[:, 1::-1] = np.add.reduce(windows, axis=1) / depth  # mean entropy, mean confidence
+        np.maximum.reduce(windows[:, :, 1], axis=1, out=seen[:, 2])
+        np.minimum.reduce(windows[:, :, 0], axis=1, out=seen[:, 3])
+        seen[:, 4] = self._compression
         weights = self._weights
         fixed = seen @ weights.hidden[:-1] + weights.hidden_bias  # [requests, units]
-        hidden = np.maximum(fixed + self._tiers[:, None, None] * weights.hidden[-1], 0.0)
-        rate = np.clip(hidden @ weights.output + weights.output_bias, 0.0, 1.0)
-        return 1.0 + self._tiers * rate.mean(axis=1)
+        hidden = np.maximum(fixed + self._of_tiers, 0.0)  # [tiers, requests, units]
+        rate = hidden @ weights.output + weights.output_bias
+        share = np.add.reduce(np.minimum(np.maximum(rate, 0.0), 1.0), axis=1) / requests
+        return 1.0 + self._tiers * share
 
     def snapshot(self) -> dict[str, object]:
         lengths = None if self._lengths is None else self._lengths.round(3).tolist()
