@@ -3,8 +3,8 @@
     python -m examples.train_drafts.train_standalone --target DIR --data DATA/own \
         --tokens answers.npz --out RUN/standalone
 
-It keeps the target's tokenizer and, frozen, its embedding and first layer, which then need not be
-stored with it. It learns the target's distribution where states are at hand, else its tokens.
+It keeps the target's tokenizer and, frozen, its embedding and the attention of its first layer,
+which then need not be stored with it. It learns the target's distribution where states are at hand, else its tokens.
 """
 
 from __future__ import annotations
@@ -33,12 +33,7 @@ from examples.train_drafts.training import (
     train,
 )
 
-FROZEN = (
-    "model.embed_tokens.",
-    "model.layers.0.",
-    "model.layers.1.self_attn.q_",
-    "model.layers.1.self_attn.k_",
-)
+FROZEN = ("model.embed_tokens.", "model.layers.0.self_attn.")
 
 
 def fresh(target: Path, layers: list[int]) -> LlamaForCausalLM:
