@@ -4,7 +4,8 @@
         --tokens answers.npz --out RUN/standalone
 
 It keeps the target's tokenizer and, frozen, its embedding and the attention of its first layer,
-which then need not be stored with it. It learns the target's distribution where states are at hand, else its tokens.
+which then need not be stored with it. It learns the target's distribution where states are at
+hand, else its tokens.
 """
 
 from __future__ import annotations
