@@ -119,11 +119,9 @@ class DraftSleep:
         lens = [max(n, 1) for n in behind]
         ends = batch.seq_lens_cpu.tolist()
         starts = [end - n for end, n in zip(ends, lens, strict=True)]
-        device = self._next.device
-        at = torch.cat([torch.arange(*span) for span in zip(starts, ends, strict=True)]).to(device)
-        rows = batch.req_pool_indices.repeat_interleave(
-            torch.tensor(lens).to(device), output_size=len(at)
-        )
+        every = torch.cat([torch.arange(*span) for span in zip(starts, ends, strict=True)])
+        at, counts = self._to_device(every), self._to_device(torch.tensor(lens))
+        rows = batch.req_pool_indices.repeat_interleave(counts, output_size=len(at))
         view = copy.copy(batch)
         view.forward_mode = ForwardMode.EXTEND
         view.input_ids = self._shifted(rows, at)
@@ -133,6 +131,9 @@ class DraftSleep:
         view.extend_logprob_start_lens = view.extend_input_logprob_token_ids = None
         view.chunked_req_next_prompt_token = None
         return view
+
+    def _to_device(self, host: Tensor) -> Tensor:
+        return host.to(self._next.device, non_blocking=True)
 
     def _shifted(self, rows: Tensor, at: Tensor) -> Tensor:
         """What SGLang's prefill turns into the tokens that follow ``at``: it drops each request's
