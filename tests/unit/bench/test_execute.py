@@ -177,8 +177,9 @@ def test_resuming_something_else_is_refused(tmp_path: Path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite run under nohup ignores it
 sys.path.insert(0, sys.argv[1])
 from tests.unit.bench import test_execute as t
 t.server.COMMAND = t.FAKE
