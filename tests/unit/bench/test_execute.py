@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,21 +191,37 @@ print(len(done.results["cells"]))
 """
 
 
+@contextmanager
+def running_script(*args: str) -> Iterator[subprocess.Popen[str]]:
+    """:data:`SCRIPT` in a process group of its own, of which nothing outlives the block."""
+    run = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *args],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield run
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(run.pid).children(recursive=True):
+                child.kill()
+        run.kill()
+
+
 def test_ctrl_c_leaves_no_process_and_keeps_what_was_measured(tmp_path: Path):
     root = Path(__file__).parents[3]
     out = tmp_path / "out"
-    run = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(root), str(out)], stdout=subprocess.PIPE, text=True
-    )
     journal = out / "blocks.jsonl"
     deadline = time.monotonic() + 60
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > 20):
-        assert time.monotonic() < deadline and run.poll() is None
-        time.sleep(0.05)
-    children = psutil.Process(run.pid).children(recursive=True)
-    assert len(children) >= 2
-    os.kill(run.pid, signal.SIGINT)
-    said, _ = run.communicate(timeout=60)
+    with running_script(str(root), str(out)) as run:
+        while not (journal.exists() and journal.read_bytes().count(b"\n") > 20):
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.05)
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert len(children) >= 2
+        os.kill(run.pid, signal.SIGINT)
+        said, _ = run.communicate(timeout=60)
     assert run.returncode == 0 and int(said) == 2 * len(ARMS)
     assert not any(child.is_running() for child in children)
     results = json.loads((out / execute_module.RESULTS).read_text())
