@@ -106,8 +106,7 @@ class DraftSleep:
         drafted = self._draft._draft_extend_for_prefill(
             self._as_prefill(batch, behind), None, batch.spec_info.bonus_tokens
         )
-        for name in ("topk_p", "topk_index"):
-            setattr(batch.spec_info, name, getattr(drafted, name))
+        batch.spec_info.topk_p, batch.spec_info.topk_index = drafted.topk_p, drafted.topk_index
         self.prefilled(batch.reqs)
         self._worker.draft_caught_up(batch)
 

@@ -142,7 +142,8 @@ class SpecKVMixin(_Worker):
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
             result = super().forward_batch_generation(batch, *args, **kwargs)
-            DraftSleep.prefilled(batch.reqs)
+            if self._sleep is not None:
+                self._sleep.prefilled(batch.reqs)
             result.speckv_launch = self._rounds.prefilled(batch.reqs, self._tap.take_first())
             return result
         slots, self._reqs = batch.req_pool_indices, batch.reqs

@@ -194,19 +194,17 @@ print(len(done.results["cells"]))
 @contextmanager
 def running_script(*args: str) -> Iterator[subprocess.Popen[str]]:
     """:data:`SCRIPT` in a process group of its own, of which nothing outlives the block."""
-    run = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *args],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield run
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(run.pid).children(recursive=True):
-                child.kill()
-        run.kill()
+    command = [sys.executable, "-c", SCRIPT, *args]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            yield run
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(run.pid).children(recursive=True):
+                    child.kill()
+            run.kill()
 
 
 def test_ctrl_c_leaves_no_process_and_keeps_what_was_measured(tmp_path: Path):
