@@ -81,6 +81,10 @@ class Serving:
     def set_state(self, **values: int) -> bool:
         return self.post("/set_internal_state", {"server_args": values}) == [True]
 
+    def flush_cache(self) -> None:
+        """Drop every cached prefix."""
+        requests.post(self.url + "/flush_cache", timeout=60).raise_for_status()
+
     def select(self, policy: str) -> None:
         assert self.set_state(**{f"speckv_policy:{policy}": 1})
 
@@ -92,6 +96,10 @@ class Serving:
 
     def speckv(self) -> dict[str, Any]:
         return self.state()["speckv"]
+
+    def rounds(self) -> int:
+        """How many so far, at any depth."""
+        return sum(self.speckv()["rounds"].values())
 
     @contextmanager
     def shuffled_depths(self, steps: list[int], every_s: float = 0.02) -> Iterator[None]:

@@ -47,10 +47,15 @@ def test_signals_do_not_depend_on_what_is_drawn(drawing: Serving, num_steps: int
     greedy = asked(drawing, f"greedy{num_steps}", temperature=0)
     drawn = asked(drawing, f"drawn{num_steps}", temperature=COLD)
     drawing.pin(-1)
-    assert [r.num_correct_drafts for r in drawn] == [r.num_correct_drafts for r in greedy]
     assert all(r.sampled for r in drawn) and not any(r.sampled for r in greedy)
-    for ours, theirs in zip(drawn, greedy, strict=True):
+    # SGLang draws what is drafted behind a prompt at temperature 1 for a greedy request too, so the
+    # first rounds may differ, and with them where the others begin.
+    at = {r.context_len: r for r in greedy[1:]}
+    pairs = [(r, at[r.context_len]) for r in drawn[1:] if r.context_len in at]
+    assert len(pairs) > 20
+    for ours, theirs in pairs:
         assert len(ours.top1_prob) == num_steps
+        assert ours.num_correct_drafts == theirs.num_correct_drafts
         assert ours.top1_prob == pytest.approx(theirs.top1_prob, abs=1e-5)
         assert ours.entropy == pytest.approx(theirs.entropy, abs=1e-4)
         assert ours.first_prob == pytest.approx(theirs.first_prob, abs=1e-5)
