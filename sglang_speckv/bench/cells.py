@@ -12,7 +12,7 @@ from sglang_speckv.bench import stats
 from sglang_speckv.bench.arms import Arm
 from sglang_speckv.bench.counters import Counters
 from sglang_speckv.bench.lossless import Verdict
-from sglang_speckv.bench.results import BlockResult, Results
+from sglang_speckv.bench.results import BlockResult, Results, tok_per_s
 from sglang_speckv.bench.stats import Ratio, Resampled, Sample, Units
 from sglang_speckv.bench.traffic import Condition
 
@@ -181,7 +181,7 @@ def _cell(draft: str, arm: Arm, results: Sequence[BlockResult], verdict: Verdict
         draft=draft,
         arm=arm.name,
         condition=results[0].block.condition,
-        tok_per_s=stats.tok_per_s([r.tokens for r in results], [r.cost_s for r in results]),
+        tok_per_s=tok_per_s(results),
         accept_length=counters.accept_length if counters else engine_accept_length(results),
         accept_rate=counters.accept_rate if counters else None,
         active=True if counters else None,

@@ -76,8 +76,8 @@ class Results:
         for (other, at), blocks in self.blocks.items():
             theirs = [r for r in blocks if r.block.index in ours]
             if at == condition and other.is_static and len(theirs) == len(ours):
-                rates.append(_rate(theirs))
-        return _rate(list(ours.values())) / max(rates) if max(rates) else 1.0
+                rates.append(tok_per_s(theirs))
+        return tok_per_s(list(ours.values())) / max(rates) if max(rates) else 1.0
 
     def common(self, arms: Sequence[Arm], condition: Condition) -> dict[Arm, list[BlockResult]]:
         """The blocks that all ``arms`` ran, so that they compare pair by pair."""
@@ -86,7 +86,8 @@ class Results:
         return {arm: [found[arm][index] for index in sorted(shared)] for arm in arms}
 
 
-def _rate(results: Sequence[BlockResult]) -> float:
+def tok_per_s(results: Sequence[BlockResult]) -> float:
+    """All tokens over all time, 0 of none: not a mean of rates, which short blocks would bias."""
     return sum(r.tokens for r in results) / (sum(r.cost_s for r in results) or 1.0)
 
 

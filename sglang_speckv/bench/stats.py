@@ -120,11 +120,6 @@ class _Draws:
         return float(t.ppf(0.975, self.freedom) * self.small * np.std(statistic(self.log_rates)))
 
 
-def tok_per_s(tokens: Sequence[float], seconds: Sequence[float]) -> float:
-    """All tokens over all time: not a mean of rates, which short blocks would bias."""
-    return sum(tokens) / sum(seconds)
-
-
 def spread(values: Sequence[float]) -> float | None:
     """Standard deviation over mean; None for fewer than two values."""
     if len(values) < 2:

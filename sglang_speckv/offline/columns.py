@@ -52,6 +52,7 @@ class Columns:
     num_correct_drafts: np.ndarray
     first_prob: np.ndarray
     seconds: np.ndarray
+    asleep: np.ndarray
     signals: np.ndarray
     requests: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -161,6 +162,7 @@ def _part(
         "num_correct_drafts": integers("num_correct_drafts"),
         "first_prob": _floats(record.first_prob for record in records),
         "seconds": _floats(record.seconds for record in records),
+        "asleep": np.array([record.asleep for record in records]),
     }
     _check_records(part, file)
     log_vocab = math.log(max(2, header.draft_vocab_size))

@@ -52,7 +52,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``top1_prob`` and ``entropy`` (nats) have one entry per draft position, ``num_steps`` in all;
     empty where nothing tapped the draft, -1 at a position without a signal. ``first_prob`` is what
     the decision saw of this request. ``seconds`` is the round's wall time, None where it was not
-    clean. ``context_len`` is this request's length in tokens before the round.
+    clean. ``context_len`` is this request's length in tokens before the round. ``asleep``: at depth
+    0 the draft was left out.
     """
 
     round: int
@@ -66,6 +67,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     first_prob: float | None = None
     seconds: float | None = None
     sampled: bool = False
+    asleep: bool = False
     policy: str = ""
     reason: str = ""
     expected_accept_length: float | None = None

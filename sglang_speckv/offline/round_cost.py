@@ -11,7 +11,8 @@ from sglang_speckv.offline.columns import Columns
 from sglang_speckv.policy.prior import CostPrior
 
 OFF = -1
-"""The step count that stands for a server without speculation."""
+"""The step count that stands for a server without speculation, which is what a round costs that the
+draft slept through."""
 ENOUGH = 8
 """Rounds from which a cell counts as measured rather than fitted."""
 FIT_WEIGHT = 16.0
@@ -34,7 +35,8 @@ def measure_cost(columns: Columns) -> CostPrior:
             "--draft-cost"
         )
     context = _context_of_each_round(columns)
-    cells = np.stack([columns.batch_size[first], columns.num_steps[first]], axis=1)
+    steps = np.where(columns.asleep[first], OFF, columns.num_steps[first])
+    cells = np.stack([columns.batch_size[first], steps], axis=1)
     unique, which = np.unique(cells, axis=0, return_inverse=True)
     members = [first[which.ravel() == i] for i in range(len(unique))]
     return CostPrior(

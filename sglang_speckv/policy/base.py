@@ -34,12 +34,14 @@ class Decision:
     """The depth chosen for one round, why (one word, for traces), and what was expected of it.
 
     ``expected_accept_length`` is the mean per request, bonus included; None where the policy
-    does not predict.
+    does not predict. ``awake``: at depth 0 a separate draft reads the round's tokens all the same,
+    so that the next round has its signal at once; else it sleeps where the engine lets it.
     """
 
     num_steps: int
     reason: str
     expected_accept_length: float | None = None
+    awake: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class Round:
     ``first_probs`` [live]: what :class:`Batch` said of these requests when the depth was decided,
     so that what is learned has the lag of what is used. ``signals`` [live, num_steps, 2]: per
     draft position the draft's top-1 probability and its entropy divided by the log of the draft
-    vocabulary, known only after drafting. Both None where nothing taps the draft.
+    vocabulary, known only after drafting. Both None where nothing taps the draft. ``asleep``: a
+    round at depth 0 that the draft slept through, the cheaper kind.
     """
 
     num_steps: int
@@ -64,6 +67,7 @@ class Round:
     first_probs: np.ndarray | None = None
     signals: np.ndarray | None = None
     context_len: int = 0
+    asleep: bool = False
 
 
 class StepPolicy(Protocol):

@@ -5,7 +5,8 @@ T(B, k, L) is a cell's own robust mean, blended with a fit over all cells where 
     a + b max(k - 1, 0) + c B (k + 1) + d L
 
 k - 1 draft forwards, B (k + 1) verified tokens, L tokens of context in all; a holds what every
-round pays, draft-extend included, so a warm 0 is a cell like the others and not "off".
+round pays, draft-extend included, so a warm 0 is a cell like the others and not "off". A round that
+the draft sleeps through (:data:`OFF`) is measured as a share of a warm 0.
 
 The machine's speed drifts (neighbours, clocks). That is common to all depths, so times are divided
 by a ``level`` that follows it: a slow spell is not blamed on the depth that happened to run.
@@ -54,6 +55,9 @@ LEVEL_ERROR = 0.3
 """Error of a cell that was measured at another level, per e-fold between them: what looked like
 a slow machine may have been the depth that ran."""
 
+OFF = -1
+"""The step count that stands for such a round in rows of times; in the table, its last column."""
+
 PROFILE_ROUNDS = 6
 """Rounds that a profiled round is worth: at first nothing else is known of this machine."""
 
@@ -71,10 +75,11 @@ class CostModel:
     """Times are in seconds divided by ``level``, except in :meth:`seconds`."""
 
     def __init__(self, max_steps: int, prior: CostPrior | None = None):
-        self._cells = np.zeros((5, MAX_BUCKET + 1, max_steps + 1))
+        self._cells = np.zeros((5, MAX_BUCKET + 1, max_steps + 2))
         self._count, self._mean, self._size, self._context, self._level = self._cells
         self._size[:] = self._level[:] = 1.0
-        steps = np.tile(np.arange(max_steps + 1), MAX_BUCKET + 1)
+        steps = np.tile(np.arange(max_steps + 2), MAX_BUCKET + 1)
+        self._fits_in = steps <= max_steps
         self._drafts, self._width = np.maximum(steps - 1, 0), steps + 1
         self._slope = ContextSlope()
         self._ratios: deque[float] = deque(maxlen=LEVEL_WINDOW)
@@ -97,7 +102,8 @@ class CostModel:
         round of this model are left out."""
         cells: dict[tuple[int, int, int], list[float]] = {}
         for size, steps, context, seconds in rows:
-            if size >= 1 and 0 <= steps < self._mean.shape[1] and 0.0 < seconds < math.inf:
+            known = OFF <= steps < self._mean.shape[1] - 1
+            if size >= 1 and known and 0.0 < seconds < math.inf:
                 cells.setdefault((int(size), int(steps), int(context)), []).append(float(seconds))
         for (size, steps, context), times in cells.items():
             rounds = PROFILE_ROUNDS * len(times)
@@ -123,9 +129,13 @@ class CostModel:
     def update(
         self, batch_size: int, num_steps: int, seconds: float, context_len: int = 0
     ) -> float:
-        """Learn one clean round, ``num_steps`` <= max_steps; returns measured over expected."""
-        known = self.samples > 0
-        expected = self._time(batch_size, num_steps, context_len) if known else None
+        """Learn one clean round, ``num_steps`` <= max_steps or :data:`OFF`; returns measured over
+        expected."""
+        expected: float | None = None
+        if num_steps == OFF:
+            expected = self.off_time(batch_size, context_len)
+        elif self.samples:
+            expected = self._time(batch_size, num_steps, context_len)
         level = self.level
         self.samples += 1
         if self.samples % FADE_ROUNDS == 0:
@@ -188,8 +198,20 @@ class CostModel:
         records = self._count, self._mean, self._size, self._context
         cells = zip(*(record[row].tolist() for record in records), strict=True)
         return [
-            self._blend(fit, cell, batch_size, steps, context) for steps, cell in enumerate(cells)
+            self._blend(fit, cell, batch_size, steps, context)
+            for steps, cell in enumerate(list(cells)[:OFF])
         ]
+
+    def off_time(self, batch_size: int, context_len: int = 0) -> float | None:
+        """T of a round that the draft sleeps through, from the nearest batch size where there was
+        one; None where there was none."""
+        rows = self._count[:, OFF].nonzero()[0]
+        if not len(rows):
+            return None
+        near = rows[np.abs(rows - bucket_of(batch_size)).argmin()]
+        size, context = round(float(self._size[near, OFF])), int(self._context[near, OFF])
+        share = float(self._mean[near, OFF]) / self._time(size, 0, context)
+        return share * self._time(batch_size, 0, context_len)
 
     def errors(self, batch_size: int) -> list[float]:
         """The relative standard error of each of them."""
@@ -242,7 +264,7 @@ class CostModel:
 
     def _fit(self, batch_size: int) -> list[float]:
         """Ridge regression of a, b, c on the cells, the nearer in batch size the heavier."""
-        used = self._count.ravel().nonzero()[0]
+        used = (self._count.ravel() * self._fits_in).nonzero()[0]
         count, mean, size, context, _ = self._cells.reshape(5, -1)[:, used]
         mean = np.maximum(mean - self._slope.value * context, 0.3 * mean)
         drafts, verified = self._drafts[used], size * self._width[used]

@@ -12,6 +12,11 @@ RECENT = 64
 the paper's records."""
 
 
+STAY = 0.01
+"""Relative gain for which a draft is put to sleep or woken: near a tie it would be both at random,
+and waking costs what was saved."""
+
+
 class Mix:
     """How the requests of recent rounds at one load were spread over the acceptance table's rows.
 
@@ -71,6 +76,8 @@ class Plan:
     """The best of them."""
     rate: float
     """What the best choice for every round earns: the price of time."""
+    off: bool = False
+    """No draft at all earns more: tier 0 is a round that the draft sleeps through."""
 
     @classmethod
     def of(
@@ -80,9 +87,11 @@ class Plan:
         shares: np.ndarray,
         times: Sequence[float],
         before: Plan | None = None,
+        off_time: float | None = None,
     ) -> Plan:
         """``lengths`` [rows, tiers]: expected tokens per request; ``shares`` [rounds, rows].
-        From the rate of the plan ``before`` one step of the iteration is enough."""
+        From the rate of the plan ``before`` one step of the iteration is enough. ``off_time``:
+        that of a round that the draft sleeps through, where tier 0 is depth 0 and it can."""
         each = shares @ lengths
         each *= size
         tokens = (np.add.reduce(each) / len(each)).tolist()
@@ -91,8 +100,20 @@ class Plan:
         rate = rates[best]
         if len(each) > 1:
             clock = np.array(times)
-            rate = long_run_rate(each, clock, *((before.rate, 1) if before else (rate,)))
-        return cls(tokens, list(times), rates, best, rate)
+            near = before if before and not before.off else None
+            rate = long_run_rate(each, clock, *((near.rate, 1) if near else (rate,)))
+        plan = cls(tokens, list(times), rates, best, rate)
+        if off_time is not None:
+            plan._sleep_if_it_pays(size, off_time, before is not None and before.off)
+        return plan
+
+    def _sleep_if_it_pays(self, size: int, off_time: float, asleep: bool) -> None:
+        """Decided for the load and not for a round: a draft that slept has no signal for the next
+        one, and reads what it missed before it drafts."""
+        earned = size / off_time
+        if earned > self.rate * (1.0 - STAY if asleep else 1.0 + STAY):
+            self.off, self.best, self.rate = True, 0, earned
+            self.times[0], self.rates[0] = off_time, earned
 
     def choose(self, tokens: Sequence[float]) -> tuple[int, list[float]]:
         """The tier for a round that may expect ``tokens``, and what each tier loses against it,

@@ -18,7 +18,7 @@ import numpy as np
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.checks import context_of, is_count, is_tier, is_time
-from sglang_speckv.policy.cost import CostModel, ProfileRow, bucket_of
+from sglang_speckv.policy.cost import OFF, CostModel, ProfileRow, bucket_of
 from sglang_speckv.policy.guard import Guard
 from sglang_speckv.policy.plan import Mix, Plan
 from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
@@ -86,30 +86,32 @@ class ThroughputPolicy:
 
     def profiled(self, rows: Iterable[ProfileRow]) -> None:
         """Take round times from a profile, rows of (batch_size, num_steps, context_len, seconds),
-        one per round; with any there is no first look. Says nothing of acceptance."""
+        one per round (num_steps -1: at depth 0, the draft asleep); with any there is no first look.
+        Says nothing of acceptance."""
         self._cost.profiled(rows)
         self._plans.clear()
         if self._cost.samples:
             self._look = []
 
     def decide(self, batch: Batch) -> Decision:
-        num_steps, reason, expected = self._choose(batch)
-        self._decisions[reason] += 1
-        return Decision(num_steps, reason, expected)
+        decision = self._choose(batch)
+        self._decisions[decision.reason] += 1
+        return decision
 
-    def _choose(self, batch: Batch) -> tuple[int, str, float]:
+    def _choose(self, batch: Batch) -> Decision:
         size = batch.size
         if not is_count(size):
-            return self._launch, "launch", self._unknown[self._launch]
+            return Decision(self._launch, "launch", self._unknown[self._launch])
         counts = self._acceptance.count(size, batch.first_probs)
         tokens = (counts @ self._table).tolist()
         if self._look or not self._cost.samples:
             steps, reason = (self._look.pop(), "look") if self._look else (self._launch, "launch")
-            return steps, reason, tokens[self.candidate_steps.index(steps)] / size
+            return Decision(steps, reason, tokens[self.candidate_steps.index(steps)] / size)
         plan = self._plan(size)
-        self._mix(bucket_of(size)).add(counts, size)
+        if counts[-1] < size:  # a sleeping draft, of whom nothing is known, says nothing of the mix
+            self._mix(bucket_of(size)).add(counts, size)
         tier, reason = self._tier(bucket_of(size), plan, tokens)
-        return self.candidate_steps[tier], reason, tokens[tier] / size
+        return Decision(self.candidate_steps[tier], reason, tokens[tier] / size, not plan.off)
 
     def _tier(self, bucket: int, plan: Plan, tokens: Sequence[float]) -> tuple[int, str]:
         chosen, losses = plan.choose(tokens)
@@ -154,7 +156,8 @@ class ThroughputPolicy:
         times = [every[steps] for steps in self.candidate_steps]
         shares = self._mix(bucket_of(size)).shares()
         _, before = self._plans.get(size, (0, None))
-        plan = Plan.of(size, self._table, shares, times, before)
+        off = self._cost.off_time(size, context) if self.candidate_steps[0] == 0 else None
+        plan = Plan.of(size, self._table, shares, times, before, off)
         self._plans[size] = self._observed, plan
         return plan
 
@@ -173,7 +176,8 @@ class ThroughputPolicy:
         self._last_size, self._last_context = size, context
         ratio, refitted = None, False
         if seconds is not None and is_time(seconds):
-            ratio = self._cost.update(size, steps, float(seconds), context)
+            row = OFF if outcome.asleep else steps
+            ratio = self._cost.update(size, row, float(seconds), context)
             refitted = self._cost.refitted
         cells = self._acceptance.cells(steps, outcome.num_correct_drafts, outcome.first_probs)
         self._waiting.append((steps, cells, ratio))
@@ -245,6 +249,7 @@ class ThroughputPolicy:
             "batch_size": int(batch.size),
             "with_signal": int(batch.size - counts[-1]),
             "tokens_per_s": round(plan.rate / level, 3),
+            "asleep": plan.off,
             **{
                 what: {
                     str(k): round(v, 6) for k, v in zip(self.candidate_steps, values, strict=True)
@@ -276,7 +281,9 @@ class ThroughputPolicy:
 
     def _round_ms(self, size: int) -> dict[str, float]:
         seconds = self._cost.seconds(size)
-        return {str(steps): round(1e3 * seconds[steps], 3) for steps in self.candidate_steps}
+        shown = {str(steps): round(1e3 * seconds[steps], 3) for steps in self.candidate_steps}
+        off = self._cost.off_time(size)
+        return shown if off is None else shown | {"asleep": round(1e3 * off * self._cost.level, 3)}
 
 
 def _first_look(tiers: tuple[int, ...], launch: int) -> list[int]:

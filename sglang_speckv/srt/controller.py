@@ -40,6 +40,8 @@ class EnginePolicy:
         """What the worker knows of the batch that :meth:`get_steps_for_batch` is about to see."""
         self.decision: Decision | None = None
         """The policy's last one; None where a pinned or fallen-back depth was served instead."""
+        self.draft_sleeps = False
+        """Whether the draft can sleep at depth 0 at all."""
         self.counters = Counters(config.candidate_steps)
         self.lag = SignalLag(config.signal_lag, overlap)
         self.trace: TraceWriter | None = None
@@ -84,6 +86,11 @@ class EnginePolicy:
         return None
 
     # -- the worker's side
+
+    @property
+    def awake(self) -> bool:
+        """Whether the draft is to read the coming round's tokens if it is one of depth 0."""
+        return self.decision is not None and self.decision.awake
 
     def observe(self, outcome: Round) -> None:
         """Learn from a finished round; ``outcome`` has live requests only."""
@@ -131,7 +138,7 @@ class EnginePolicy:
 
     def start_profile(self) -> None:
         """Walk through the tiers instead of serving the policy; see :mod:`srt.profile`."""
-        self._profile = ProfileRun(self.candidate_steps, self.lag)
+        self._profile = ProfileRun(self.candidate_steps, self.lag, self.draft_sleeps)
 
     def finish_profile(self) -> None:
         """Hand what the rounds took to every policy that learns from it."""

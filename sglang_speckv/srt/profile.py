@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.policy.cost import OFF
 from sglang_speckv.srt.lag import SignalLag
 
 STATE_KEY = "speckv_profile"
@@ -21,10 +22,16 @@ SAMPLES = 32
 
 
 class ProfileRun:
-    """Chooses tiers in turn and keeps what their rounds took. Deterministic: ranks agree."""
+    """Chooses tiers in turn and keeps what their rounds took. Deterministic: ranks agree.
 
-    def __init__(self, candidate_steps: Sequence[int], lag: SignalLag) -> None:
-        self._order = [*candidate_steps, *reversed(candidate_steps)]
+    Where the draft ``sleeps`` at depth 0, both kinds of such rounds are tiers.
+    """
+
+    def __init__(
+        self, candidate_steps: Sequence[int], lag: SignalLag, sleeps: bool = False
+    ) -> None:
+        walk = [OFF, *candidate_steps] if sleeps and 0 in candidate_steps else [*candidate_steps]
+        self._order = [*walk, *reversed(walk)]
         self._lag = lag
         self._turn: dict[int, int] = {}
         self._seconds: dict[tuple[int, int, bool], list[float]] = {}
@@ -35,19 +42,21 @@ class ProfileRun:
         self._turn[batch.size] = turn + 1
         if self._lag.open:  # one walk through the tiers with waiting, one without
             self._lag.waits = turn // (ROUNDS * len(self._order)) % 2 == 1
-        return Decision(self._order[turn // ROUNDS % len(self._order)], "profile")
+        tier = self._order[turn // ROUNDS % len(self._order)]
+        return Decision(max(tier, 0), "profile", awake=tier != OFF)
 
     def observe(self, outcome: Round) -> None:
         if outcome.seconds is None:
             return
-        cell = outcome.batch_size, outcome.num_steps
+        cell = outcome.batch_size, OFF if outcome.asleep else outcome.num_steps
         times = self._seconds.setdefault((*cell, self._lag.waits), [])
         if len(times) < SAMPLES:
             times.append(outcome.seconds)
         self._context[cell] = outcome.context_len
 
     def finish(self) -> list[tuple[int, int, int, float]]:
-        """Rows of (batch_size, num_steps, context_len, seconds), one per round; settles `auto`."""
+        """Rows of (batch_size, num_steps, context_len, seconds), one per round, num_steps -1 for a
+        draft asleep; settles `auto`."""
         by_mode: dict[bool, dict[tuple[int, int], list[float]]] = {True: {}, False: {}}
         for (size, steps, waits), times in self._seconds.items():
             if len(times) >= 2:
@@ -67,7 +76,7 @@ def _medians(cells: dict[tuple[int, int], list[float]]) -> dict[tuple[int, int],
 
 
 def summary(rows: Sequence[tuple[int, int, int, float]]) -> list[list[float]]:
-    """[batch size, num_steps, median milliseconds] per cell."""
+    """[batch size, num_steps or -1, median milliseconds] per cell."""
     cells: dict[tuple[int, int], list[float]] = {}
     for size, steps, _, seconds in rows:
         cells.setdefault((size, steps), []).append(seconds)

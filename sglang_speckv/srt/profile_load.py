@@ -64,7 +64,8 @@ def _walk(
     context_len: int,
     clock: Callable[[], float],
 ) -> None:
-    walk = 2 * ROUNDS * tiers  # every token takes at most one round
+    # Every token takes at most one round; one tier more for a draft that can sleep.
+    walk = 2 * ROUNDS * (tiers + 1)
     room = context_len - PROMPT_TOKENS - 8
     per_token: dict[int, float] = {}
     for size in PASSES * [size for size in BATCH_SIZES if size <= max_running_requests]:

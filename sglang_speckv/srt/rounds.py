@@ -70,6 +70,7 @@ class DecodeLaunch(Launch):
     batch: Batch | None = None
     decision: Decision | None = None
     context_lens: Sequence[int] = ()
+    asleep: bool = False
     settles: tuple[FinishedRound, ...] = ()
 
 
@@ -144,6 +145,7 @@ class RoundTracker:
         batch: Batch | None = None,
         decision: Decision | None = None,
         context_lens: Sequence[int] = (),
+        asleep: bool = False,
     ) -> DecodeLaunch:
         """A decode round was launched; ``signals`` [bs, num_steps + 1, 2]."""
         settles = tuple(self._unsettled)
@@ -158,6 +160,7 @@ class RoundTracker:
             batch=batch,
             decision=decision,
             context_lens=context_lens,
+            asleep=asleep,
             settles=settles,
         )
         self._last_was_decode = True
@@ -223,6 +226,7 @@ class RoundTracker:
             firsts,
             signals,
             launch.batch.context_len if launch.batch is not None else 0,
+            launch.asleep,
         )
         return FinishedRound(outcome, launch, live)
 

@@ -1,10 +1,11 @@
 """Depth 0 of a STANDALONE draft costs what a server without a draft does: the draft sleeps.
 
 SGLang runs the draft over every new token at depth 0 too, so that its KV cache stays whole; with a
-separate draft that is a tenth to a quarter of a round. Here such rounds leave the draft out and
-remember the token that each request got. The first round that drafts again, or one in ``WINDOW``,
-lets the draft read all of them in one pass. So no token is read twice and those of requests that
-end meanwhile never are.
+separate draft that is a tenth to a quarter of a round. Here such rounds leave the draft out, unless
+the policy wants it awake for the sake of the next round's signal, and remember the token that each
+request got. The first round that drafts again or wants the draft awake, or one in ``WINDOW``, lets
+the draft read all of them in one pass. So no token is read twice and those of requests that end
+meanwhile never are.
 
 An EAGLE head needs the target's states beside the tokens and stays awake. So does a draft under
 rejection sampling, whose distribution SGLang takes along from round to round.
@@ -38,6 +39,8 @@ class DraftSleep:
         self._worker = worker
         self._draft = worker._draft_worker
         self._window = window
+        self.slept = False
+        """Whether the draft slept through the round that was launched last."""
         # The token that follows position p of a request, in column p % window of its slot.
         self._next = torch.zeros((slots, window), dtype=torch.int64, device=worker.device)
         self._draft._draft_extend_for_decode = self._unless_asleep(
@@ -63,7 +66,9 @@ class DraftSleep:
     def _unless_asleep(self, extend: Callable[..., None]) -> Callable[..., None]:
         def sleep_or_extend(batch: Any, result: Any, **kwargs: Any) -> None:
             # Without the lengths on the host, catching up would have to wait for the device.
-            if self._worker.speculative_num_steps > 0 or batch.seq_lens_cpu is None:
+            drafts = self._worker.speculative_num_steps > 0
+            self.slept = not (drafts or self._wanted_awake or batch.seq_lens_cpu is None)
+            if not self.slept:
                 extend(batch, result, **kwargs)
                 return
             self._worker._stub_skipped_draft_extend(batch, result)
@@ -81,9 +86,15 @@ class DraftSleep:
 
         return catch_up_and_draft
 
+    @property
+    def _wanted_awake(self) -> bool:
+        return self._worker.speckv.awake
+
     def before_depth_0(self, batch: Any) -> None:
-        """Catch up where the window is full, in a round that does not draft."""
-        if max(map(_behind, batch.reqs), default=0) < self._window:
+        """Catch up in a round that does not draft: where the draft is to be awake, and where the
+        window is full."""
+        behind = max(map(_behind, batch.reqs), default=0)
+        if behind < (1 if self._wanted_awake else self._window):
             return
         from sglang.srt.layers.moe.utils import (
             speculative_moe_a2a_backend_context,

@@ -139,6 +139,7 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
             first_prob=_known(outcome.first_probs, i),
             seconds=None if outcome.seconds is None else round(outcome.seconds, 6),
             sampled=req.sampling_params.temperature > 0 and req.sampling_params.top_k != 1,
+            asleep=outcome.asleep,
             policy=policy,
             reason=decision.reason if decision else "pinned",
             expected_accept_length=decision.expected_accept_length if decision else None,

@@ -90,6 +90,7 @@ class SpecKVMixin(_Worker):
     def init_cuda_graphs(self) -> None:
         self._tap = self._install_tap()
         self._sleep = DraftSleep(self, self._slots()) if DraftSleep.suits(self) else None
+        self.speckv.draft_sleeps = self._sleep is not None
         super().init_cuda_graphs()
         draft = self._draft_worker
         for num_steps in self.speckv.candidate_steps:
@@ -158,6 +159,7 @@ class SpecKVMixin(_Worker):
             self.speckv.coming,
             self.speckv.decision,
             self._lens,
+            asleep=self._sleep is not None and self._sleep.slept,
         )
         return result
 

@@ -16,7 +16,7 @@ from sglang_speckv.bench.page import accept_by_class
 from sglang_speckv.bench.plot import draw, rates_figure, svg
 from sglang_speckv.bench.prompts import Prompt
 from sglang_speckv.bench.report import headroom_line, print_tables
-from sglang_speckv.bench.results import BlockResult, Results
+from sglang_speckv.bench.results import BlockResult, Results, tok_per_s
 from sglang_speckv.bench.sweep import sweep_for
 from sglang_speckv.bench.traffic import Block, Condition, Segment
 
@@ -64,6 +64,11 @@ def cells():
     verdicts = {arm: Verdict(4) for arm in ran() if arm != NONE}
     verdicts[SPECKV] = Verdict(4, (1e-5, 0.3))
     return cells_for("eagle3", ran(), verdicts)
+
+
+def test_rate_is_all_tokens_over_all_time():
+    assert tok_per_s(blocks(1.0, count=1) + blocks(3.0, count=1)) == pytest.approx(2 * 64 / 4)
+    assert tok_per_s([]) == 0
 
 
 def test_ratios_are_to_the_best_static_arm_and_the_baseline(cells):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sglang_speckv.bench import stats
-from sglang_speckv.bench.stats import Ratio, Resampled, Sample, Units, spread, tok_per_s
+from sglang_speckv.bench.stats import Ratio, Resampled, Sample, Units, spread
 
 
 def sample(seconds: np.ndarray, cell: str = "c") -> Sample:
@@ -14,10 +14,6 @@ def sample(seconds: np.ndarray, cell: str = "c") -> Sample:
     blocks = tuple(f"{cell}/{i}" for i in range(seconds.shape[1]))
     prompts = tuple(f"p{i}" for i in range(seconds.shape[1]))
     return Sample(Units(tokens, seconds, blocks), Units(tokens, seconds, prompts))
-
-
-def test_rate_is_all_tokens_over_all_time():
-    assert tok_per_s([10, 30], [1.0, 1.0]) == 20
 
 
 def test_pairing_removes_common_noise():

@@ -53,9 +53,9 @@ def test_nothing_grows(case: Case) -> None:
         steps = policy.decide(Batch(batch_size)).num_steps
         correct = rng.integers(0, steps + 1, batch_size).tolist()
         policy.observe(Round(steps, batch_size, correct, float(rng.lognormal())))
-        if n in (3000, 5999):
+        if n % 250 == 249:
             sizes.append(len(pickle.dumps(vars(policy))))
-    assert sizes[1] <= sizes[0] * 1.05
+    assert max(sizes[12:]) <= max(sizes[:12]) * 1.05
 
 
 anything = st.one_of(

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from sglang_speckv.policy import Batch, Round, StepPolicy, create_policy
+from sglang_speckv.policy.base import Decision
+from sglang_speckv.policy.cost import OFF
 from sglang_speckv.policy.throughput import LOOK_ROUNDS, SWITCH_SECONDS, ThroughputPolicy
 from tests.unit.policy.simulate import (
     STRONG,
@@ -260,3 +262,67 @@ def test_its_state_can_be_read() -> None:
     # 60 tokens/s by one request's figures: the rate of the best tier at the last batch size
     assert 40 < state["tokens_per_s"] < 120  # type: ignore[operator]
     assert sum(state["decisions"].values()) == 200  # type: ignore[attr-defined]
+
+
+OFF_S, WARM_S, DRAFTED_S, WAKING_S = 0.030, 0.036, 0.040, 0.008
+
+
+def with_a_draft_that_sleeps(
+    accepted: tuple[float, float],
+    rounds: int = 600,
+    profiled: bool = True,
+    at_first: tuple[float, float] | None = None,
+) -> tuple[list[Decision], float]:
+    """Decisions of the later half, and tok/s then, for one request whose first draft is accepted
+    with either probability, told by its signal where the draft was awake; in the first third with
+    those of ``at_first``."""
+    policy = ThroughputPolicy((0, 1), 1)
+    if profiled:
+        policy.profiled(
+            (1, steps, 0, s) for steps, s in ((OFF, OFF_S), (0, WARM_S), (1, DRAFTED_S))
+        )
+    rng = np.random.default_rng(4)
+    awake, decisions, tokens, seconds = True, [], 0, 0.0
+    for number in range(rounds):
+        chances = at_first if at_first and number < rounds // 3 else accepted
+        chance = chances[rng.integers(2)]
+        firsts = np.array([chance if awake else np.nan])
+        decision = policy.decide(Batch(1, firsts))
+        steps, asleep = decision.num_steps, decision.num_steps == 0 and not decision.awake
+        correct = int(steps > 0 and rng.random() < chance)
+        took = OFF_S if asleep else (WARM_S, DRAFTED_S)[steps] + (0 if awake else WAKING_S)
+        timed = took * rng.normal(1, 0.05) if awake or asleep else None
+        policy.observe(Round(steps, 1, [correct], timed, firsts, asleep=asleep))
+        awake = not asleep
+        if number >= rounds // 2:
+            decisions.append(decision)
+            tokens, seconds = tokens + 1 + correct, seconds + took
+    return decisions, tokens / seconds
+
+
+@pytest.mark.parametrize("profiled", [True, False])
+def test_a_draft_sleeps_where_none_is_best(profiled: bool) -> None:
+    decisions, earned = with_a_draft_that_sleeps((0.25, 0.15), profiled=profiled)
+    assert sum(d.num_steps == 0 and not d.awake for d in decisions) > 0.9 * len(decisions)
+    assert earned > 0.97 / OFF_S
+
+
+def test_a_draft_stays_awake_where_signals_pay() -> None:
+    decisions, earned = with_a_draft_that_sleeps((0.95, 0.05))
+    idle = [d for d in decisions if d.num_steps == 0]
+    assert len(idle) > 0.3 * len(decisions)
+    assert all(d.awake for d in idle)
+    assert earned > 0.97 * (1.95 + 1.0) / (DRAFTED_S + WARM_S)
+
+
+def test_a_draft_wakes_when_it_became_good() -> None:
+    decisions, earned = with_a_draft_that_sleeps((0.8, 0.8), at_first=(0.1, 0.1), rounds=900)
+    assert sum(d.num_steps == 1 for d in decisions) > 0.9 * len(decisions)
+    assert earned > 0.97 * 1.8 / DRAFTED_S
+
+
+def test_without_a_draft_that_sleeps_nothing_is_off() -> None:
+    policy = ThroughputPolicy((0, 1), 1)
+    policy.profiled([(1, 0, 0, WARM_S), (1, 1, 0, 10 * WARM_S)])
+    decision = policy.decide(Batch(1))
+    assert (decision.num_steps, decision.awake) == (0, True)

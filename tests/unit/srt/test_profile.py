@@ -31,6 +31,16 @@ def test_rows_are_rounds_by_batch_size_and_tier() -> None:
     assert summary(rows) == [[2, 0, 100.0], [2, 1, 110.0], [2, 3, 130.0]]
 
 
+def test_a_draft_that_can_sleep_is_timed_both_ways_at_depth_0() -> None:
+    profile = ProfileRun(TIERS, SignalLag("auto", overlap=False), sleeps=True)
+    for _ in range(32):
+        decision = profile.decide(Batch(1))
+        asleep = decision.num_steps == 0 and not decision.awake
+        seconds = 0.08 if asleep else 0.1
+        profile.observe(Round(decision.num_steps, 1, [0], seconds, asleep=asleep))
+    assert summary(profile.finish())[:2] == [[1, -1, 80.0], [1, 0, 100.0]]
+
+
 @pytest.mark.parametrize(("slow", "waits"), [(1.002, True), (1.05, False)])
 def test_auto_keeps_what_costs_less_than_it_gains(slow: float, waits: bool) -> None:
     lag = SignalLag("auto", overlap=True)
@@ -138,10 +148,10 @@ def test_a_fast_engine_is_profiled_at_every_batch_size() -> None:
 
 
 def test_every_load_is_walked_before_any_is_walked_again() -> None:
-    target = profiled(FakeTarget(0.02), seconds=1.5, requests=16)
+    target = profiled(FakeTarget(0.02), seconds=2.1, requests=16)
     walks = [size for size, tokens in target.calls if tokens > 4]
     assert walks == [1, 4, 16]
-    assert profiled(FakeTarget(0.02), 10.0, 16).calls[-3:] == [(1, 24), (4, 24), (16, 24)]
+    assert profiled(FakeTarget(0.02), 10.0, 16).calls[-3:] == [(1, 32), (4, 32), (16, 32)]
 
 
 @pytest.mark.parametrize("per_token", [0.05, 0.3, 2.0])

@@ -35,6 +35,7 @@ class Worker:
         self.passes: list[list[int]] = []
         self.news: list[Any] = []
         self.speculative_num_steps = 3
+        self.speckv = SimpleNamespace(awake=False)
         self._draft_worker = SimpleNamespace(
             _draft_extend_for_decode=self.extend,
             _draft_extend_for_prefill=self.prefill,
@@ -170,6 +171,18 @@ def test_a_full_window_is_read_without_drafting(worker: Worker) -> None:
     assert worker.passes == [[WINDOW, WINDOW]] * 2
     worker.round(reqs, 2)
     assert all(map(worker.is_whole, reqs))
+
+
+def test_a_policy_may_keep_it_awake(worker: Worker) -> None:
+    req = worker.admit(0)
+    worker.round([req], 0)
+    assert worker.sleep.slept and not worker.is_whole(req)
+    worker.speckv.awake = True
+    worker.round([req], 0)
+    assert not worker.sleep.slept and worker.is_whole(req)
+    assert worker.passes == [[1]]
+    worker.round([req], 3)
+    assert worker.passes == [[1]]
 
 
 def test_stays_awake_where_lengths_are_on_the_device_only(worker: Worker) -> None:
