@@ -78,6 +78,8 @@ class Plan:
     """What the best choice for every round earns: the price of time."""
     off: bool = False
     """No draft at all earns more: tier 0 is a round that the draft sleeps through."""
+    waking: float = 0.0
+    """What the draft's pass over what it missed takes then, before it drafts."""
 
     @classmethod
     def of(
@@ -113,6 +115,7 @@ class Plan:
         earned = size / off_time
         if earned > self.rate * (1.0 - STAY if asleep else 1.0 + STAY):
             self.off, self.best, self.rate = True, 0, earned
+            self.waking = self.times[0] - off_time
             self.times[0], self.rates[0] = off_time, earned
 
     def choose(self, tokens: Sequence[float]) -> tuple[int, list[float]]:
@@ -120,6 +123,8 @@ class Plan:
         in the cost model's seconds."""
         rate = self.rate
         worth = [n / rate - t for n, t in zip(tokens, self.times, strict=True)]
+        if self.off:
+            worth = [worth[0], *(w - self.waking for w in worth[1:])]
         most = max(worth)
         return worth.index(most), [most - w for w in worth]
 

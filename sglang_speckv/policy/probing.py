@@ -36,7 +36,10 @@ class Probing:
     def look(self, plan: Plan, hope: Sequence[float], errors: Sequence[float]) -> None:
         """Choose what to try next, if anything; to be called every few rounds."""
         tier = plan.most_promising(hope, errors, SAVINGS / ROUNDS)
-        self._next = None if tier is None else (tier, ROUNDS * plan.loss(tier))
+        self._next = None
+        if tier is not None:
+            waking = plan.waking / plan.times[plan.best]
+            self._next = tier, ROUNDS * plan.loss(tier) + waking
 
     def next(self) -> int | None:
         """The tier's index to run this round, or None."""

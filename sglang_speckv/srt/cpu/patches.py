@@ -41,6 +41,7 @@ def apply() -> None:
     HookRegistry.register(
         "sglang.srt.layers.logits_processor.LogitsProcessor._compute_lm_head", _lm_head, around
     )
+    HookRegistry.register("sglang.srt.mem_cache.memory_pool._set_kv_buffer_impl", _store_kv, around)
     for backend in ("IntelAMXAttnBackend", "IntelAMXMultiStepDraftBackend"):
         HookRegistry.register(
             f"{_BACKEND}{backend}.init_forward_metadata", _forget_plans, HookType.BEFORE
@@ -115,6 +116,24 @@ def _lm_head(
     if embedding_bias is None and linear.applies(lm_head, hidden_states):
         return linear.packed_linear(lm_head, hidden_states, None)
     return original(self, hidden_states, lm_head, embedding_bias, **options)
+
+
+def _store_kv(
+    original: Callable[..., None],
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    indices: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """SGLang's assignment by index, by a quicker op: 1.6 % of a verification round, ten pairs."""
+    if k.dtype != k_cache.dtype:
+        original(k, v, k_cache, v_cache, indices, *args, **kwargs)
+        return
+    k_cache.index_copy_(0, indices, k)
+    v_cache.index_copy_(0, indices, v)
 
 
 def _forget_plans(*args: Any, **kwargs: Any) -> None:
