@@ -78,7 +78,8 @@ def test_serves_losslessly(
     tmp_path: Any,
 ) -> None:
     asked = arguments(models, algorithm, draft)
-    shown = run(kind, {"candidate_steps": [0, 2]}, asked, tmp_path)
+    settings = {"candidate_steps": [0, 2], "policy": "static:2"}
+    shown = run(kind, settings, asked, tmp_path)
     speckv = shown["state"]["speckv"]
     assert shown["tokens"] == plain_answers["batch"]
     assert speckv["candidate_steps"] == [0, 2]
