@@ -16,9 +16,8 @@ from scipy.stats import trim_mean
 from examples.gpu.observe import memory_of, pin
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
+from sglang_speckv.policy.prior import OFF
 
-OFF = -1
-"""The step count that stands for a server without speculation, as in `speckv replay --cost`."""
 SHORT = 4
 REPEATS = 5
 

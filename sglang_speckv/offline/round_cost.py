@@ -8,11 +8,8 @@ import numpy as np
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.columns import Columns
-from sglang_speckv.policy.prior import CostPrior
+from sglang_speckv.policy.prior import OFF, CostPrior
 
-OFF = -1
-"""The step count that stands for a server without speculation, which is what a round costs that the
-draft slept through."""
 ENOUGH = 8
 """Rounds from which a cell counts as measured rather than fitted."""
 FIT_WEIGHT = 16.0

@@ -27,7 +27,7 @@ from statistics import median
 import numpy as np
 
 from sglang_speckv.policy.context import ContextSlope
-from sglang_speckv.policy.prior import CostPrior
+from sglang_speckv.policy.prior import OFF, CostPrior
 
 MAX_BUCKET = 24
 """Half octaves: sizes from 4096 share the last bucket."""
@@ -55,9 +55,6 @@ LEVEL_ERROR = 0.3
 """Error of a cell that was measured at another level, per e-fold between them: what looked like
 a slow machine may have been the depth that ran."""
 
-OFF = -1
-"""The step count that stands for such a round in rows of times; in the table, its last column."""
-
 PROFILE_ROUNDS = 6
 """Rounds that a profiled round is worth: at first nothing else is known of this machine."""
 
@@ -75,6 +72,7 @@ class CostModel:
     """Times are in seconds divided by ``level``, except in :meth:`seconds`."""
 
     def __init__(self, max_steps: int, prior: CostPrior | None = None):
+        # One column per depth and, where OFF points, one more for it.
         self._cells = np.zeros((5, MAX_BUCKET + 1, max_steps + 2))
         self._count, self._mean, self._size, self._context, self._level = self._cells
         self._size[:] = self._level[:] = 1.0

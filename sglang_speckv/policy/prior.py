@@ -68,12 +68,17 @@ class AcceptancePrior:
         return np.where(np.isnan(first_prob), len(self.edges) + 1, rows)
 
 
+OFF = -1
+"""The step count that stands for no draft in rows of times: a server without speculation, or a
+round at depth 0 that the draft sleeps through."""
+
+
 @dataclass(frozen=True, eq=False)
 class CostPrior:
     """Measured round times, one row per (batch size, depth): all arrays [rows].
 
-    ``num_steps`` 0 is a round that drafts nothing but keeps the draft's cache warm; -1 stands for
-    a server without speculation. ``seconds`` is a robust mean over ``rounds`` rounds at a total
+    ``num_steps`` 0 is a round that drafts nothing but keeps the draft's cache warm;
+    :data:`OFF` is allowed. ``seconds`` is a robust mean over ``rounds`` rounds at a total
     context of ``context_len`` tokens on average.
     """
 

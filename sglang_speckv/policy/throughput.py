@@ -18,10 +18,10 @@ import numpy as np
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.checks import context_of, is_count, is_tier, is_time
-from sglang_speckv.policy.cost import OFF, CostModel, ProfileRow, bucket_of
+from sglang_speckv.policy.cost import CostModel, ProfileRow, bucket_of
 from sglang_speckv.policy.guard import Guard
 from sglang_speckv.policy.plan import Mix, Plan
-from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
+from sglang_speckv.policy.prior import OFF, AcceptancePrior, CostPrior
 from sglang_speckv.policy.probing import Probing
 
 LOOK_ROUNDS = 3

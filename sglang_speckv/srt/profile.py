@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.cost import OFF
+from sglang_speckv.policy.prior import OFF
 from sglang_speckv.srt.lag import SignalLag
 
 STATE_KEY = "speckv_profile"

@@ -16,7 +16,7 @@ from scipy import special, stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sglang_speckv.offline.records import Header, Record, read_trace, trace_files
-from sglang_speckv.policy.cost import OFF
+from sglang_speckv.policy.prior import OFF
 from sglang_speckv.srt.sleep import WINDOW
 from tests.engine.conftest import PAIRS, PROMPTS, Serving, on_pairs
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from examples.gpu.observe import memory_of, tier_memory
-from sglang_speckv.policy.cost import OFF
+from sglang_speckv.policy.prior import OFF
 from tests.engine.conftest import PROMPTS, Serving
 from tests.engine.test_signals import DEPTHS, churn, compare_with_transformers, doze, records_of
 from tests.gpu.conftest import CUDA, KINDS, STEPS, Kind, Reference, needs_device, needs_engine

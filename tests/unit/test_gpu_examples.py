@@ -20,7 +20,7 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from examples.gpu import cost_curves, overhead, project, shapes, smoke
-from examples.gpu.curves import OFF, Cell, cell, distinct_prompts, measure, round_times
+from examples.gpu.curves import Cell, cell, distinct_prompts, measure, round_times
 from examples.gpu.observe import signal_ages, tier_memory
 from sglang_speckv.bench.arms import Draft
 from sglang_speckv.bench.client import Client
@@ -29,6 +29,7 @@ from sglang_speckv.bench.options import options_from, read_options
 from sglang_speckv.cli import app
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.records import Record
+from sglang_speckv.policy.prior import OFF
 from tests.unit.offline.synthetic import Traffic, write_trace
 
 ROOT = Path(__file__).parents[2]

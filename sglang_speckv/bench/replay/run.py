@@ -19,8 +19,8 @@ from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.artifact import check_identity, load_artifact
 from sglang_speckv.offline.columns import Columns, identity_of, read_columns
 from sglang_speckv.offline.records import trace_hashes
-from sglang_speckv.offline.round_cost import OFF, MeasuredCost, RoundCost
-from sglang_speckv.policy.prior import Prior
+from sglang_speckv.offline.round_cost import MeasuredCost, RoundCost
+from sglang_speckv.policy.prior import OFF, Prior
 
 _SANE_NOISE = 5.0
 """A round beyond this many times its modelled time was no clean round."""

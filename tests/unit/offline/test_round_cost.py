@@ -11,13 +11,12 @@ from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.columns import read_columns
 from sglang_speckv.offline.round_cost import (
     EXACT,
-    OFF,
     AssumedCost,
     MeasuredCost,
     measure_cost,
     table_of,
 )
-from sglang_speckv.policy.prior import CostPrior
+from sglang_speckv.policy.prior import OFF, CostPrior
 from tests.unit.offline.synthetic import Traffic, write_trace
 
 
