@@ -64,6 +64,15 @@ class Chain(NamedTuple):
     row: Tensor
 
 
+class Fed(NamedTuple):
+    """Rows fed with the target's states: output [B, T, H], rotated q and k, v [B, heads, T, D]."""
+
+    hidden: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
 class Eagle3(nn.Module):
     def __init__(self, shape: Shape, draft_vocab: int, max_length: int = 2048) -> None:
         super().__init__()
@@ -95,39 +104,42 @@ class Eagle3(nn.Module):
     def logits(self, hidden: Tensor, columns: Tensor | slice = slice(None)) -> Tensor:
         return F.linear(self.norm(hidden), self.lm_head.weight[columns])
 
-    def first(self, aux: Tensor, embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All target-fed rows: aux [B, T, 3H], next tokens' embed [B, T, H] -> hidden, K, V."""
+    def first(self, aux: Tensor, embed: Tensor) -> Fed:
+        """All target-fed rows: aux [B, T, 3H], next tokens' embed [B, T, H]."""
         pos = torch.arange(aux.shape[1], device=aux.device)
         hidden = self.fc(aux)
         q, k, v = (t.transpose(1, 2) for t in self._qkv(embed, hidden, pos))
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return self._rest(hidden, a.transpose(1, 2).flatten(2)), k, v
+        return Fed(self._rest(hidden, a.transpose(1, 2).flatten(2)), q, k, v)
 
     def step(
         self,
         chain: Chain,
         hidden: Tensor,
         embed: Tensor,
-        fed: tuple[Tensor, Tensor],
+        fed: Fed,
         own: list[tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        """Next step of N chains, hidden and embed [N, H]; `fed` K and V [B, kv_heads, T, D].
+    ) -> tuple[Tensor, Tensor]:
+        """Next step of N chains, hidden and embed [N, H], and its last KV group's attention.
+
+        The latter, [N, heads of the group, T], is to the rows `fed`.
 
         `own` gathers the chains' own keys and values [N, kv_heads, D]; this step appends to it.
         """
-        s, (k_fed, v_fed) = self.shape, fed
+        s = self.shape
         q, k, v = self._qkv(embed, hidden, chain.row + len(own) + 1)
         own.append((k, v))
         q = q.unflatten(1, (s.kv_heads, -1)) * s.head_dim**-0.5  # [N, kv, group, D]
-        later = torch.arange(k_fed.shape[2], device=q.device) > chain.row[:, None]
-        scores = _per_sequence(q, k_fed.transpose(-1, -2), chain.batch).float()
+        later = torch.arange(fed.k.shape[2], device=q.device) > chain.row[:, None]
+        scores = _per_sequence(q, fed.k.transpose(-1, -2), chain.batch).float()
         scores = scores.masked_fill(later[:, None, None], float("-inf"))
         mine = [(q * kj[:, :, None]).sum(-1, keepdim=True).float() for kj, _ in own]
-        share = torch.cat([scores, *mine], -1).softmax(-1).to(q.dtype)
-        a = _per_sequence(share[..., : -len(own)], v_fed, chain.batch)
+        attention = torch.cat([scores, *mine], -1).softmax(-1)
+        share = attention.to(q.dtype)
+        a = _per_sequence(share[..., : -len(own)], fed.v, chain.batch)
         for j, (_, vj) in enumerate(own):
             a = a + share[..., j - len(own), None] * vj[:, :, None]
-        return self._rest(hidden, a.flatten(1))
+        return self._rest(hidden, a.flatten(1)), attention[:, -1, :, : -len(own)]
 
 
 def _per_sequence(x: Tensor, y: Tensor, batch: Tensor) -> Tensor:
@@ -149,7 +161,7 @@ def load(folder: Path, shape: Shape, embed: Tensor) -> tuple[Eagle3, Tensor]:
     saved = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    shape = shape._replace(heads=heads, kv_heads=kv_heads)  # `copying` adds some
+    shape = shape._replace(heads=heads, kv_heads=kv_heads)  # one group more
     ids = saved["d2t"].long() + torch.arange(len(saved["d2t"]))
     head = Eagle3(shape, len(ids))
     names = {"lm_head.weight": embed[ids]} | saved
@@ -158,8 +170,12 @@ def load(folder: Path, shape: Shape, embed: Tensor) -> tuple[Eagle3, Tensor]:
 
 
 def fresh(shape: Shape, target: dict[str, Tensor], ids: Tensor) -> Eagle3:
-    """A head that starts as the target's last layer, reading the highest captured state."""
-    head, h = Eagle3(shape, len(ids)), shape.hidden
+    """A head that starts as the target's last layer, reading the highest captured state.
+
+    It has one KV group more, which adds nothing yet and is there to point (`pointing.py`).
+    """
+    h, heads = shape.hidden, shape.heads + shape.heads // shape.kv_heads
+    head = Eagle3(shape._replace(heads=heads, kv_heads=shape.kv_heads + 1), len(ids))
     last = f"model.layers.{shape.layers - 1}."
     state = head.state_dict()
     for name, value in state.items():
@@ -167,8 +183,10 @@ def fresh(shape: Shape, target: dict[str, Tensor], ids: Tensor) -> Eagle3:
         if source is not None and source.shape == value.shape:
             value.copy_(source)
         elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
-            value[:, :h].normal_(std=0.01)
-            value[:, h:] = source
+            value.normal_(std=0.01)
+            value[: len(source), h:] = source
+        elif name.endswith("o_proj.weight"):
+            value.zero_()[:, : source.shape[1]] = source
     state["fc.weight"].normal_(std=0.002)
     state["fc.weight"][:, 2 * h :] += torch.eye(h)
     state["midlayer.hidden_norm.weight"].copy_(target[last + "input_layernorm.weight"])

@@ -54,6 +54,11 @@ class Slots:
     def free(self) -> list[int]:
         return [i for i, job in enumerate(self.jobs) if job is None]
 
+    def _place(self, prompt_length: int) -> int:
+        """Short prompts go to the first slots, long ones to the last: see `target.BLOCK`."""
+        wanted = prompt_length / self.length * len(self.jobs)
+        return min(self.free(), key=lambda slot: abs(slot - wanted))
+
     def start(self, jobs: list[Job]) -> None:
         """Prefill `jobs` into free slots and draw their first tokens."""
         width = max(len(j.ids) for j in jobs)
@@ -61,8 +66,9 @@ class Slots:
         for row, job in enumerate(jobs):
             tokens[row, : len(job.ids)] = torch.tensor(job.ids)
         states, kv = self.target.prefill(tokens, keep_kv=True)
-        for row, (slot, job) in enumerate(zip(self.free(), jobs, strict=False)):
+        for row, job in enumerate(jobs):
             n = len(job.ids)
+            slot = self._place(n)
             self.cache.k[:, slot, :, :n], self.cache.v[:, slot, :, :n] = kv[:, :, row, :, :n]
             self.states[slot, :n], self.tokens[slot, :n] = states[row, :n], tokens[row, :n]
             self.jobs[slot], self.pos[slot] = job, n

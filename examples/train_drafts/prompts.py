@@ -27,6 +27,7 @@ from examples.train_drafts.features import read_answers
 HERE = Path(__file__).parent
 SUBJECTS = json.loads((HERE / "subjects.json").read_text())
 ASK_FOR: dict[str, list[str]] = SUBJECTS["templates"]
+WHOLE: dict[str, list[str]] = SUBJECTS["requests"]  # complete ones, not made from a template
 MAX_PROMPT_TOKENS = 320
 
 
@@ -113,11 +114,14 @@ def build(passages: list[str], sources: list[str], count: int, rng: random.Rando
             rows.append(("qa", topic, rng.choice(ASK_FOR["ask"]).format(topic, second)))
         else:
             rows.append(("qa", other[:60], rng.choice(ASK_FOR["about_passage"]).format(other)))
-        if rng.random() < 0.75:
+        if (part := rng.random()) < 0.65:
             rows.append(("code", task, rng.choice(ASK_FOR["code"]).format(task)))
-        else:
+        elif part < 0.85:
             rows.append(("code", source[:60], rng.choice(ASK_FOR["read_code"]).format(source)))
-        text = reasoning(rng)
+        else:
+            request = rng.choice(WHOLE["code"])
+            rows.append(("code", request[:60], request))
+        text = rng.choice(WHOLE["reasoning"]) if rng.random() < 0.15 else reasoning(rng)
         rows.append(("reasoning", re.sub(r"\d+", "#", text)[:60], text))
     unique = {text: (kind, group) for kind, group, text in rows}
     return [{"kind": k, "group": g, "text": t} for t, (k, g) in unique.items()]

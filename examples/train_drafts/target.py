@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+BLOCK = 16  # neighbouring slots that decode to the length of the longest among them
+
 
 class Shape(NamedTuple):
     hidden: int
@@ -136,8 +138,8 @@ class Target:
     def decode(self, tokens: Tensor, pos: Tensor, cache: Cache) -> Tensor:
         """One token per slot [S] at its position [S] -> states [S, 4H]."""
         s, rows = self.shape, torch.arange(len(tokens), device=self.device)
-        width = int(pos.max()) + 1
-        hidden = torch.arange(width, device=self.device) > pos[:, None]
+        widths = [int(part.max()) + 1 for part in pos.split(BLOCK)]
+        hidden = torch.arange(max(widths), device=self.device) > pos[:, None]
         bias = torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, float("-inf"))
         x, aux = self.embed[tokens], []
         for i in range(s.layers):
@@ -146,8 +148,16 @@ class Target:
             q, k, v = self._qkv(x, i, pos)
             cache.k[i][rows, :, pos], cache.v[i][rows, :, pos] = k, v
             q = q.unflatten(1, (s.kv_heads, -1)) * s.head_dim**-0.5
-            # Plain matmuls, keys first: on a CPU twice as fast as the fused kernel for one query.
-            scores = torch.matmul(cache.k[i][:, :, :width], q.transpose(-1, -2)).transpose(-1, -2)
-            share = (scores.float() + bias[:, None, None]).softmax(-1).to(v.dtype)
-            x = self._rest(x, torch.matmul(share, cache.v[i][:, :, :width]).flatten(1), i)
+            parts = zip(
+                *(t.split(BLOCK) for t in (q, bias, cache.k[i], cache.v[i])), widths, strict=True
+            )
+            x = self._rest(x, torch.cat([_attend(*part) for part in parts]).flatten(1), i)
         return torch.cat([*aux, self._norm(x, "model.norm")], -1)
+
+
+def _attend(q: Tensor, bias: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
+    """Scaled q [S, kv, group, D], bias [S, ..], cached k and v [S, kv, .., D] -> as q."""
+    # Plain matmuls, keys first: on a CPU twice as fast as the fused kernel for one query.
+    scores = torch.matmul(k[:, :, :width], q.transpose(-1, -2)).transpose(-1, -2)
+    share = (scores.float() + bias[:, None, None, :width]).softmax(-1).to(v.dtype)
+    return torch.matmul(share, v[:, :, :width])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from examples.train_drafts import eagle3
 from examples.train_drafts.common import pick_device
+from examples.train_drafts.pointing import causal_shares, pointing_loss, right_copies
 from examples.train_drafts.target import read_shape
 from examples.train_drafts.training import (
     Item,
@@ -63,31 +65,36 @@ class Step(NamedTuple):
     final: Tensor  # [N, H], the target's final state that the label comes from
     alive: Tensor  # every step before was accepted
     accepted: Tensor  # and this one too
+    shares: Tensor  # [N, heads of the last KV group, T], its attention to rows fed by the target
 
 
 def unroll(
     head: eagle3.Eagle3,
     batch: Batch,
+    fed: eagle3.Fed,
     ids: Tensor,
     steps: int,
     extra: float,
     columns: Tensor | slice = slice(None),
 ) -> list[Step]:
-    """One Step per depth; `extra` is the share of chains that go on although rejected.
+    """One Step per depth, from the rows `fed`.
 
-    `columns` of the draft vocabulary get logits, and `ids` is what they stand for.
+    `extra` is the share of chains that go on although rejected; `columns` of the draft vocabulary
+    get logits, and `ids` is what they stand for.
     """
     out, own = [], []
-    rows_hidden, k, v = head.first(batch.aux, batch.embed)
     chain = batch.chain
-    hidden = rows_hidden[chain.batch, chain.row]
+    hidden = fed.hidden[chain.batch, chain.row]
+    heads = head.shape.heads // head.shape.kv_heads
+    shares = causal_shares(fed.q[:, -heads:], fed.k[:, -1:]).transpose(1, 2)
+    shares = shares[chain.batch, chain.row]
     accepted = torch.ones_like(chain.row, dtype=torch.bool)
     for depth in range(steps):
         at = chain.row + depth
         logits = head.logits(hidden, columns)
         guess = ids[logits.argmax(-1)]
         alive, accepted = accepted, accepted & (guess == batch.tokens[chain.batch, at + 2])
-        out.append(Step(chain, logits, batch.final[chain.batch, at], alive, accepted))
+        out.append(Step(chain, logits, batch.final[chain.batch, at], alive, accepted, shares))
         go_on = accepted | (torch.rand(len(at), device=at.device) < extra)
         go_on &= at + 1 < batch.ends[chain.batch]
         if depth + 1 == steps or not go_on.any():
@@ -96,7 +103,7 @@ def unroll(
         accepted, hidden = accepted[go_on], hidden[go_on]
         own = [(ko[go_on], vo[go_on]) for ko, vo in own]
         embed = batch.table[batch.tokens[chain.batch, chain.row + depth + 2]]
-        hidden = head.step(chain, hidden, embed, (k, v), own)
+        hidden, shares = head.step(chain, hidden, embed, fed, own)
     return out
 
 
@@ -114,28 +121,40 @@ def some_columns(batch: Batch, ids: Tensor, hot: Tensor, chance: int) -> Tensor:
 def chain_loss(
     head: eagle3.Eagle3, batch: Batch, ids: Tensor, hot: Tensor, args: argparse.Namespace
 ) -> tuple[Tensor, list[float]]:
-    """Mean over chains of their summed cross-entropies, and the conditional acceptance per step."""
+    """Mean over chains of their summed cross-entropies and `pointing` times that of pointing.py.
+
+    Beside it the conditional acceptance per step, and the share of attention pointed right.
+    """
     columns = some_columns(batch, ids, hot, args.columns // 2)
     ids = ids[columns]
     table = batch.table[ids]
+    right, pointed, shares = right_copies(batch.tokens[:, 1:]), 0.0, []
     loss, rates = torch.zeros((), device=table.device), []
     with torch.autocast(batch.aux.device.type, dtype=torch.bfloat16):
-        for step in unroll(head, batch, ids, args.depth, args.extra, columns):
+        fed = head.first(batch.aux, batch.embed)
+        steps = unroll(head, batch, fed, ids, args.depth, args.extra, columns)
+        for depth, step in enumerate(steps):
             label = (F.linear(step.final, table).float() / args.sharpen).softmax(-1)
             loss = loss + soft_cross_entropy(step.logits, label)
+            places = right[step.chain.batch, step.chain.row + depth]
+            places &= torch.arange(places.shape[1], device=places.device) <= step.chain.row[:, None]
+            add, share = pointing_loss(step.shares, places)
+            pointed = pointed + add
+            shares.append(share)
             rates.append((step.accepted.sum() / step.alive.sum()).item())
-    rates += [float("nan")] * (args.depth - len(rates))
-    return loss / len(batch.chain.row), rates
+    rates, shares = (x + [math.nan] * (args.depth - len(x)) for x in (rates, shares))
+    return (loss + args.pointing * pointed) / len(batch.chain.row), [*rates, *shares]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_training(parser)
     parser.add_argument("--start", type=Path, help="folder of a head to go on from")
-    parser.add_argument("--draft-vocab", type=int, default=8192)
+    parser.add_argument("--draft-vocab", type=int, default=16384)
     parser.add_argument("--depth", type=int, default=5, help="draft steps per chain")
     parser.add_argument("--extra", type=float, default=0.1, help="rejected chains that go on")
     parser.add_argument("--columns", type=int, default=2048, help="see some_columns")
+    parser.add_argument("--pointing", type=float, default=0.5, help="weight of its loss")
     parser.add_argument("--sharpen", type=float, default=1.0, help="temperature of the labels")
     args = parser.parse_args()
     device, shape = pick_device(args), read_shape(args.target)

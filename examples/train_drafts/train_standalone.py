@@ -5,7 +5,7 @@
 
 It keeps the target's tokenizer and, frozen, its embedding and the attention of its first layer,
 which then need not be stored with it. It learns the target's distribution where states are at
-hand, else its tokens.
+hand, else its tokens; `pointing.py` shows it where the coming token stands earlier in the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from examples.train_drafts.common import pick_device, system_prefix
 from examples.train_drafts.features import read_answers
+from examples.train_drafts.pointing import causal_shares, pointing_loss, right_copies
 from examples.train_drafts.shards import Sequence
+from examples.train_drafts.target import rotate
 from examples.train_drafts.training import (
     Item,
     add_training,
@@ -96,9 +98,17 @@ def labels_of(items: list[Item], columns: Tensor, tokens: Tensor, table: Tensor)
 
 
 def token_loss(
-    model: LlamaForCausalLM, items: list[Item], hot: Tensor, embed: Tensor
+    model: LlamaForCausalLM,
+    items: list[Item],
+    hot: Tensor,
+    embed: Tensor,
+    last: LastAttention,
+    pointing: float,
 ) -> tuple[Tensor, list[float]]:
-    """Cross-entropy over frequent, occurring and some random tokens; share of right guesses."""
+    """Cross-entropy over frequent, occurring and some random tokens, and `pointing` of the other.
+
+    Beside it the share of right guesses and of attention pointed right.
+    """
     tokens, answer = pad(items, embed.device)
     true = tokens[:, 1:][answer]
     chance = torch.randint(embed.shape[0], (1024,), device=embed.device)
@@ -107,8 +117,32 @@ def token_loss(
     with torch.autocast(embed.device.type, dtype=torch.bfloat16):
         hidden = model.model(tokens[:, :-1]).last_hidden_state[answer]
         logits = F.linear(hidden, table)
-        loss = soft_cross_entropy(logits, labels_of(items, columns, tokens, table)) / len(true)
-    return loss, [(columns[logits.argmax(-1)] == true).float().mean().item()]
+        loss = soft_cross_entropy(logits, labels_of(items, columns, tokens, table))
+        shares = last.shares().transpose(1, 2)[answer]
+        pointed, share = pointing_loss(shares, right_copies(tokens)[answer])
+    right = (columns[logits.argmax(-1)] == true).float().mean().item()
+    return (loss + pointing * pointed) / len(true), [right, share]
+
+
+class LastAttention:
+    """The attention of the last layer's last KV group in the model's latest forward."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self.attention = model.model.layers[-1].self_attn
+        self.attention.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        self.hidden, self.tables = kwargs["hidden_states"], kwargs["position_embeddings"]
+
+    def shares(self) -> Tensor:
+        """[B, heads of the group, T, T]."""
+        attention, width = self.attention, self.attention.head_dim
+        group = attention.num_key_value_groups * width
+        q = F.linear(self.hidden, attention.q_proj.weight[-group:])
+        k = F.linear(self.hidden, attention.k_proj.weight[-width:])
+        q, k = (x.unflatten(-1, (-1, width)).transpose(1, 2) for x in (q, k))
+        cos, sin = (t[:, None].to(q.dtype) for t in self.tables)
+        return causal_shares(rotate(q, cos, sin), rotate(k, cos, sin))
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:
@@ -128,6 +162,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, help="further answers as .npz, without states")
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 29])
     parser.add_argument("--start", type=Path, help="folder of a complete draft to go on from")
+    parser.add_argument("--pointing", type=float, default=0.5, help="weight of its loss")
     parser.add_argument("--hot", type=int, default=2048, help="tokens in every softmax")
     args = parser.parse_args()
     device = pick_device(args)
@@ -141,8 +176,10 @@ def main() -> None:
     items += known_tokens(args.tokens, args.target) if args.tokens else []
     hot = frequent(token_counts(items, embed.shape[0]), args.hot).to(device)
 
+    last = LastAttention(model)
+
     def loss_of(batch: list[Item]) -> tuple[Tensor, list[float]]:
-        return token_loss(model, batch, hot, embed)
+        return token_loss(model, batch, hot, embed, last, args.pointing)
 
     train(
         model,

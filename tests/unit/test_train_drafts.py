@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from examples.train_drafts import eagle3
-from examples.train_drafts.copying import pointing_loss, widened
 from examples.train_drafts.evaluate import rounds
 from examples.train_drafts.export import split, trimmed
+from examples.train_drafts.pointing import pointing_loss, right_copies
 from examples.train_drafts.shards import Shard
 from examples.train_drafts.target import Cache, Shape, Target, read_shape
 from examples.train_drafts.train_eagle3 import Batch, unroll
+from examples.train_drafts.train_standalone import LastAttention
 from examples.train_drafts.training import Item, frequent, soft_cross_entropy
 
 VOCAB, HIDDEN = 96, 32
@@ -62,7 +64,11 @@ def test_target_states_are_those_of_transformers(folder: Path) -> None:
     assert F.cosine_similarity(states.float(), expected.float(), dim=-1).min() > 0.999
 
 
-def test_decoding_in_slots_continues_a_prefill(folder: Path) -> None:
+@pytest.mark.parametrize("block", [1, 16])
+def test_decoding_in_slots_continues_a_prefill(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("examples.train_drafts.target.BLOCK", block)
     target = Target(folder, torch.device("cpu"))
     tokens = torch.randint(VOCAB, (2, 9))
     whole, _ = target.prefill(tokens)
@@ -80,15 +86,15 @@ def test_chain_steps_equal_one_long_attention(folder: Path) -> None:
     torch.manual_seed(1)
     head = eagle3.Eagle3(shape, 16)
     aux, embed = torch.randn(2, 6, 3 * HIDDEN), torch.randn(2, 8, HIDDEN)
-    rows, k, v = head.first(aux, embed[:, :6])
+    fed = head.first(aux, embed[:, :6])
     chain = eagle3.Chain(torch.tensor([0, 1, 1]), torch.tensor([3, 1, 2]))
-    hidden, own = rows[chain.batch, chain.row], []
+    hidden, own = fed.hidden[chain.batch, chain.row], []
     for depth in range(2):
-        hidden = head.step(chain, hidden, embed[chain.batch, chain.row + depth + 1], (k, v), own)
+        hidden, _ = head.step(chain, hidden, embed[chain.batch, chain.row + depth + 1], fed, own)
     for i, (b, row) in enumerate(zip(*(t.tolist() for t in chain), strict=True)):
-        fed = torch.cat([head.fc(aux[b : b + 1, : row + 1]), rows[b, row][None, None]], 1)
-        first = _layer(head, fed, embed[b : b + 1, : row + 2])[:, -1:]
-        second = _layer(head, torch.cat([fed, first], 1), embed[b : b + 1, : row + 3])[0, -1]
+        rows = torch.cat([head.fc(aux[b : b + 1, : row + 1]), fed.hidden[b, row][None, None]], 1)
+        first = _layer(head, rows, embed[b : b + 1, : row + 2])[:, -1:]
+        second = _layer(head, torch.cat([rows, first], 1), embed[b : b + 1, : row + 3])[0, -1]
         assert torch.allclose(hidden[i], second, atol=1e-5)
 
 
@@ -107,35 +113,52 @@ def test_only_accepted_chains_go_on(folder: Path, tmp_path: Path) -> None:
     batch = Batch([Item(shard.sequences[0], shard)], HIDDEN, embed)
     assert batch.chain.row.tolist() == list(range(2, 10))
     head = eagle3.Eagle3(shape, VOCAB).bfloat16()
-    steps = unroll(head, batch, torch.arange(VOCAB), 4, extra=1.0)
+    fed, ids = head.first(batch.aux, batch.embed), torch.arange(VOCAB)
+    steps = unroll(head, batch, fed, ids, 4, extra=1.0)
     assert [len(s.alive) for s in steps] == [8, 7, 6, 5]
     for before, after in pairwise(steps):
         assert after.alive.sum() <= before.accepted.sum()
-    assert len(unroll(head, batch, torch.arange(VOCAB), 4, extra=0.0)[0].alive) == 8
+    assert len(unroll(head, batch, fed, ids, 4, extra=0.0)[0].alive) == 8
 
 
-def test_a_widened_head_is_the_old_one_and_is_loaded_as_wide(folder: Path, tmp_path: Path) -> None:
-    shape, ids = shape_of(folder), torch.arange(0, VOCAB, 6)
-    torch.manual_seed(2)
-    old = eagle3.Eagle3(shape, len(ids))
-    wide = widened(old)
-    assert (wide.shape.heads, wide.shape.kv_heads) == (6, 3)
+def test_rows_are_shown_where_the_coming_token_stands() -> None:
+    tokens = torch.tensor([[7, 3, 5, 9, 3, 5, 3, 5, 3]])
+    places = [row.nonzero()[:, 0].tolist() for row in right_copies(tokens)[0]]
+    # Row 4 holds a 3, and a 5 comes, as it did at 2; row 6 may also take the one at 5.
+    assert places == [[], [], [], [], [2], [], [2, 5], [6]]
+
+
+def test_pointing_is_asked_of_the_heads_together() -> None:
+    right = torch.tensor([[False, True, False], [False, False, False]])
+    shares = torch.tensor([[[0.1, 0.9, 0.0], [0.5, 0.1, 0.4]]] * 2).requires_grad_()
+    loss, share = pointing_loss(shares, right)
+    loss.backward()
+    assert share == pytest.approx(0.5) and loss.item() == pytest.approx(-math.log(0.5), rel=1e-3)
+    assert shares.grad[0].tolist() == [[0, pytest.approx(-1, rel=1e-3), 0]] * 2
+    assert not shares.grad[1].any()
+
+
+def test_what_points_is_the_engine_models_own_attention(folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").float()
+    last, tokens = LastAttention(model), torch.randint(VOCAB, (2, 7))
+    expected = model(tokens, output_attentions=True).attentions[-1]
+    group = model.config.num_attention_heads // model.config.num_key_value_heads
+    assert torch.allclose(last.shares(), expected[:, -group:], atol=1e-5)
+
+
+def test_a_fresh_heads_further_group_adds_nothing_yet_and_is_loaded(
+    folder: Path, tmp_path: Path
+) -> None:
+    ids, target = torch.arange(0, VOCAB, 6), load_file(folder / "model.safetensors")
+    head = eagle3.fresh(shape_of(folder), {n: t.float() for n, t in target.items()}, ids)
+    assert (head.shape.heads, head.shape.kv_heads) == (6, 3)
     aux, embed = torch.randn(1, 5, 3 * HIDDEN), torch.randn(1, 5, HIDDEN)
-    assert torch.allclose(old.first(aux, embed)[0], wide.first(aux, embed)[0], atol=1e-6)
-    eagle3.save(wide, ids, tmp_path, json.loads((folder / "config.json").read_text()))
-    again, _ = eagle3.load(tmp_path, shape, torch.zeros(VOCAB, HIDDEN))
-    assert again.shape == wide.shape
-
-
-def test_pointing_is_right_at_rows_that_the_token_to_come_follows(tmp_path: Path) -> None:
-    shard, tokens = Shard(tmp_path, 4 * HIDDEN), [9, 5, 6, 1, 5, 6, 2]
-    shard.append("p", "code", 0.0, 4, tokens, torch.randn(6, 4 * HIDDEN).bfloat16())
-    batch = Batch([Item(shard.sequences[0], shard)], HIDDEN, torch.zeros(10, HIDDEN).bfloat16())
-    assert batch.chain.row.tolist() == [3, 4]  # to come: 6, which follows row 1; 2, which is new
-    scores = torch.zeros(1, 1, 5, 5)
-    scores[0, 0, 3, 1] = scores[0, 0, 4, 0] = 50.0
-    assert pointing_loss(scores, batch) < 1e-3
-    assert pointing_loss(scores.flip(-1), batch) > 5
+    before = head.first(aux, embed).hidden
+    head.midlayer.self_attn.v_proj.weight.data[-8:] = 9.0
+    assert torch.allclose(before, head.first(aux, embed).hidden, atol=1e-6)
+    eagle3.save(head, ids, tmp_path, json.loads((folder / "config.json").read_text()))
+    again, _ = eagle3.load(tmp_path, shape_of(folder), torch.zeros(VOCAB, HIDDEN))
+    assert again.shape == head.shape
 
 
 def test_loss_and_gradient_are_those_of_torch() -> None:
@@ -199,7 +222,8 @@ def test_frequent_ids_ascend() -> None:
 def test_subjects_are_not_prompts_of_the_comparison() -> None:
     """Held out by construction; this guards against pasting one into the other."""
     root = Path(__file__).resolve().parents[2] / "examples"
-    templates = (root / "train_drafts" / "prompts.py").read_text()
+    subjects = (root / "train_drafts" / "subjects.json").read_text().lower()
     for file in (root / "prompts").glob("*.jsonl"):
         for line in file.read_text().splitlines():
-            assert json.loads(line)["prompt"] not in templates
+            prompt = json.dumps(json.loads(line)["prompt"], ensure_ascii=False)[1:-1]
+            assert prompt.lower() not in subjects
