@@ -42,7 +42,7 @@ def test_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_demo_results_compare_too():
     committed = Path(__file__).parents[3] / "examples" / "results"
-    line = compare_files(committed / "demo-cpu.json", committed / "demo-cpu-full.json", quiet=True)
+    line = compare_files(committed / "demo-cpu.json", committed / "ab-cpu-sweep.json", quiet=True)
     assert len(json.loads(line)["cells"]) > 10
 
 
