@@ -138,7 +138,7 @@ class Target:
     def decode(self, tokens: Tensor, pos: Tensor, cache: Cache) -> Tensor:
         """One token per slot [S] at its position [S] -> states [S, 4H]."""
         s, rows = self.shape, torch.arange(len(tokens), device=self.device)
-        widths = [int(part.max()) + 1 for part in pos.split(BLOCK)]
+        widths = (torch.stack([part.max() for part in pos.split(BLOCK)]) + 1).tolist()  # one sync
         hidden = torch.arange(max(widths), device=self.device) > pos[:, None]
         bias = torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, float("-inf"))
         x, aux = self.embed[tokens], []
