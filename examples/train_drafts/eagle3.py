@@ -120,9 +120,8 @@ class Eagle3(nn.Module):
         fed: Fed,
         own: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Next step of N chains, hidden and embed [N, H], and its last KV group's attention.
-
-        The latter, [N, heads of the group, T], is to the rows `fed`.
+        """Next step of N chains, hidden and embed [N, H], and its last KV group's attention to
+        the rows `fed`, [N, heads of the group, T].
 
         `own` gathers the chains' own keys and values [N, kv_heads, D]; this step appends to it.
         """
@@ -161,7 +160,7 @@ def load(folder: Path, shape: Shape, embed: Tensor) -> tuple[Eagle3, Tensor]:
     saved = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    shape = shape._replace(heads=heads, kv_heads=kv_heads)  # one group more
+    shape = shape._replace(heads=heads, kv_heads=kv_heads)  # more than the target's
     ids = saved["d2t"].long() + torch.arange(len(saved["d2t"]))
     head = Eagle3(shape, len(ids))
     names = {"lm_head.weight": embed[ids]} | saved

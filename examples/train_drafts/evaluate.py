@@ -34,8 +34,7 @@ def eagle3_lengths(
     """Per sequence: drafts accepted (0..depth) by a round started at each row of the answer."""
     batch = Batch(items, embed.shape[1], embed)
     count = torch.zeros(batch.tokens.shape, dtype=torch.long)
-    fed = head.first(batch.aux, batch.embed)
-    for step in unroll(head, batch, fed, ids, depth, 0.0):
+    for step in unroll(head, batch, ids, depth, 0.0):
         count[step.chain.batch, step.chain.row] += step.accepted.long()
     return [
         count[row, i.seq.prompt_length - 1 : i.seq.length - 1].numpy()

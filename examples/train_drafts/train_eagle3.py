@@ -71,19 +71,18 @@ class Step(NamedTuple):
 def unroll(
     head: eagle3.Eagle3,
     batch: Batch,
-    fed: eagle3.Fed,
     ids: Tensor,
     steps: int,
     extra: float,
     columns: Tensor | slice = slice(None),
 ) -> list[Step]:
-    """One Step per depth, from the rows `fed`.
+    """One Step per depth.
 
     `extra` is the share of chains that go on although rejected; `columns` of the draft vocabulary
     get logits, and `ids` is what they stand for.
     """
     out, own = [], []
-    chain = batch.chain
+    fed, chain = head.first(batch.aux, batch.embed), batch.chain
     hidden = fed.hidden[chain.batch, chain.row]
     heads = head.shape.heads // head.shape.kv_heads
     shares = causal_shares(fed.q[:, -heads:], fed.k[:, -1:]).transpose(1, 2)
@@ -131,8 +130,7 @@ def chain_loss(
     right, pointed, shares = right_copies(batch.tokens[:, 1:]), 0.0, []
     loss, rates = torch.zeros((), device=table.device), []
     with torch.autocast(batch.aux.device.type, dtype=torch.bfloat16):
-        fed = head.first(batch.aux, batch.embed)
-        steps = unroll(head, batch, fed, ids, args.depth, args.extra, columns)
+        steps = unroll(head, batch, ids, args.depth, args.extra, columns)
         for depth, step in enumerate(steps):
             label = (F.linear(step.final, table).float() / args.sharpen).softmax(-1)
             loss = loss + soft_cross_entropy(step.logits, label)

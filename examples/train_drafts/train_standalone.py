@@ -97,33 +97,6 @@ def labels_of(items: list[Item], columns: Tensor, tokens: Tensor, table: Tensor)
     return torch.cat(parts)
 
 
-def token_loss(
-    model: LlamaForCausalLM,
-    items: list[Item],
-    hot: Tensor,
-    embed: Tensor,
-    last: LastAttention,
-    pointing: float,
-) -> tuple[Tensor, list[float]]:
-    """Cross-entropy over frequent, occurring and some random tokens, and `pointing` of the other.
-
-    Beside it the share of right guesses and of attention pointed right.
-    """
-    tokens, answer = pad(items, embed.device)
-    true = tokens[:, 1:][answer]
-    chance = torch.randint(embed.shape[0], (1024,), device=embed.device)
-    columns = torch.cat([hot, true, chance]).unique()
-    table = embed[columns]
-    with torch.autocast(embed.device.type, dtype=torch.bfloat16):
-        hidden = model.model(tokens[:, :-1]).last_hidden_state[answer]
-        logits = F.linear(hidden, table)
-        loss = soft_cross_entropy(logits, labels_of(items, columns, tokens, table))
-        shares = last.shares().transpose(1, 2)[answer]
-        pointed, share = pointing_loss(shares, right_copies(tokens)[answer])
-    right = (columns[logits.argmax(-1)] == true).float().mean().item()
-    return (loss + pointing * pointed) / len(true), [right, share]
-
-
 class LastAttention:
     """The attention of the last layer's last KV group in the model's latest forward."""
 
@@ -143,6 +116,32 @@ class LastAttention:
         q, k = (x.unflatten(-1, (-1, width)).transpose(1, 2) for x in (q, k))
         cos, sin = (t[:, None].to(q.dtype) for t in self.tables)
         return causal_shares(rotate(q, cos, sin), rotate(k, cos, sin))
+
+
+def token_loss(
+    model: LlamaForCausalLM,
+    items: list[Item],
+    hot: Tensor,
+    embed: Tensor,
+    last: LastAttention,
+    pointing: float,
+) -> tuple[Tensor, list[float]]:
+    """Cross-entropy over frequent, occurring and some random tokens, plus `pointing` times the loss
+    of pointing.py; beside it the share of right guesses and of attention pointed right.
+    """
+    tokens, answer = pad(items, embed.device)
+    true = tokens[:, 1:][answer]
+    chance = torch.randint(embed.shape[0], (1024,), device=embed.device)
+    columns = torch.cat([hot, true, chance]).unique()
+    table = embed[columns]
+    with torch.autocast(embed.device.type, dtype=torch.bfloat16):
+        hidden = model.model(tokens[:, :-1]).last_hidden_state[answer]
+        logits = F.linear(hidden, table)
+        loss = soft_cross_entropy(logits, labels_of(items, columns, tokens, table))
+        shares = last.shares().transpose(1, 2)[answer]
+        pointed, share = pointing_loss(shares, right_copies(tokens)[answer])
+    right = (columns[logits.argmax(-1)] == true).float().mean().item()
+    return (loss + pointing * pointed) / len(true), [right, share]
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:

@@ -113,12 +113,11 @@ def test_only_accepted_chains_go_on(folder: Path, tmp_path: Path) -> None:
     batch = Batch([Item(shard.sequences[0], shard)], HIDDEN, embed)
     assert batch.chain.row.tolist() == list(range(2, 10))
     head = eagle3.Eagle3(shape, VOCAB).bfloat16()
-    fed, ids = head.first(batch.aux, batch.embed), torch.arange(VOCAB)
-    steps = unroll(head, batch, fed, ids, 4, extra=1.0)
+    steps = unroll(head, batch, torch.arange(VOCAB), 4, extra=1.0)
     assert [len(s.alive) for s in steps] == [8, 7, 6, 5]
     for before, after in pairwise(steps):
         assert after.alive.sum() <= before.accepted.sum()
-    assert len(unroll(head, batch, fed, ids, 4, extra=0.0)[0].alive) == 8
+    assert len(unroll(head, batch, torch.arange(VOCAB), 4, extra=0.0)[0].alive) == 8
 
 
 def test_rows_are_shown_where_the_coming_token_stands() -> None:
