@@ -132,7 +132,7 @@ def chain_loss(
     with torch.autocast(batch.aux.device.type, dtype=torch.bfloat16):
         steps = unroll(head, batch, ids, args.depth, args.extra, columns)
         for depth, step in enumerate(steps):
-            label = (F.linear(step.final, table).float() / args.sharpen).softmax(-1)
+            label = F.linear(step.final, table).float().softmax(-1)
             loss = loss + soft_cross_entropy(step.logits, label)
             places = right[step.chain.batch, step.chain.row + depth]
             places &= torch.arange(places.shape[1], device=places.device) <= step.chain.row[:, None]
@@ -153,7 +153,6 @@ def main() -> None:
     parser.add_argument("--extra", type=float, default=0.1, help="rejected chains that go on")
     parser.add_argument("--columns", type=int, default=2048, help="see some_columns")
     parser.add_argument("--pointing", type=float, default=0.5, help="weight of its loss")
-    parser.add_argument("--sharpen", type=float, default=1.0, help="temperature of the labels")
     args = parser.parse_args()
     device, shape = pick_device(args), read_shape(args.target)
     weights = load_file(args.target / "model.safetensors")
