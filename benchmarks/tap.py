@@ -92,11 +92,11 @@ def tap_seconds(size: int, vocab: int, repeats: int = 200) -> float:
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
-        known, lens = tracker.next_batch(reqs)
+        known = tracker.next_batch(reqs)
         tap.begin_round(slots)
         draft.draft_forward()
         draft._draft_extend_for_decode(batch)
-        flying = tracker.launched(reqs, STEPS, tap.finish_round(slots, STEPS), known, None, lens)
+        flying = tracker.launched(reqs, STEPS, tap.finish_round(slots, STEPS), known)
         tracker.finished(flying, [1] * size)
         times.append(time.perf_counter() - started)
     return statistics.median(times)

@@ -2,11 +2,13 @@
 
 A server's start uses one core for half of its time, so two runs keep two cores busy.  The first
 run owns the modules that share servers; everything else, also what is added later, is in the
-second.  The second run's output follows when the first has ended.
+second.  The second run's output follows when the first has ended.  Without a GPU the tests for one
+are rehearsed on the CPU engine.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,14 +25,16 @@ _NOTHING_COLLECTED = 5
 def main(options: Sequence[str]) -> int:
     """The worse exit code of the two runs."""
     command = [sys.executable, "-m", "pytest", *options]
+    environment = {"SPECKV_REHEARSE": "1", **os.environ}
     with tempfile.TemporaryFile("w+") as output:
         rest = subprocess.Popen(
             [*command, *(f"--ignore={path}" for path in SHARED)],
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=environment,
         )
         try:
-            codes = [subprocess.call([*command, *SHARED]), rest.wait()]
+            codes = [subprocess.call([*command, *SHARED], env=environment), rest.wait()]
         finally:
             with suppress(subprocess.TimeoutExpired):  # Ctrl-C reached it as well
                 rest.wait(30)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import trim_mean
 
-from examples.gpu.observe import memory_of, pin
+from examples.gpu.observe import keep_awake, memory_of, pin
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
 from sglang_speckv.policy.prior import OFF
@@ -25,7 +25,8 @@ REPEATS = 5
 @dataclass(frozen=True)
 class Cell:
     """Seconds per round: mean without the outer tenths, and quartiles. ``context_len`` is the
-    prompt of each request; at most the tokens of ``rounds`` full rounds come on top of it."""
+    prompt of each request; at most the tokens of ``rounds`` full rounds come on top of it.
+    ``asleep``: of depth 0, which the draft slept through."""
 
     batch_size: int
     num_steps: int
@@ -34,12 +35,15 @@ class Cell:
     low: float
     high: float
     rounds: int
+    asleep: bool = False
 
 
-def cell(size: int, num_steps: int, context_len: int, times: Sequence[float]) -> Cell:
+def cell(
+    size: int, num_steps: int, context_len: int, times: Sequence[float], asleep: bool = False
+) -> Cell:
     low, high = np.quantile(times, [0.25, 0.75]).round(6).tolist()
     mean = round(float(trim_mean(times, 0.1)), 6)
-    return Cell(size, num_steps, context_len, mean, low, high, len(times))
+    return Cell(size, num_steps, context_len, mean, low, high, len(times), asleep)
 
 
 def round_times(
@@ -95,11 +99,14 @@ async def measure(
     vocab: int,
 ) -> list[Cell]:
     """Every cell of one server that its KV cache has room for; ``steps`` is empty for a server
-    without speculation."""
+    without speculation. A draft that can sleep at depth 0 is timed there awake and asleep."""
     cells: list[Cell] = []
-    memory = memory_of(await client.internal_state())
+    state = await client.internal_state()
+    memory, sleeps = memory_of(state), state.get("speckv", {}).get("draft_sleeps", False)
     room = memory["token_capacity"] or math.inf
     new = rounds * (max(steps) + 1) if steps else SHORT + 4 * rounds
+    if sleeps:
+        await keep_awake(client, True)
     for context in contexts:
         for size in sizes:
             if size * (context + new) > room:
@@ -112,6 +119,11 @@ async def measure(
             for num_steps in steps:
                 times = await time_depth(client, prompts, num_steps, rounds)
                 cells.append(cell(size, num_steps, context, times))
+            if sleeps and 0 in steps:
+                await keep_awake(client, False)
+                times = await time_depth(client, prompts, 0, rounds)
+                cells.append(cell(size, 0, context, times, asleep=True))
+                await keep_awake(client, True)
     return cells
 
 
@@ -121,9 +133,10 @@ def distinct_prompts(size: int, length: int, vocab: int) -> list[list[int]]:
 
 
 def replay_table(cells: Iterable[Cell]) -> dict[str, Any]:
-    """What ``speckv replay --cost`` reads; of one context only."""
+    """What ``speckv replay --cost`` reads; of one context only. There 0 steps have a signal for the
+    next round, so the draft is awake, and -1 is a server that never drafts."""
     keys = ("batch_size", "num_steps", "seconds")
-    return {"rows": [{key: asdict(c)[key] for key in keys} for c in cells]}
+    return {"rows": [{key: asdict(c)[key] for key in keys} for c in cells if not c.asleep]}
 
 
 async def _recent(client: Client) -> list[list[float]]:

@@ -64,11 +64,11 @@ def host_seconds(size: int, num_steps: int, vocab: int, device: str) -> float:
     reqs = [SimpleNamespace(origin_input_ids=(), output_ids=()) for _ in range(size)]
 
     def one_round() -> None:
-        known, lens = tracker.next_batch(reqs)
+        known = tracker.next_batch(reqs)
         tap.begin_round(slots)
         draft.draft_forward()
         draft._draft_extend_for_decode(batch)
-        tracker.launched(reqs, num_steps, tap.finish_round(slots, num_steps), known, None, lens)
+        tracker.launched(reqs, num_steps, tap.finish_round(slots, num_steps), known)
 
     return median_seconds(one_round, device)
 

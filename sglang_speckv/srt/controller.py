@@ -36,6 +36,8 @@ class EnginePolicy:
         self.launch_steps = launch_steps
         self.num_steps = launch_steps
         self.pinned: int | None = None
+        self.kept_awake = False
+        """The draft reads every token, whatever the policy says of it."""
         self.coming: Batch | None = None
         """What the worker knows of the batch that :meth:`get_steps_for_batch` is about to see."""
         self.decision: Decision | None = None
@@ -90,7 +92,7 @@ class EnginePolicy:
     @property
     def awake(self) -> bool:
         """Whether the draft is to read the coming round's tokens if it is one of depth 0."""
-        return self.decision is not None and self.decision.awake
+        return self.kept_awake or (self.decision is not None and self.decision.awake)
 
     def observe(self, outcome: Round) -> None:
         """Learn from a finished round; ``outcome`` has live requests only."""
@@ -175,6 +177,8 @@ class EnginePolicy:
             "policy": self.policy_name,
             "policies": self.selectable(),
             "pinned": self.pinned,
+            "draft_sleeps": self.draft_sleeps,
+            "kept_awake": self.kept_awake,
             "candidate_steps": self.candidate_steps,
             "launch_steps": self.launch_steps,
             "num_steps": self.num_steps,

@@ -69,18 +69,19 @@ class DecodeLaunch(Launch):
     clean: bool = False
     batch: Batch | None = None
     decision: Decision | None = None
-    context_lens: Sequence[int] = ()
     asleep: bool = False
     settles: tuple[FinishedRound, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedRound:
-    """``outcome`` has live requests only; ``live`` are their rows in ``launch``."""
+    """``outcome`` has live requests only; ``live`` are their rows in ``launch``, ``context_lens``
+    their lengths in tokens when the round began."""
 
     outcome: Round
     launch: DecodeLaunch
     live: Sequence[int]
+    context_lens: Sequence[int] = ()
 
 
 class RoundTracker:
@@ -113,15 +114,15 @@ class RoundTracker:
 
     # -- launches
 
-    def next_batch(self, reqs: Sequence[Any]) -> tuple[Batch, list[int]]:
-        """What is known of ``reqs`` before their round, and each one's length in tokens."""
+    def next_batch(self, reqs: Sequence[Any]) -> Batch:
+        """What is known of ``reqs`` before their round. Under overlap the tokens of the round in
+        flight are not counted yet."""
         if self.waits_for_signals:
             for launch in self._flying:
                 if launch.early:
                     launch.tell()
         firsts = np.array([getattr(req, FIRST_PROB, math.nan) for req in reqs])
-        lens = [len(req.origin_input_ids) + len(req.output_ids) for req in reqs]
-        return Batch(len(lens), firsts, sum(lens)), lens
+        return Batch(len(reqs), firsts, sum(map(_context_len, reqs)))
 
     def disturbed(self) -> None:
         """The time of the next decode round will not be its own."""
@@ -144,7 +145,6 @@ class RoundTracker:
         signals: Tensor,
         batch: Batch | None = None,
         decision: Decision | None = None,
-        context_lens: Sequence[int] = (),
         asleep: bool = False,
     ) -> DecodeLaunch:
         """A decode round was launched; ``signals`` [bs, num_steps + 1, 2]."""
@@ -159,7 +159,6 @@ class RoundTracker:
             clean=self._last_was_decode,
             batch=batch,
             decision=decision,
-            context_lens=context_lens,
             asleep=asleep,
             settles=settles,
         )
@@ -213,6 +212,9 @@ class RoundTracker:
             row for row, req in enumerate(launch.reqs) if not (req.is_retracted or req.finished())
         ]
         whole = len(live) == len(launch.reqs)
+        # Results come in order and this one's tokens are appended after this: what the requests
+        # hold now is what they held when the round began.
+        lens = [_context_len(req) for req in launch.reqs]
         signals = launch.signals()[:, : launch.num_steps] / (1.0, self.log_vocab)
         firsts = launch.batch.first_probs if launch.batch is not None else None
         if not whole:
@@ -225,10 +227,10 @@ class RoundTracker:
             seconds,
             firsts,
             signals,
-            launch.batch.context_len if launch.batch is not None else 0,
+            sum(lens),
             launch.asleep,
         )
-        return FinishedRound(outcome, launch, live)
+        return FinishedRound(outcome, launch, live, [lens[row] for row in live])
 
     def _settle(self, launch: DecodeLaunch) -> list[FinishedRound]:
         """Of the rounds that rode in ``launch`` only the newest has a shared time."""
@@ -239,3 +241,7 @@ class RoundTracker:
             seconds = shared if index == newest and shared == shared else None
             settled.append(replace(done, outcome=replace(done.outcome, seconds=seconds)))
         return settled
+
+
+def _context_len(req: Any) -> int:
+    return len(req.origin_input_ids) + len(req.output_ids)

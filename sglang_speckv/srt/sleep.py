@@ -8,7 +8,9 @@ the draft read all of them in one pass. So no token is read twice and those of r
 meanwhile never are.
 
 An EAGLE head needs the target's states beside the tokens and stays awake. So does a draft under
-rejection sampling, whose distribution SGLang takes along from round to round.
+rejection sampling, whose distribution SGLang takes along from round to round, and one whose lengths
+SGLang leaves on the device: under the overlap scheduler with attention backends that do without
+them on the host (Triton, FA3; not FlashInfer).
 
 What a request that ended in its sleep leaves in the prefix cache lacks draft KV for at most
 ``WINDOW`` tokens: a request that goes on from there may see fewer drafts accepted, and the same
@@ -50,11 +52,16 @@ class DraftSleep:
 
     @staticmethod
     def suits(worker: Any) -> bool:
-        from sglang.srt.runtime_context import get_spec
+        from sglang.srt.managers.overlap_utils import decide_needs_cpu_seq_lens
+        from sglang.srt.runtime_context import get_schedule, get_spec
 
         return (
             worker.speculative_algorithm.is_standalone()
             and not get_spec().speculative_use_rejection_sampling
+            and (
+                get_schedule().disable_overlap_schedule
+                or decide_needs_cpu_seq_lens(worker.spec_v2_attn_backends)
+            )
         )
 
     @staticmethod

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sglang_speckv.srt.controller import EnginePolicy
 
 PIN_KEY = "speckv_num_steps"  # value: a candidate, or -1 to release
+AWAKE_KEY = "speckv_keep_awake"  # value: 1 or 0
 PROFILE_KEY = profile.STATE_KEY
 POLICY_KEY = "speckv_policy:"  # + name, value 1: SGLang's request carries numbers only
 
@@ -23,7 +24,8 @@ def add_speckv(result: None, self: Any, state: dict[str, Any]) -> None:
 
 
 def add_handlers(result: dict[str, Any], self: Any) -> dict[str, Any]:
-    """AFTER ``_update_handlers``: one key that pins a depth, one per policy that selects it."""
+    """AFTER ``_update_handlers``: one key that pins a depth, one that keeps the draft from sleeping
+    at depth 0, one per policy that selects it."""
     from sglang.srt.managers.scheduler_components.internal_state import (
         UpdateRejected,
         _UpdateHandler,
@@ -55,16 +57,20 @@ def add_handlers(result: dict[str, Any], self: Any) -> dict[str, Any]:
         policy.pin(None)
         policy.select(key.removeprefix(POLICY_KEY))
 
-    def validate_profile(key: str, value: Any) -> None:
+    def validate_switch(key: str, value: Any) -> None:
         if value not in (0, 1):
-            raise UpdateRejected(f"{key} takes 1 (start) or 0 (finish), got {value!r}")
+            raise UpdateRejected(f"{key} takes 1 (on) or 0 (off), got {value!r}")
+
+    def apply_awake(key: str, value: Any) -> None:
+        policy.kept_awake = bool(value)
 
     def apply_profile(key: str, value: Any) -> None:
         policy.start_profile() if value else policy.finish_profile()
 
     handlers = {
         PIN_KEY: _UpdateHandler(validate_pin, apply_pin),
-        PROFILE_KEY: _UpdateHandler(validate_profile, apply_profile),
+        AWAKE_KEY: _UpdateHandler(validate_switch, apply_awake),
+        PROFILE_KEY: _UpdateHandler(validate_switch, apply_profile),
     }
     for name in policy.selectable():
         handlers[POLICY_KEY + name] = _UpdateHandler(validate_policy, apply_policy)

@@ -131,7 +131,7 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
             round=number,
             request=str(req.rid),
             batch_size=outcome.batch_size,
-            context_len=launch.context_lens[row],
+            context_len=done.context_lens[i],
             num_steps=outcome.num_steps,
             num_correct_drafts=outcome.num_correct_drafts[i],
             top1_prob=_rounded(signals[i, :, 0]),

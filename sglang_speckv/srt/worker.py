@@ -82,7 +82,6 @@ class SpecKVMixin(_Worker):
             early_copy=None if self.device == "cpu" else _early_copy,
         )
         self._reqs: list[Any] = []
-        self._lens: list[int] = []
         self._result: Any = None
 
     # -- launching a round
@@ -158,14 +157,13 @@ class SpecKVMixin(_Worker):
             self._tap.finish_round(slots, num_steps),
             self.speckv.coming,
             self.speckv.decision,
-            self._lens,
             asleep=self._sleep is not None and self._sleep.slept,
         )
         return result
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """Called by SGLang first thing in a decode round."""
-        self.speckv.coming, self._lens = self._rounds.next_batch(self._reqs)
+        self.speckv.coming = self._rounds.next_batch(self._reqs)
         super().activate_step_by_batch(batch_size)
 
     def draft_caught_up(self, batch: Any) -> None:

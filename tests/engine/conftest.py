@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,8 +124,8 @@ class Serving:
 
 
 @contextmanager
-def serving(tmp_path: Path, *args: str) -> Iterator[Serving]:
-    server = Server("under test", args, tmp_path / "server.log")
+def serving(tmp_path: Path, *args: str, command: Sequence[str] | None = None) -> Iterator[Serving]:
+    server = Server("under test", args, tmp_path / "server.log", command)
     server.start()
     try:
         asyncio.run(server.wait_ready(READY_S))

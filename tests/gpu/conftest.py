@@ -1,7 +1,8 @@
 """Servers on a CUDA device, started like those of the CPU tests; skipped where there is none.
 
-``SPECKV_REHEARSE=1`` runs the same tests on the CPU engine instead, to see that they can run: no
-graphs, no overlap, one attention backend. What needs a device itself stays skipped.
+``SPECKV_REHEARSE=1`` (``make test`` sets it) runs the same tests on the CPU engine there, under
+SGLang's overlap scheduler: no graphs, one attention backend. What needs a device itself stays
+skipped.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from transformers import AutoTokenizer
 
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.lossless import first_difference
+from tests import overlap
 from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, models, serving
 
 __all__ = ["models"]
 
-REHEARSAL = os.environ.get("SPECKV_REHEARSE") == "1"
 CUDA = torch.cuda.is_available()
+REHEARSAL = not CUDA and os.environ.get("SPECKV_REHEARSE") == "1"
 needs_engine = pytest.mark.skipif(not (CUDA or REHEARSAL), reason="needs a CUDA device")
 needs_device = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 
@@ -47,23 +49,26 @@ class Kind:
     def dtype(self) -> str:
         return BACKENDS[self.backend]
 
+    @property
+    def sleeps(self) -> bool:
+        """At depth 0. Under overlap Triton leaves lengths on the device."""
+        lengths_on_host = REHEARSAL or self.backend == "flashinfer" or not self.overlap
+        return self.pair.startswith("standalone") and lengths_on_host
+
     def __str__(self) -> str:
         return f"{self.pair}-{self.backend}-{'overlap' if self.overlap else 'plain'}-{self.lag}"
 
 
-KINDS = [
+DEVICE_KINDS = [
     Kind(pair, backend) for backend in BACKENDS for pair in PAIRS if pair != "standalone-other"
 ]
 """EAGLE3, EAGLE and STANDALONE on every attention backend."""
-REHEARSED = Kind("standalone-self", "triton", overlap=False)
-if REHEARSAL:
-    KINDS = [REHEARSED]
+REHEARSED_KINDS = [Kind(pair, "triton") for pair in ("eagle3", "standalone-self")]
+"""The CPU engine has an attention backend of its own, whatever is said here."""
+KINDS = REHEARSED_KINDS if REHEARSAL else DEVICE_KINDS
 
 
 def device_flags(backend: str) -> list[str]:
-    """The CPU engine knows its own."""
-    if REHEARSAL:
-        return []
     return [
         *("--dtype", BACKENDS[backend], "--attention-backend", backend),
         *("--sampling-backend", "pytorch", "--grammar-backend", "none"),
@@ -72,12 +77,14 @@ def device_flags(backend: str) -> list[str]:
     ]
 
 
-def server_flags(models: dict[str, str], kind: Kind, trace: Path) -> list[str]:
-    overlap = [] if kind.overlap else ["--disable-overlap-schedule"]
+def server_flags(
+    models: dict[str, str], kind: Kind, trace: Path, rehearsal: bool = REHEARSAL
+) -> list[str]:
+    schedule = [] if kind.overlap else ["--disable-overlap-schedule"]
     return [
         *flags(models, *PAIRS[kind.pair]),
-        *device_flags(kind.backend),
-        *overlap,
+        *([] if rehearsal else device_flags(kind.backend)),
+        *schedule,
         *("--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))),
         *("--speckv-signal-lag", kind.lag, "--speckv-trace", str(trace)),
         *("--speckv-profile", "5" if kind.lag == "auto" else "0"),
@@ -93,7 +100,9 @@ def gpu_server(
     """One server per :class:`Kind`, shared by every test that names it, one up at a time."""
     kind: Kind = request.param
     folder = tmp_path_factory.mktemp(str(kind))
-    with serving(folder, *server_flags(models, kind, folder / "trace")) as running:
+    command = overlap.COMMAND if REHEARSAL and kind.overlap else None
+    args = server_flags(models, kind, folder / "trace")
+    with serving(folder, *args, command=command) as running:
         running.pair, running.trace = kind.pair, folder / "trace"
         yield kind, running
 
@@ -143,8 +152,8 @@ def references(
         found = {}
         for backend in {kind.backend for kind in KINDS}:
             folder = tmp_path_factory.mktemp(f"reference-{backend}")
-            small = [] if REHEARSAL else ["--mem-fraction-static", "0.2"]
-            args = [*flags(models), *device_flags(backend), *small]
+            small = [*device_flags(backend), "--mem-fraction-static", "0.2"]
+            args = [*flags(models), *([] if REHEARSAL else small)]
             server = stack.enter_context(serving(folder, *args))
             found[backend] = Reference(server, models["target"], BACKENDS[backend])
         yield found

@@ -11,6 +11,7 @@ import torch
 from sglang_speckv.srt.reduction import reduce_logits, reduce_torch
 from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
+from sglang_speckv.srt.sleep import DraftSleep
 from tests.gpu.conftest import needs_device
 from tests.unit.srt.test_signals import Draft
 
@@ -119,6 +120,62 @@ def _one_of_each(
             draft.draft_forward(num_steps, 2)
         draft._draft_extend_for_decode(batch, num_steps)
         tracker.launched(reqs, num_steps, tap.finish_round(slots, num_steps))
+
+
+def test_a_draft_that_slept_catches_up_without_waiting(waiting_is_an_error: Any) -> None:
+    worker = sleeper("cuda")
+    batch, result = decoding("cuda")
+    sleep_and_wake(worker, batch, result)
+    waiting_is_an_error()
+    sleep_and_wake(worker, batch, result)
+    assert worker.caught_up == 2
+
+
+def sleeper(device: str) -> Any:
+    """What :class:`DraftSleep` uses of the engine's worker, asleep whenever it may."""
+    drafted = SimpleNamespace(topk_p=None, topk_index=None)
+    draft = SimpleNamespace(
+        _draft_extend_for_decode=lambda batch, result: None,
+        _draft_extend_for_prefill=lambda batch, states, newest: drafted,
+        draft=lambda batch: None,
+    )
+    worker = SimpleNamespace(
+        device=device,
+        _draft_worker=draft,
+        speckv=SimpleNamespace(awake=False),
+        _stub_skipped_draft_extend=lambda batch, result: None,
+        caught_up=0,
+    )
+
+    def draft_caught_up(batch: Any) -> None:
+        worker.caught_up += 1
+
+    worker.draft_caught_up = draft_caught_up
+    DraftSleep(worker, slots=8)
+    return worker
+
+
+def decoding(device: str) -> tuple[Any, Any]:
+    """A batch of two requests, and a round's result."""
+    newest = torch.tensor([5, 6], device=device)
+    lens = torch.tensor([11, 12])
+    table = torch.zeros(8, 64, dtype=torch.int32, device=device)
+    batch = SimpleNamespace(
+        reqs=[SimpleNamespace(), SimpleNamespace()],
+        seq_lens=lens.to(device),
+        seq_lens_cpu=lens,
+        req_pool_indices=torch.tensor([3, 7], device=device),
+        req_to_token_pool=SimpleNamespace(req_to_token=table),
+        spec_info=SimpleNamespace(bonus_tokens=newest, topk_p=None, topk_index=None),
+    )
+    return batch, SimpleNamespace(next_draft_input=SimpleNamespace(bonus_tokens=newest))
+
+
+def sleep_and_wake(worker: Any, batch: Any, result: Any) -> None:
+    for worker.speculative_num_steps in (0, 0, 3):
+        if worker.speculative_num_steps:
+            worker._draft_worker.draft(batch)
+        worker._draft_worker._draft_extend_for_decode(batch, result)
 
 
 def test_the_test_for_waits_can_fail(waiting_is_an_error: Any) -> None:

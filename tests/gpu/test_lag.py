@@ -10,7 +10,7 @@ import pytest
 from examples.gpu.observe import signal_ages
 from tests.engine.conftest import PROMPTS, Serving
 from tests.engine.test_signals import records_of
-from tests.gpu.conftest import REHEARSAL, REHEARSED, Kind, needs_engine, on_kinds
+from tests.gpu.conftest import REHEARSAL, Kind, needs_engine, on_kinds
 
 KINDS = [
     Kind("standalone-self", backend, overlap, lag)
@@ -19,7 +19,7 @@ KINDS = [
     for lag in ("late", "0", "auto")
 ]
 if REHEARSAL:
-    KINDS = [REHEARSED]
+    KINDS = [kind for kind in KINDS if kind.backend == "triton" and kind.overlap]
 pytestmark = [pytest.mark.gpu, needs_engine, on_kinds(*KINDS)]
 
 

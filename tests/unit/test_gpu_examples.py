@@ -20,7 +20,7 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from examples.gpu import cost_curves, overhead, project, shapes, smoke
-from examples.gpu.curves import Cell, cell, distinct_prompts, measure, round_times
+from examples.gpu.curves import Cell, cell, distinct_prompts, measure, replay_table, round_times
 from examples.gpu.observe import signal_ages, tier_memory
 from sglang_speckv.bench.arms import Draft
 from sglang_speckv.bench.client import Client
@@ -102,7 +102,7 @@ def test_server_flags_are_the_engines(tmp_path: Path, monkeypatch: pytest.Monkey
         options = options_from(read_options(config), config.name)
         lines.append(["--model-path", "t", *server_flags(64, "bfloat16"), *options.server_flags])
     names = dict.fromkeys(("target", "eagle3", "eagle2", "other"), "m")
-    lines += [gpu.server_flags(names, kind, tmp_path / "t") for kind in gpu.KINDS]
+    lines += [gpu.server_flags(names, kind, tmp_path / "t", False) for kind in gpu.DEVICE_KINDS]
     assert len(lines) > 20
     for line in lines:
         assert parse(line)
@@ -260,27 +260,38 @@ def test_the_taps_work_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 class FakeServer:
     """Rounds of a known length, accepted in turn wholly and not at all, on a clock of its own."""
 
-    def __init__(self, speckv: bool, most: int = 64, capacity: int | None = None) -> None:
+    def __init__(
+        self, speckv: bool, most: int = 64, capacity: int | None = None, sleeps: bool = False
+    ) -> None:
         self.capacity = capacity
+        self.sleeps = sleeps
         self.speckv = speckv
         self.most = most
         self.depth = 0
+        self.awake = False
         self.now = 0.0
         self.recent: list[list[float]] = []
         self.asked: list[tuple[int, int]] = []
         self.pins: list[int] = []
 
     def seconds(self, size: int) -> float:
-        return 0.01 * (1 + self.depth) + 0.001 * size
+        draft = 0.004 if self.awake and self.depth == 0 else 0.0
+        return 0.01 * (1 + self.depth) + 0.001 * size + draft
 
     async def info(self, request: web.Request) -> web.Response:
         shown = {"recent": self.recent[-1024:], "candidate_steps": [0, 2], "pinned": self.depth}
+        shown["draft_sleeps"] = self.sleeps
         state: dict[str, Any] = {"speckv": shown} if self.speckv else {}
         state["memory_usage"] = {"token_capacity": self.capacity}
         return web.json_response({"internal_states": [state]})
 
     async def set_state(self, request: web.Request) -> web.Response:
-        self.depth = (await request.json())["server_args"]["speckv_num_steps"]
+        ((key, value),) = (await request.json())["server_args"].items()
+        if key == "speckv_keep_awake":
+            self.awake = bool(value)
+            return web.json_response([True])
+        assert key == "speckv_num_steps"
+        self.depth = value
         return web.json_response([self.depth < 7])
 
     async def generate(self, request: web.Request) -> web.Response:
@@ -335,6 +346,16 @@ def test_every_depth_and_size_is_measured() -> None:
         expected = 0.01 * (1 + one.num_steps) + 0.001 * one.batch_size
         assert one.seconds == pytest.approx(expected, rel=0.02)
         assert one.rounds >= 8 and one.context_len == 32
+
+
+def test_a_draft_that_sleeps_is_measured_awake_as_well() -> None:
+    cells = measured(FakeServer(speckv=True, sleeps=True), (0, 1))
+    found = [(c.batch_size, c.num_steps, c.asleep) for c in cells]
+    assert found == [(n, *c) for n in (1, 4) for c in ((0, False), (1, False), (0, True))]
+    for awake, _, asleep in (cells[:3], cells[3:]):
+        assert awake.seconds - asleep.seconds == pytest.approx(0.004, rel=0.01)
+    rows = replay_table(cells)["rows"]
+    assert [row["seconds"] for row in rows] == [c.seconds for c in cells if not c.asleep]
 
 
 def test_cells_without_room_are_left_out() -> None:

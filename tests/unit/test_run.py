@@ -33,5 +33,5 @@ def test_the_worse_code_wins(
         def kill(self) -> None: ...
 
     monkeypatch.setattr(run.subprocess, "Popen", Rest)
-    monkeypatch.setattr(run.subprocess, "call", lambda command: shared)
+    monkeypatch.setattr(run.subprocess, "call", lambda command, env: shared)
     assert run.main([]) == code

@@ -84,6 +84,15 @@ def test_counts_are_true_per_tier_and_bounded() -> None:
     assert len(shown["recent"]) == RECENT_ROUNDS
 
 
+def test_a_draft_can_be_kept_awake_at_a_pinned_depth() -> None:
+    engine = controller()
+    engine.pin(1)
+    engine.get_steps_for_batch(1)
+    assert not engine.awake
+    engine.kept_awake = True
+    assert engine.awake and engine.snapshot()["kept_awake"]
+
+
 def test_every_tier_gets_every_graph_size() -> None:
     engine = controller()
     assert engine.cuda_graph_bs_for_step(3) is None

@@ -48,10 +48,8 @@ def signals(num_steps: int, *rows: float) -> torch.Tensor:
 
 
 def launch(tracker: RoundTracker, num_steps: int, reqs: list[Req]) -> DecodeLaunch:
-    batch, lens = tracker.next_batch(reqs)
-    return tracker.launched(
-        reqs, num_steps, signals(num_steps, *[0.5] * len(reqs)), batch, None, lens
-    )
+    batch = tracker.next_batch(reqs)
+    return tracker.launched(reqs, num_steps, signals(num_steps, *[0.5] * len(reqs)), batch)
 
 
 def finish(tracker: RoundTracker, flying: DecodeLaunch) -> list[FinishedRound]:
@@ -115,10 +113,10 @@ def learned(share, noise: float, seconds: float) -> list[tuple]:
     tracker.prefilled(reqs, torch.full((2, 2), 0.5 + noise))
     seen = []
     for num_steps in (3, 5, 1, 0):
-        batch, lens = tracker.next_batch(reqs)
+        batch = tracker.next_batch(reqs)
         seen.append(tuple(batch.first_probs))
         table = signals(num_steps, 0.3 + noise, 0.6 + noise)
-        flying = tracker.launched(reqs, num_steps, table, batch, None, lens)
+        flying = tracker.launched(reqs, num_steps, table, batch)
         clock.now += seconds
         for done in tracker.finished(flying, [0, 0]):
             outcome = done.outcome
@@ -159,9 +157,9 @@ def run(tracker: RoundTracker, reqs: list[Req], decisions_ahead: int) -> list[fl
     flying: list[DecodeLaunch] = []
     known = []
     for n in range(6):
-        batch, lens = tracker.next_batch(reqs)
+        batch = tracker.next_batch(reqs)
         known.append(float(batch.first_probs[0]))
-        flying.append(tracker.launched(reqs, 2, signals(2, n / 10), batch, None, lens))
+        flying.append(tracker.launched(reqs, 2, signals(2, n / 10), batch))
         while len(flying) > decisions_ahead:
             finish(tracker, flying.pop(0))
     return known
@@ -202,13 +200,25 @@ def test_late_never_copies_early_and_never_waits() -> None:
     run(RoundTracker(early_copy=forbidden), [Req()], decisions_ahead=1)
 
 
+def test_a_rounds_context_is_that_of_its_beginning_though_results_are_late() -> None:
+    tracker, reqs = RoundTracker(), [Req(), Req()]
+    one, two = launch(tracker, 3, reqs), launch(tracker, 3, reqs)
+    seen = []
+    for flying in (one, two):
+        (done,) = tracker.finished(flying, [3, 0])
+        seen.append((done.context_lens, done.outcome.context_len))
+        reqs[0].output_ids += [1, 2, 3, 4]
+        reqs[1].output_ids += [1]
+    assert seen == [([10, 10], 20), ([14, 11], 25)]
+
+
 def test_a_prefills_signal_reaches_its_requests_first_round() -> None:
     tracker, reqs = RoundTracker(), [Req(), Req()]
     flying = tracker.prefilled(reqs, torch.tensor([[0.7, 1.0], [0.2, 1.0]]))
     assert flying is not None
-    assert np.isnan(tracker.next_batch(reqs)[0].first_probs).all()
+    assert np.isnan(tracker.next_batch(reqs).first_probs).all()
     tracker.landed(flying)
-    np.testing.assert_allclose(tracker.next_batch(reqs)[0].first_probs, [0.7, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(tracker.next_batch(reqs).first_probs, [0.7, 0.2], rtol=1e-6)
 
 
 def test_signals_follow_the_request_when_rows_move() -> None:
@@ -224,10 +234,10 @@ def test_signals_follow_the_request_when_rows_move() -> None:
     np.testing.assert_allclose(done.outcome.signals[:, :, 0], [[0.0, 0.01], [0.2, 0.21]], atol=1e-6)
     np.testing.assert_allclose(done.outcome.signals[:, :, 1], 0.5)  # nats over log vocabulary
     setattr(a, FIRST_PROB, 0.11), setattr(c, FIRST_PROB, 0.33)
-    batch, lens = tracker.next_batch([d, c, a])
+    batch = tracker.next_batch([d, c, a])
     np.testing.assert_allclose(batch.first_probs, [math.nan, 0.33, 0.11])
-    assert (batch.size, batch.context_len, lens) == (3, 30, [10, 10, 10])
-    two = tracker.launched([d, c, a], 1, signals(1, 0.9, 0.8, 0.7), batch, None, lens)
+    assert (batch.size, batch.context_len) == (3, 30)
+    two = tracker.launched([d, c, a], 1, signals(1, 0.9, 0.8, 0.7), batch)
     c.is_retracted = True
     (done,) = tracker.finished(two, [1, 1, 0])
     np.testing.assert_allclose(done.outcome.first_probs, [math.nan, 0.11])

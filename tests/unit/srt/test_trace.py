@@ -31,14 +31,12 @@ def request(rid: str, temperature: float = 0.0, top_k: int = 1) -> SimpleNamespa
 
 def finished(*correct: int, rids: tuple[str, ...] = ("code:7:a", "b")) -> FinishedRound:
     reqs = (request(rids[0]), request(rids[1], 0.7, -1))
-    launch = DecodeLaunch(
-        reqs, None, (), num_steps=2, decision=Decision(2, "best", 1.5), context_lens=[10, 20]
-    )
+    launch = DecodeLaunch(reqs, None, (), num_steps=2, decision=Decision(2, "best", 1.5))
     signals = np.array([[[0.5, 0.25], [math.nan, 0.5]], [[0.75, 0.125], [1.0, 0.0]]])
     firsts = np.array([0.4, math.nan])
     outcome = Round(2, 2, list(correct), 0.0123456789, firsts, signals, 30)
     launch.batch = Batch(2, firsts, 30)
-    return FinishedRound(outcome, launch, [0, 1])
+    return FinishedRound(outcome, launch, [0, 1], [10, 20])
 
 
 def test_round_trip(tmp_path: Path) -> None:
