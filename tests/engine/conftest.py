@@ -74,9 +74,12 @@ class Serving:
         return [a["output_ids"] for a in self.generate(prompts, max_new_tokens)]
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self.command(path, body).json()
+
+    def command(self, path: str, body: dict[str, Any]) -> requests.Response:
         answer = requests.post(self.url + path, json=body, timeout=120)
         answer.raise_for_status()
-        return answer.json()
+        return answer
 
     def set_state(self, **values: int) -> bool:
         return self.post("/set_internal_state", {"server_args": values}) == [True]
