@@ -57,6 +57,15 @@ def _age(seen: float | None, last: Record, record: Record) -> str:
     return "coming" if coming else "before" if before else "neither"
 
 
+def as_told(ages: Counter[str], rounds: int) -> bool:
+    """Whether decisions saw the signals of the round that ``internal_states[].speckv.signal_lag``
+    tells, 0 or 1 behind, none an older one. A prefill between two rounds lets a result arrive in
+    time, so a few may see a fresher one."""
+    if not ages or ages["neither"]:
+        return False
+    return ages["coming"] < ages["before"] if rounds else ages["before"] == 0
+
+
 async def pin(client: Client, num_steps: int) -> None:
     """Hold a depth; -1 lets the policy choose again."""
     await _set(client, "speckv_num_steps", num_steps)

@@ -22,7 +22,16 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from examples.gpu.observe import finish, machine, memory_of, pin, run, signal_ages, tier_memory
+from examples.gpu.observe import (
+    as_told,
+    finish,
+    machine,
+    memory_of,
+    pin,
+    run,
+    signal_ages,
+    tier_memory,
+)
 from sglang_speckv.bench.arms import Draft
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.models import resolve_target
@@ -83,8 +92,7 @@ def checks(state: dict[str, Any], records: Sequence[Record]) -> dict[str, bool]:
     shown = state.get("speckv") or {}
     rounds = shown.get("rounds", {})
     drafted = [record for record in records if record.num_steps]
-    ages = signal_ages(records)
-    lag = shown.get("signal_lag", {}).get("rounds")
+    lag = shown.get("signal_lag", {}).get("rounds", 0)
     return {
         "active": bool(shown.get("active")),
         "no_fallback": shown.get("fallbacks") == 0,
@@ -93,9 +101,7 @@ def checks(state: dict[str, Any], records: Sequence[Record]) -> dict[str, bool]:
         "profiled": bool(shown.get("profile")),
         "signals_are_probabilities": bool(drafted)
         and all(0 < p <= 1 for record in drafted for p in record.top1_prob),
-        "signal_lag_is_as_told": bool(ages)
-        and ages["neither"] == 0
-        and ages["coming" if lag == 1 else "before"] == 0,
+        "signal_lag_is_as_told": as_told(signal_ages(records), lag),
         "drafts_were_accepted": shown.get("correct_drafts", 0) > 0,
     }
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 
 from examples.gpu import cost_curves, overhead, project, shapes, smoke
 from examples.gpu.curves import Cell, cell, distinct_prompts, measure, replay_table, round_times
-from examples.gpu.observe import signal_ages, tier_memory
+from examples.gpu.observe import as_told, signal_ages, tier_memory
 from sglang_speckv.bench.arms import Draft
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
@@ -190,6 +191,21 @@ def record(number: int, seen: float | None, own: float, request: str = "a") -> R
 )
 def test_age_of_a_signal(seen: float | None, age: str) -> None:
     assert signal_ages([record(1, None, 0.3), record(3, seen, 0.7)]) == {age: 1}
+
+
+@pytest.mark.parametrize(
+    ("ages", "rounds", "holds"),
+    [
+        ({"coming": 9, "either": 2, "none": 1}, 0, True),
+        ({"coming": 9, "before": 1}, 0, False),
+        ({"before": 9, "coming": 1}, 1, True),  # a prefill came in between
+        ({"before": 1, "coming": 9}, 1, False),
+        ({"before": 9, "neither": 1}, 1, False),
+        ({}, 0, False),
+    ],
+)
+def test_signals_are_no_older_than_told(ages: dict[str, int], rounds: int, holds: bool) -> None:
+    assert as_told(Counter(ages), rounds) == holds
 
 
 def test_ages_are_told_per_request() -> None:
