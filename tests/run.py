@@ -16,8 +16,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 SHARED = [
-    f"tests/engine/test_{name}.py"
-    for name in ("cpu_engine", "lossless", "serving", "signals", "artifact", "patched")
+    *(
+        f"tests/engine/test_{name}.py"
+        for name in ("cpu_engine", "lossless", "serving", "signals", "artifact")
+    ),
+    "tests/gpu",
 ]
 _NOTHING_COLLECTED = 5
 

@@ -81,7 +81,7 @@ class FinishedRound:
     outcome: Round
     launch: DecodeLaunch
     live: Sequence[int]
-    context_lens: Sequence[int] = ()
+    context_lens: Sequence[int]
 
 
 class RoundTracker:

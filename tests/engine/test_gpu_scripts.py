@@ -1,0 +1,50 @@
+"""The scripts of ``examples/gpu``, run whole on the CPU engine with tiny models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.engine
+FOLDER = Path(__file__).parents[2] / "examples" / "gpu"
+TINY = "--layers 2 --hidden 256 --vocab 1024 --dtype float32 --draft standalone --compression plain"
+
+
+def told_by(script: str, *arguments: str) -> dict[str, Any]:
+    """The JSON object that the script ends with."""
+    command = [sys.executable, str(FOLDER / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_smoke(models: dict[str, str]) -> None:
+    pair = ["--target", models["target"], "--draft", f"EAGLE3={models['eagle3']}"]
+    told = told_by("smoke.py", *pair)
+    (draft,) = told["drafts"].values()
+    assert told["ok"] and all(draft["checks"].values())
+    assert draft["switches"] > 0 and draft["signal_ages"]
+
+
+def test_overhead(models: dict[str, str]) -> None:
+    pair = ["--target", models["target"], "--draft", f"STANDALONE={models['alike']}"]
+    told = told_by("overhead.py", *pair, "--batch-size", "1")
+    (row,) = told["tap"]
+    assert 0 < row["host_share"] < 1 and told["switch_microseconds"] > 0
+
+
+def test_cost_curves(tmp_path: Path) -> None:
+    cells = ["--batch-size", "2", "--context", "32", "--steps", "0,1", "--rounds", "8"]
+    told = told_by("cost_curves.py", *TINY.split(), *cells, "--out", str(tmp_path / "cost.json"))
+    off, draft = told["servers"]
+    assert [cell["num_steps"] for cell in off["cells"]] == [-1]
+    found = [(cell["num_steps"], cell["asleep"]) for cell in draft["cells"]]
+    assert found == [(0, False), (1, False), (0, True)]
+    (table,) = tmp_path.glob("cost.standalone.plain.32.json")
+    rows = json.loads(table.read_text())["rows"]
+    assert [row["num_steps"] for row in rows] == [-1, 0, 1]
