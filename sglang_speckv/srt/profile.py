@@ -22,9 +22,11 @@ SAMPLES = 32
 
 
 class ProfileRun:
-    """Chooses tiers in turn and keeps what their rounds took. Deterministic: ranks agree.
+    """Walks there and back through the tiers and keeps what their rounds took. Deterministic: ranks
+    agree.
 
-    Where the draft ``sleeps`` at depth 0, both kinds of such rounds are tiers.
+    Where the draft ``sleeps`` at depth 0, both kinds of such rounds are tiers. Where the host may
+    wait for signals or not, it waits on the way back.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class ProfileRun:
     def decide(self, batch: Batch) -> Decision:
         turn = self._turn.get(batch.size, 0)
         self._turn[batch.size] = turn + 1
-        if self._lag.open:  # one walk through the tiers with waiting, one without
-            self._lag.waits = turn // (ROUNDS * len(self._order)) % 2 == 1
-        tier = self._order[turn // ROUNDS % len(self._order)]
+        step = turn // ROUNDS % len(self._order)
+        if self._lag.open:
+            self._lag.waits = step >= len(self._order) // 2
+        tier = self._order[step]
         return Decision(max(tier, 0), "profile", awake=tier != OFF)
 
     def observe(self, outcome: Round) -> None:
@@ -56,7 +59,8 @@ class ProfileRun:
 
     def finish(self) -> list[tuple[int, int, int, float]]:
         """Rows of (batch_size, num_steps, context_len, seconds), one per round, num_steps -1 for a
-        draft asleep; settles `auto`."""
+        draft asleep; settles `auto`. Drafts that are accepted end a walk early: a tier that was
+        only seen in the mode that is not chosen is told by that one."""
         by_mode: dict[bool, dict[tuple[int, int], list[float]]] = {True: {}, False: {}}
         for (size, steps, waits), times in self._seconds.items():
             if len(times) >= 2:
@@ -64,9 +68,10 @@ class ProfileRun:
         if self._lag.open:
             waiting, late = (_medians(by_mode[waits]) for waits in (True, False))
             self._lag.choose(waiting, late)
+        known = by_mode[not self._lag.waits] | by_mode[self._lag.waits]
         return [
             (size, steps, self._context[size, steps], seconds)
-            for (size, steps), times in sorted(by_mode[self._lag.waits].items())
+            for (size, steps), times in sorted(known.items())
             for seconds in times
         ]
 

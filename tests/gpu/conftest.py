@@ -87,7 +87,7 @@ def server_flags(
         *schedule,
         *("--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))),
         *("--speckv-signal-lag", kind.lag, "--speckv-trace", str(trace)),
-        *("--speckv-profile", "5" if kind.lag == "auto" else "0"),
+        *("--speckv-profile", "20" if kind.lag == "auto" else "0"),
     ]
 
 

@@ -51,6 +51,18 @@ def test_auto_keeps_what_costs_less_than_it_gains(slow: float, waits: bool) -> N
     assert rows[0][3] == pytest.approx(0.1 * (slow if waits else 1.0))
 
 
+def test_auto_compares_every_tier_and_a_walk_that_ended_early_leaves_none_out() -> None:
+    profile = ProfileRun(TIERS, SignalLag("auto", overlap=True))
+    walk(profile, 24, slow_wait=1.002)  # there and back
+    assert [row[:2] for row in summary(profile.finish())] == [[2, 0], [2, 1], [2, 3]]
+    lag = SignalLag("auto", overlap=True)
+    profile = ProfileRun(TIERS, lag)
+    walk(profile, 16, slow_wait=1.002)  # accepted drafts: the way back ended at the deepest tier
+    rows = profile.finish()
+    assert lag.waits
+    assert [row[:2] for row in summary(rows)] == [[2, 0], [2, 1], [2, 3]]
+
+
 @pytest.mark.parametrize(
     ("mode", "overlap", "waits", "rounds"),
     [
