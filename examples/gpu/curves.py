@@ -105,8 +105,9 @@ async def measure(
     memory, sleeps = memory_of(state), state.get("speckv", {}).get("draft_sleeps", False)
     room = memory["token_capacity"] or math.inf
     new = rounds * (max(steps) + 1) if steps else SHORT + 4 * rounds
-    if sleeps:
-        await keep_awake(client, True)
+    kinds = [(num_steps, False) for num_steps in steps]
+    if sleeps and 0 in steps:
+        kinds.append((0, True))
     for context in contexts:
         for size in sizes:
             if size * (context + new) > room:
@@ -116,14 +117,11 @@ async def measure(
             if not steps:
                 times = await time_off(client, prompts, rounds)
                 cells.append(cell(size, OFF, context, times))
-            for num_steps in steps:
+            for num_steps, asleep in kinds:
+                if sleeps:
+                    await keep_awake(client, not asleep)
                 times = await time_depth(client, prompts, num_steps, rounds)
-                cells.append(cell(size, num_steps, context, times))
-            if sleeps and 0 in steps:
-                await keep_awake(client, False)
-                times = await time_depth(client, prompts, 0, rounds)
-                cells.append(cell(size, 0, context, times, asleep=True))
-                await keep_awake(client, True)
+                cells.append(cell(size, num_steps, context, times, asleep))
     return cells
 
 

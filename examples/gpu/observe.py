@@ -68,18 +68,12 @@ def as_told(ages: Counter[str], rounds: int) -> bool:
 
 async def pin(client: Client, num_steps: int) -> None:
     """Hold a depth; -1 lets the policy choose again."""
-    await _set(client, "speckv_num_steps", num_steps)
+    await client.set_state("speckv_num_steps", num_steps, f"the depth {num_steps}")
 
 
 async def keep_awake(client: Client, on: bool) -> None:
     """Whether a STANDALONE draft reads along at depth 0 too."""
-    await _set(client, "speckv_keep_awake", int(on))
-
-
-async def _set(client: Client, key: str, value: int) -> None:
-    raw = await client.call("POST", "/set_internal_state", {"server_args": {key: value}})
-    if client.decode(raw, list[bool], "/set_internal_state") != [True]:
-        raise ServerError(f"server {client.name} refused {key} = {value}")
+    await client.set_state("speckv_keep_awake", int(on), "to keep its draft awake")
 
 
 def memory_of(state: dict[str, Any]) -> dict[str, Any]:

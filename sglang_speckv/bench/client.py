@@ -94,10 +94,13 @@ class Client(Connection):
     async def set_policy(self, policy: str) -> None:
         """Switch the SpecKV policy of a running server."""
         # SGLang's request carries numbers only, so the name is in the key
-        body = {"server_args": {f"speckv_policy:{policy}": 1}}
-        raw = await self.call("POST", "/set_internal_state", body)
+        await self.set_state(f"speckv_policy:{policy}", 1, f"the policy {policy!r}")
+
+    async def set_state(self, key: str, value: int, what: str) -> None:
+        """Change an internal state of a running server; ``what`` names it where it is refused."""
+        raw = await self.call("POST", "/set_internal_state", {"server_args": {key: value}})
         if self.decode(raw, list[bool], "/set_internal_state") != [True]:
-            raise ServerError(f"server {self.name} refused the policy {policy!r}")
+            raise ServerError(f"server {self.name} refused {what}")
 
     async def flush_cache(self, attempts: int = 50) -> None:
         """Forget cached prefixes. Right after a request the scheduler may still call itself

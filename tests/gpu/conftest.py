@@ -66,6 +66,8 @@ DEVICE_KINDS = [
 REHEARSED_KINDS = [Kind(pair, "triton") for pair in ("eagle3", "standalone-self")]
 """The CPU engine has an attention backend of its own, whatever is said here."""
 KINDS = REHEARSED_KINDS if REHEARSAL else DEVICE_KINDS
+COMMAND = overlap.COMMAND if REHEARSAL else None
+"""What serves; None is ``speckv serve``."""
 
 
 def device_flags(backend: str) -> list[str]:
@@ -75,6 +77,11 @@ def device_flags(backend: str) -> list[str]:
         *("--mem-fraction-static", "0.5", "--max-running-requests", "8"),
         *("--cuda-graph-max-bs-decode", "8", "--decode-log-interval", "1"),
     ]
+
+
+def second_flags(backend: str) -> list[str]:
+    """Of a server that stands beside another one."""
+    return [] if REHEARSAL else [*device_flags(backend), "--mem-fraction-static", "0.2"]
 
 
 def server_flags(
@@ -100,9 +107,8 @@ def gpu_server(
     """One server per :class:`Kind`, shared by every test that names it, one up at a time."""
     kind: Kind = request.param
     folder = tmp_path_factory.mktemp(str(kind))
-    command = overlap.COMMAND if REHEARSAL and kind.overlap else None
     args = server_flags(models, kind, folder / "trace")
-    with serving(folder, *args, command=command) as running:
+    with serving(folder, *args, command=COMMAND) as running:
         running.pair, running.trace = kind.pair, folder / "trace"
         yield kind, running
 
@@ -152,8 +158,7 @@ def references(
         found = {}
         for backend in {kind.backend for kind in KINDS}:
             folder = tmp_path_factory.mktemp(f"reference-{backend}")
-            small = [*device_flags(backend), "--mem-fraction-static", "0.2"]
-            args = [*flags(models), *([] if REHEARSAL else small)]
+            args = [*flags(models), *second_flags(backend)]
             server = stack.enter_context(serving(folder, *args))
             found[backend] = Reference(server, models["target"], BACKENDS[backend])
         yield found

@@ -123,15 +123,15 @@ def _one_of_each(
 
 
 def test_a_draft_that_slept_catches_up_without_waiting(waiting_is_an_error: Any) -> None:
-    worker = sleeper("cuda")
-    batch, result = decoding("cuda")
+    worker = sleeper()
+    batch, result = decoding()
     sleep_and_wake(worker, batch, result)
     waiting_is_an_error()
     sleep_and_wake(worker, batch, result)
     assert worker.caught_up == 2
 
 
-def sleeper(device: str) -> Any:
+def sleeper() -> Any:
     """What :class:`DraftSleep` uses of the engine's worker, asleep whenever it may."""
     drafted = SimpleNamespace(topk_p=None, topk_index=None)
     draft = SimpleNamespace(
@@ -140,7 +140,7 @@ def sleeper(device: str) -> Any:
         draft=lambda batch: None,
     )
     worker = SimpleNamespace(
-        device=device,
+        device="cuda",
         _draft_worker=draft,
         speckv=SimpleNamespace(awake=False),
         _stub_skipped_draft_extend=lambda batch, result: None,
@@ -155,16 +155,16 @@ def sleeper(device: str) -> Any:
     return worker
 
 
-def decoding(device: str) -> tuple[Any, Any]:
+def decoding() -> tuple[Any, Any]:
     """A batch of two requests, and a round's result."""
-    newest = torch.tensor([5, 6], device=device)
+    newest = torch.tensor([5, 6], device="cuda")
     lens = torch.tensor([11, 12])
-    table = torch.zeros(8, 64, dtype=torch.int32, device=device)
+    table = torch.zeros(8, 64, dtype=torch.int32, device="cuda")
     batch = SimpleNamespace(
         reqs=[SimpleNamespace(), SimpleNamespace()],
-        seq_lens=lens.to(device),
+        seq_lens=lens.to("cuda"),
         seq_lens_cpu=lens,
-        req_pool_indices=torch.tensor([3, 7], device=device),
+        req_pool_indices=torch.tensor([3, 7], device="cuda"),
         req_to_token_pool=SimpleNamespace(req_to_token=table),
         spec_info=SimpleNamespace(bonus_tokens=newest, topk_p=None, topk_index=None),
     )

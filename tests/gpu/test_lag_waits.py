@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import overlap
 from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, serving
-from tests.gpu.conftest import REHEARSAL, Kind, device_flags, needs_engine, on_kinds
+from tests.gpu.conftest import COMMAND, REHEARSAL, Kind, needs_engine, on_kinds, second_flags
 
 KINDS = [
     Kind("standalone-self", "flashinfer", lag="late"),
@@ -39,9 +38,8 @@ def stock(
     kind, _ = gpu_server
     chain = ["--speculative-num-steps", str(STEPS), "--speculative-eagle-topk", "1"]
     chain += ["--speculative-num-draft-tokens", str(STEPS + 1)]
-    small = [*device_flags(kind.backend), "--mem-fraction-static", "0.2"]
-    args = [*flags(models, *PAIRS[kind.pair]), *([] if REHEARSAL else small), *chain]
-    with serving(tmp_path, *args, command=overlap.COMMAND if REHEARSAL else None) as running:
+    args = [*flags(models, *PAIRS[kind.pair]), *second_flags(kind.backend), *chain]
+    with serving(tmp_path, *args, command=COMMAND) as running:
         yield running
 
 
