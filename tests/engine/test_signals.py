@@ -22,6 +22,8 @@ from tests.engine.conftest import PAIRS, PROMPTS, Serving, on_pairs
 
 pytestmark = [pytest.mark.engine, on_pairs("eagle3", "standalone-self")]
 DEPTHS = [3, 0, 5, 1]
+LASTING_TOKENS = 1900
+"""Nearly the models' context, which nothing here comes to the end of."""
 
 
 def records_of(server: Serving) -> tuple[Header, list[Record]]:
@@ -38,40 +40,55 @@ def records_of(server: Serving) -> tuple[Header, list[Record]]:
 
 @contextmanager
 def churn(server: Serving, each: int) -> Iterator[dict[str, list[int]]]:
-    """Requests of different lengths that enter and leave while the block moves the depth; their
-    greedy answers when it ends.
+    """Requests of different lengths that enter and leave beside one that lasts as long as the block
+    that moves the depth, however slow this machine is; their greedy answers when it ends.
 
     Nothing may come from the prefix cache. Without a head SGLang files prefixes under their own
     tokens, though the draft's KV of the last one holds the token that came next; so a request with
     the prompt of another one that went on differently takes over a wrong entry.
     """
     server.flush_cache()
+    turn = time.monotonic_ns()  # no request has the name of an earlier one
+    rids = [f"class{n % 2}:{n % len(PROMPTS)}:{turn}-{n}" for n in range(6)]
+    lasting, *passing = rids
 
-    def ask(number: int) -> tuple[str, list[int]]:
+    def ask(rid: str) -> list[int]:
+        number = rids.index(rid)
         time.sleep(0.05 * number)
-        rid = f"class{number % 2}:{number % len(PROMPTS)}:{number}"
         body = {
             "text": PROMPTS[number % len(PROMPTS)],
             "rid": rid,
             "sampling_params": {
                 "temperature": 0,
-                "max_new_tokens": 8 + each * number,
+                "max_new_tokens": 8 + each * number if rid in passing else LASTING_TOKENS,
                 "ignore_eos": True,
             },
         }
-        return rid, server.post("/generate", body)["output_ids"]
+        return server.post("/generate", body)["output_ids"]
 
     answers: dict[str, list[int]] = {}
-    with ThreadPoolExecutor(6) as pool:
-        asked = [pool.submit(ask, number) for number in range(6)]
+    with ThreadPoolExecutor(len(rids)) as pool:
+        asked = {rid: pool.submit(ask, rid) for rid in rids}
         yield answers
-        answers |= dict(task.result() for task in asked)
+        for rid in passing:
+            asked[rid].result()
+        server.command("/abort_request", {"rid": lasting})
+        answers |= {rid: task.result() for rid, task in asked.items()}
+
+
+def move(server: Serving, stages: Sequence[tuple[int, int]]) -> None:
+    """Pin each depth in turn for that many rounds at least; the last one stays."""
+    for num_steps, rounds in stages:
+        server.pin(num_steps)
+        deadline, expected = time.monotonic() + 60, server.rounds() + rounds
+        while server.rounds() < expected:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
 
 def test_signals_are_the_drafts_own(server: Serving, models: dict[str, str]) -> None:
     algorithm, draft = PAIRS[server.pair]
-    with server.shuffled_depths(DEPTHS), churn(server, each=5) as answers:
-        pass
+    answers = shuffle(server, each=5)
     header, records = records_of(server)
     assert header.algorithm == algorithm
     assert (header.dtype, header.overlap, header.candidate_steps) == (
@@ -118,19 +135,17 @@ def test_a_draft_that_slept_has_missed_nothing(server: Serving, models: dict[str
 def doze(server: Serving) -> dict[str, list[int]]:
     """Answers that the draft slept through for longer than its window, woke and slept again."""
     with churn(server, each=40) as answers:
-        for num_steps, rounds in [(0, WINDOW + 20), (3, 4), (0, 20), (1, 4)]:
-            server.pin(num_steps)
-            wait_rounds(server, rounds)
+        move(server, [(0, WINDOW + 20), (3, 4), (0, 20), (1, 4)])
     server.pin(-1)
     return answers
 
 
-def wait_rounds(server: Serving, rounds: int) -> None:
-    """Until that many more have run."""
-    deadline, expected = time.monotonic() + 60, server.rounds() + rounds
-    while server.rounds() < expected:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def shuffle(server: Serving, each: int) -> dict[str, list[int]]:
+    """Answers whose depth went up and down every few rounds."""
+    with churn(server, each) as answers:
+        move(server, [(num_steps, 3) for num_steps in DEPTHS] * 4)
+    server.pin(-1)
+    return answers
 
 
 def _runs_at_0(records: Sequence[Record]) -> Iterator[list[Record]]:
