@@ -6,6 +6,7 @@ Everything that can be refused is refused here, in the process that the user sta
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -29,7 +30,7 @@ from sglang_speckv.offline.artifact import check_identity, load_artifact
 from sglang_speckv.srt import carrier, compat
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
-from sglang_speckv.srt.identity import identity
+from sglang_speckv.srt.identity import identity, model_configs
 from sglang_speckv.srt.refusals import refuse_unsupported
 from sglang_speckv.srt.trace import check_directory
 
@@ -259,10 +260,11 @@ def hook_warm_up() -> None:
 def default_attention(
     original: Callable[..., str], server_args: Any, use_mla_backend: bool, model_config: Any
 ) -> str:
-    """AROUND ``get_default_attn_backend``: FlashInfer where user and model leave it open.
+    """AROUND ``get_default_attn_backend``: FlashInfer where user and models leave it open.
 
-    It is the backend whose host already waits for the verify result, so that SpecKV's signals are
-    a round fresher there at no cost.
+    Its rounds wait for the verify result on the host in stock SGLang too, so that the coming
+    round's signal and a STANDALONE draft that sleeps cost little there. Which backend serves faster
+    with SpecKV has not been measured.
     """
     choice = original(server_args, use_mla_backend, model_config)
     from sglang.srt.arg_groups.model_override_base import record_of
@@ -276,10 +278,18 @@ def default_attention(
     cfg = resolving_view(record)
     if choice == "flashinfer" or cfg.device != "cuda" or carrier_is_absent(record):
         return choice
-    if not flashinfer_fits(use_mla_backend, model_config):
+    if use_mla_backend or not flashinfer_fits(model_config):
         return choice
-    logger.info("SpecKV: attention backend flashinfer (SGLang's default here is %s)", choice)
+    draft = draft_model_config(record)
+    if draft is not None and not flashinfer_fits(draft):
+        return choice
+    _tell_replaced(choice)
     return "flashinfer"
+
+
+@functools.cache  # SGLang asks more than once
+def _tell_replaced(choice: str) -> None:
+    logger.info("SpecKV: attention backend flashinfer (SGLang's default here is %s)", choice)
 
 
 def carrier_is_absent(record: Any) -> bool:
@@ -289,13 +299,30 @@ def carrier_is_absent(record: Any) -> bool:
         return True  # resolve() refuses it with its sentence
 
 
-def flashinfer_fits(use_mla_backend: bool, model_config: Any) -> bool:
-    """FlashInfer has no attention sinks, MLA is another kernel, and it knows three head sizes."""
+def draft_model_config(record: Any) -> Any:
+    """Of the draft where its attention follows the target's, None where it has a backend of its own
+    or cannot be read, which is refused later with its sentence."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    cfg = resolving_view(record)
+    if cfg.speculative_draft_model_path is None or cfg.speculative_draft_attention_backend:
+        return None
+    try:
+        return model_configs(record)[1]
+    except (OSError, ValueError, AttributeError, KeyError):
+        return None
+
+
+def flashinfer_fits(model_config: Any) -> bool:
+    """FlashInfer has no attention sinks and knows three head sizes. Past a sliding window SGLang's
+    verification by FlashInfer reads the wrong keys (SGLang PR #39287)."""
     from sglang.srt.runtime_context import get_platform
 
+    text = model_config.hf_text_config
+    windows = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return (
         bool(get_platform().has_flashinfer)
-        and not use_mla_backend
         and not model_config.has_attention_sinks
         and model_config.head_dim in (64, 128, 256)
+        and not any(windows)
     )

@@ -41,6 +41,7 @@ DEFAULT_ATTENTION = HookTarget(
     _SRT + "arg_groups.model_override_base.get_default_attn_backend",
     ("server_args", "use_mla_backend", "model_config"),
 )
+RESERVE_MEMORY = HookTarget(_SRT + "arg_groups.memory_hook.reserve_for_graph_mb", ("server_args",))
 CHECK_ARGS = HookTarget(_SRT + "arg_groups.validation_hook.check_server_args", ("server_args",))
 CREATE_WORKER = HookTarget(
     _SRT + "speculative.spec_info.SpeculativeAlgorithm.create_worker", ("server_args",)
@@ -51,6 +52,7 @@ LAUNCHER_HOOKS = (
     RESOLVE_SPECULATIVE,
     UNSUPPORTED_REASON,
     DEFAULT_ATTENTION,
+    RESERVE_MEMORY,
     CHECK_ARGS,
     CREATE_WORKER,
 )

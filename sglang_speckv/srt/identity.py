@@ -19,18 +19,9 @@ from sglang_speckv.srt import compat
 def identity(server_args: Any) -> dict[str, str | int | None]:
     """The fields of :class:`Header` that an artifact must agree with; ``server_args`` resolved."""
     from sglang.srt.arg_groups.overrides import resolving_view
-    from sglang.srt.configs.model_config import ModelConfig
 
     cfg = resolving_view(server_args)
-    target = ModelConfig.from_server_args(server_args)
-    draft = target
-    if cfg.speculative_draft_model_path is not None:
-        draft = ModelConfig.from_server_args(
-            server_args,
-            model_path=cfg.speculative_draft_model_path,
-            model_revision=cfg.speculative_draft_model_revision,
-            is_draft_model=True,
-        )
+    target, draft = model_configs(server_args)
     dtype = str(target.dtype).removeprefix("torch.")
     return {
         "target": model_name(cfg.model_path),
@@ -44,6 +35,24 @@ def identity(server_args: Any) -> dict[str, str | int | None]:
         "sglang": compat.installed_version(),
         "draft_vocab_size": draft_vocab_size(draft),
     }
+
+
+def model_configs(server_args: Any) -> tuple[Any, Any]:
+    """SGLang's ``ModelConfig`` of target and draft; of a target that drafts for itself twice."""
+    from sglang.srt.arg_groups.overrides import resolving_view
+    from sglang.srt.configs.model_config import ModelConfig
+
+    cfg = resolving_view(server_args)
+    target = ModelConfig.from_server_args(server_args)
+    if cfg.speculative_draft_model_path is None:
+        return target, target
+    draft = ModelConfig.from_server_args(
+        server_args,
+        model_path=cfg.speculative_draft_model_path,
+        model_revision=cfg.speculative_draft_model_revision,
+        is_draft_model=True,
+    )
+    return target, draft
 
 
 def trace_header(worker: Any) -> Header:

@@ -14,7 +14,7 @@ def register() -> None:
     """Install the launcher's hooks; called by SGLang's ``load_plugins()``."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt import arguments, compat, cpu
+    from sglang_speckv.srt import arguments, compat, cpu, memory
     from sglang_speckv.srt.worker import create_worker
 
     cpu.apply_if_enabled()
@@ -24,6 +24,7 @@ def register() -> None:
         (compat.RESOLVE_SPECULATIVE, arguments.resolve, HookType.AROUND),
         (compat.UNSUPPORTED_REASON, arguments.unsupported_reason, HookType.AROUND),
         (compat.DEFAULT_ATTENTION, arguments.default_attention, HookType.AROUND),
+        (compat.RESERVE_MEMORY, memory.reserve, HookType.AROUND),
         (compat.CHECK_ARGS, arguments.check_resolved, HookType.AFTER),
         (compat.CREATE_WORKER, create_worker, HookType.AROUND),
     ):

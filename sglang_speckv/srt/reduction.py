@@ -23,6 +23,7 @@ def reduce_logits(logits: Tensor, out: Tensor) -> None:
 
     Masked tokens (-inf) count as impossible. No synchronisation; safe inside a CUDA graph.
     """
+    assert out.shape[0] == logits.shape[0]  # a kernel would write behind a smaller buffer
     if logits.shape[0] == 0:  # an idle rank's turn
         return
     if logits.is_cuda:

@@ -20,6 +20,13 @@ def _attention_dp(cfg: Any) -> bool:
     return bool(attn_dp_enabled_of(cfg))
 
 
+def _full_prefill_graphs(cfg: Any) -> bool:
+    from sglang.srt.model_executor.cuda_graph_config import Backend
+
+    graphs = cfg.cuda_graph_config
+    return graphs is not None and bool(graphs.prefill.backend == Backend.FULL)
+
+
 def _platform_worker(cfg: Any) -> bool:
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
@@ -51,6 +58,11 @@ _UNSUPPORTED: tuple[tuple[Callable[[Any], bool], str], ...] = (
         lambda cfg: bool(cfg.enable_lora or cfg.lora_paths),
         "cannot serve LoRA adapters (switching depths does not rebuild their graph metadata); "
         "remove --enable-lora and --lora-paths",
+    ),
+    (
+        _full_prefill_graphs,
+        "cannot serve with full CUDA graphs for prefill (they hold the attention metadata of one "
+        "depth); remove --cuda-graph-backend-prefill full",
     ),
     (
         lambda cfg: cfg.device == "cpu" and cfg.page_size not in (None, 1),

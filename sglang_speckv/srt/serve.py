@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.srt import arguments, carrier, compat, cpu, patches_present
+from sglang_speckv.srt import arguments, carrier, compat, cpu, memory, patches_present
 from sglang_speckv.srt.draft_check import first_line
 from sglang_speckv.srt.engine import prepare
 
@@ -150,6 +150,7 @@ def _resolved(server_args: Any) -> dict[str, Any]:
     cfg = resolving_view(server_args)
     config = carrier.read(cfg.speculative_adaptive_config)
     adaptive = arguments.is_active(server_args) and bool(cfg.speculative_adaptive)
+    extra_mib = memory.further_depths_mib(server_args)
     return {
         "adaptive": adaptive,
         "target": cfg.model_path,
@@ -160,4 +161,5 @@ def _resolved(server_args: Any) -> dict[str, Any]:
         "policy": config.policy if config else None,
         "candidate_steps": list(config.candidate_steps) if config else None,
         "launch_steps": cfg.speculative_num_steps,
+        "memory_of_further_depths_gib": round(extra_mib / 1024, 2) if extra_mib else None,
     }

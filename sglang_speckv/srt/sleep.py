@@ -8,9 +8,10 @@ the draft read all of them in one pass. So no token is read twice and those of r
 meanwhile never are.
 
 An EAGLE head needs the target's states beside the tokens and stays awake. So does a draft under
-rejection sampling, whose distribution SGLang takes along from round to round, and one whose lengths
-SGLang leaves on the device: under the overlap scheduler with attention backends that do without
-them on the host (Triton, FA3; not FlashInfer).
+rejection sampling, whose distribution SGLang takes along from round to round; one with positions in
+three dimensions (M-RoPE), which SGLang knows for prompts and for a next token, not for several; and
+one whose lengths SGLang leaves on the device: under the overlap scheduler with attention backends
+that do without them on the host (Triton, FA3; not FlashInfer).
 
 What a request that ended in its sleep leaves in the prefix cache lacks draft KV for at most
 ``WINDOW`` tokens: a request that goes on from there may see fewer drafts accepted, and the same
@@ -58,6 +59,7 @@ class DraftSleep:
         return (
             worker.speculative_algorithm.is_standalone()
             and not get_spec().speculative_use_rejection_sampling
+            and not worker._draft_worker.draft_runner.model_config.model_is_mrope
             and (
                 get_schedule().disable_overlap_schedule
                 or decide_needs_cpu_seq_lens(worker.spec_v2_attn_backends)

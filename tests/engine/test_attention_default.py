@@ -3,26 +3,53 @@
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from sglang_speckv.config import SpecKVConfig
-from sglang_speckv.srt import carrier
-from sglang_speckv.srt.arguments import default_attention
+from sglang_speckv.srt import arguments, carrier
 from sglang_speckv.srt.engine import prepare
 
 pytestmark = pytest.mark.engine
 
 
-def chosen(config_path: str | None, device: str = "cuda", mla: bool = False, **model: Any) -> str:
+def chosen(
+    config_path: str | None,
+    device: str = "cuda",
+    mla: bool = False,
+    draft: dict[str, Any] | None = None,
+    **model: Any,
+) -> str:
     prepare()
     from sglang.srt.runtime_context import override_platform
     from sglang.srt.server_args import ServerArgs
 
-    record = ServerArgs(model_path="dummy", device=device, speculative_adaptive_config=config_path)
-    facts = SimpleNamespace(**{"has_attention_sinks": False, "head_dim": 128, **model})
-    with override_platform(has_flashinfer=True):
-        return default_attention(lambda *_: "fa3", record, mla, facts)
+    record = ServerArgs(
+        model_path="dummy",
+        device=device,
+        speculative_adaptive_config=config_path,
+        speculative_draft_model_path=None if draft is None else "draft",
+    )
+    configs = (facts(**model), facts(**(draft or {})))
+    with (
+        override_platform(has_flashinfer=True),
+        mock.patch.object(arguments, "model_configs", return_value=configs),
+    ):
+        return arguments.default_attention(lambda *_: "fa3", record, mla, configs[0])
+
+
+def facts(**model: Any) -> Any:
+    """Of a model config, what the choice reads."""
+    text = {
+        key: model.pop(key) for key in ("sliding_window", "attention_chunk_size") & model.keys()
+    }
+    known = {
+        "has_attention_sinks": False,
+        "head_dim": 128,
+        "hf_text_config": SimpleNamespace(**text),
+    }
+    return SimpleNamespace(**{**known, **model})
 
 
 @pytest.fixture
@@ -31,17 +58,29 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return carrier.write(SpecKVConfig())
 
 
-def test_flashinfer_where_it_fits(asked: str) -> None:
-    assert chosen(asked) == "flashinfer"
+@pytest.mark.parametrize(
+    "model", [{}, {"sliding_window": None}, {"draft": {"head_dim": 64}}], ids=str
+)
+def test_flashinfer_where_it_fits(asked: str, model: dict[str, Any]) -> None:
+    assert chosen(asked, **model) == "flashinfer"
 
 
 @pytest.mark.parametrize(
-    "facts",
-    [{"has_attention_sinks": True}, {"head_dim": 96}, {"mla": True}, {"device": "cpu"}],
+    "model",
+    [
+        {"has_attention_sinks": True},
+        {"head_dim": 96},
+        {"sliding_window": 4096},
+        {"attention_chunk_size": 8192},
+        {"draft": {"head_dim": 80}},
+        {"draft": {"sliding_window": 512}},
+        {"mla": True},
+        {"device": "cpu"},
+    ],
     ids=str,
 )
-def test_sglangs_choice_where_it_does_not(asked: str, facts: dict[str, Any]) -> None:
-    assert chosen(asked, **facts) == "fa3"
+def test_sglangs_choice_where_it_does_not(asked: str, model: dict[str, Any]) -> None:
+    assert chosen(asked, **model) == "fa3"
 
 
 def test_sglangs_choice_where_speckv_was_not_asked_for() -> None:

@@ -48,6 +48,7 @@ def test_what_is_served(diagnosed: Callable[..., Any], algorithm: str, draft: st
         (["--speckv", "--enable-lora"], "LoRA"),
         (["--speckv", "--enable-pdmux"], "PD multiplexing"),
         (["--speckv", "--disaggregation-mode", "decode"], "PD disaggregation"),
+        (["--speckv", "--cuda-graph-backend-prefill", "full"], "full CUDA graphs for prefill"),
         (["--speckv", "--page-size", "16"], "--page-size 16"),
         (
             ["--speckv", "--speculative-use-rejection-sampling"],
