@@ -20,8 +20,10 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,9 +33,18 @@ import typer
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples.gpu import shapes
-from examples.gpu.curves import Cell, measure, replay_table
-from examples.gpu.observe import finish, machine, memory_of, run, tier_memory, write_json
+from examples.gpu.curves import Cell, measure, replay_table, reserve
+from examples.gpu.observe import (
+    finish,
+    log_path,
+    machine,
+    memory_of,
+    run,
+    tier_memory,
+    write_json,
+)
 from sglang_speckv.bench.client import Client
+from sglang_speckv.bench.connection import ServerError
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.server import Server, running
 from sglang_speckv.config import ConfigError, parse_steps
@@ -80,8 +91,8 @@ class Plan:
     @property
     def kv_tokens(self) -> int:
         """For the largest batch at the longest context, with SGLang's reserve for drafts."""
-        reserve = 4 * (max(self.steps) + 1)
-        return max(self.batch_sizes) * (max(self.contexts) + self.most_tokens + reserve) + 4096
+        each = max(self.contexts) + self.most_tokens + reserve(self.steps)
+        return max(self.batch_sizes) * each + 4096
 
 
 def scaled(plan: Plan, layers: int | None, hidden: int | None, vocab: int | None) -> Plan:
@@ -115,7 +126,8 @@ def server_flags(plan: Plan, models: dict[str, Path], draft: str, compression: s
     flags = [
         *("--model-path", str(models["target"]), "--load-format", "dummy"),
         *("--dtype", plan.dtype, *COMPRESSIONS[compression], "--random-seed", "0"),
-        *("--max-running-requests", most, "--cuda-graph-max-bs-decode", most),
+        *("--max-running-requests", most, "--disable-prefill-cuda-graph"),
+        *("--cuda-graph-bs-decode", *map(str, plan.batch_sizes)),  # no other is ever run
         *("--max-total-tokens", str(plan.kv_tokens)),
     ]
     if plan.attention_backend is not None:
@@ -139,18 +151,22 @@ def default_backend() -> str | None:
     return "flashinfer" if torch.cuda.is_available() else None
 
 
-async def measure_server(plan: Plan, server: Server, draft: str) -> tuple[list[Cell], dict]:
-    """Its cells, and what is known of it."""
+async def measure_server(
+    plan: Plan, server: Server, found: dict[str, Any], save: Callable[[], None]
+) -> None:
+    """Put every cell into ``found`` as it comes, then what is known of the server."""
     async with running([server], 1800) as failures:
         if failures:
             raise failures[server.name]
         async with Client(server.name, server.url, timeout_s=1800) as client:
-            steps = () if draft == OFF else plan.steps
-            cells = await measure(
+            steps = () if found["draft"] == OFF else plan.steps
+            async for cell in measure(
                 client, plan.batch_sizes, plan.contexts, steps, plan.rounds, plan.target.vocab
-            )
+            ):
+                found["cells"].append(asdict(cell))
+                save()
             state = await client.internal_state()
-    return cells, {
+    found |= {
         "ready_s": round(server.ready_s or 0.0, 1),
         "attention_backend": state.get("attention_backend"),
         "memory_gb": memory_of(state),
@@ -159,7 +175,8 @@ async def measure_server(plan: Plan, server: Server, draft: str) -> tuple[list[C
 
 
 def measure_all(plan: Plan, out: Path | None) -> dict[str, Any]:
-    """Server after server; what is there so far is written after each."""
+    """Server after server. All that is known is written with every cell, so that little is lost
+    where the script is cut off; a server that fails is told and passed over."""
     screen = Screen()
     result: dict[str, Any] = {
         "what": "seconds per round with random weights: costs, never acceptance",
@@ -169,24 +186,34 @@ def measure_all(plan: Plan, out: Path | None) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory() as scratch:
         models = write_models(plan, Path(scratch) / "models")
-        for compression in plan.compressions:
-            off: list[Cell] = []
-            for draft in (OFF, *plan.drafts):
-                name = f"{draft}.{compression}"
-                screen.say(f"measuring {name}")
-                flags = server_flags(plan, models, draft, compression)
-                server = Server(name, flags, Path(scratch) / f"{name}.log")
-                cells, facts = asyncio.run(measure_server(plan, server, draft))
-                off = cells if draft == OFF else off
-                result["servers"].append(
-                    {"draft": draft, "compression": compression, **facts}
-                    | {"cells": [asdict(cell) for cell in cells]}
-                )
-                if out is not None:
-                    write_json(result, out)
-                    if draft != OFF:
-                        write_tables(out, name, [*off, *cells])
+        for compression, draft in product(plan.compressions, (OFF, *plan.drafts)):
+            found: dict[str, Any] = {"draft": draft, "compression": compression, "cells": []}
+            result["servers"].append(found)
+            name = f"{draft}.{compression}"
+            screen.say(f"measuring {name}")
+            flags = server_flags(plan, models, draft, compression)
+            server = Server(name, flags, log_path(out, name, Path(scratch)))
+            try:
+                asyncio.run(measure_server(plan, server, found, partial(save, result, out)))
+            except ServerError as error:
+                screen.say(f"{name}: {error}")
+                found["problem"] = str(error)
+            save(result, out)
     return result
+
+
+def save(result: dict[str, Any], out: Path | None) -> None:
+    """The result, and beside it the tables of its servers."""
+    if out is None:
+        return
+    write_json(result, out)
+    off: Sequence[Cell] = ()
+    for found in result["servers"]:
+        cells = [Cell(**cell) for cell in found["cells"]]
+        if found["draft"] == OFF:
+            off = cells  # of the servers that follow
+        elif cells:
+            write_tables(out, f"{found['draft']}.{found['compression']}", [*off, *cells])
 
 
 def write_tables(out: Path, name: str, cells: Sequence[Cell]) -> None:
@@ -245,7 +272,9 @@ def main(
         attention_backend=attention_backend or default_backend(),
         server_flags=tuple(server_flag or ()),
     )
-    finish(measure_all(scaled(plan, layers, hidden, vocab), out), None)
+    result = measure_all(scaled(plan, layers, hidden, vocab), out)
+    finish(result, None)
+    raise typer.Exit(1 if any("problem" in found for found in result["servers"]) else 0)
 
 
 if __name__ == "__main__":

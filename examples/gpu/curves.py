@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -97,14 +97,13 @@ async def measure(
     steps: Sequence[int],
     rounds: int,
     vocab: int,
-) -> list[Cell]:
+) -> AsyncIterator[Cell]:
     """Every cell of one server that its KV cache has room for; ``steps`` is empty for a server
     without speculation. A draft that can sleep at depth 0 is timed there awake and asleep."""
-    cells: list[Cell] = []
     state = await client.internal_state()
     memory, sleeps = memory_of(state), state.get("speckv", {}).get("draft_sleeps", False)
     room = memory["token_capacity"] or math.inf
-    new = rounds * (max(steps) + 1) if steps else SHORT + 4 * rounds
+    new = rounds * (max(steps) + 1) + reserve(steps) if steps else SHORT + 4 * rounds
     kinds = [(num_steps, False) for num_steps in steps]
     if sleeps and 0 in steps:
         kinds.append((0, True))
@@ -116,13 +115,17 @@ async def measure(
             await generate(client, prompts, 1)  # prefixes are cached from here on
             if not steps:
                 times = await time_off(client, prompts, rounds)
-                cells.append(cell(size, OFF, context, times))
+                yield cell(size, OFF, context, times)
             for num_steps, asleep in kinds:
                 if sleeps:
                     await keep_awake(client, not asleep)
                 times = await time_depth(client, prompts, num_steps, rounds)
-                cells.append(cell(size, num_steps, context, times, asleep))
-    return cells
+                yield cell(size, num_steps, context, times, asleep)
+
+
+def reserve(steps: Sequence[int]) -> int:
+    """KV slots per request that SGLang allocates ahead for drafts, and some."""
+    return 4 * (max(steps) + 1)
 
 
 def distinct_prompts(size: int, length: int, vocab: int) -> list[list[int]]:

@@ -100,6 +100,11 @@ def finish(result: dict[str, Any], out: Path | None) -> None:
     print(json.dumps(result))
 
 
+def log_path(out: Path | None, name: str, scratch: Path) -> Path:
+    """Of a server's log: kept beside the result file, else gone with ``scratch``."""
+    return scratch / f"{name}.log" if out is None else out.with_suffix(f".{name}.log")
+
+
 def write_json(value: Any, path: Path) -> None:
     write_atomically(path, lambda place: place.write_text(json.dumps(value, indent=1) + "\n"))
 

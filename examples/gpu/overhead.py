@@ -27,7 +27,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from examples.gpu.observe import finish, machine, pin, run
+from examples.gpu.observe import finish, log_path, machine, pin, run
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.prepare import chat_tokenizer, default_dtype, find_drafts, server_flags
@@ -189,7 +189,7 @@ def main(
     ]
     with tempfile.TemporaryDirectory() as scratch:
         screen.say(f"serving {pair.name}")
-        server = Server(pair.name, flags, Path(scratch) / "server.log")
+        server = Server(pair.name, flags, log_path(out, pair.name, Path(scratch)))
         shown = asyncio.run(serve(server, found))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     screen.say("timing the tap")

@@ -25,15 +25,18 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.gpu.observe import (
     as_told,
     finish,
+    log_path,
     machine,
     memory_of,
     pin,
     run,
     signal_ages,
     tier_memory,
+    write_json,
 )
 from sglang_speckv.bench.arms import Draft
 from sglang_speckv.bench.client import Client
+from sglang_speckv.bench.connection import ServerError
 from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.prepare import chat_tokenizer, default_dtype, find_drafts, server_flags
 from sglang_speckv.bench.progress import Screen
@@ -106,18 +109,25 @@ def checks(state: dict[str, Any], records: Sequence[Record]) -> dict[str, bool]:
     }
 
 
-def try_draft(target: str, draft: Draft, more: Sequence[str], screen: Screen) -> dict[str, Any]:
+def try_draft(
+    target: str, draft: Draft, more: Sequence[str], screen: Screen, out: Path | None
+) -> dict[str, Any]:
     """Doctor, serving and checks of one pair."""
     with tempfile.TemporaryDirectory() as scratch:
-        trace, log = Path(scratch) / "trace", Path(scratch) / "server.log"
+        trace, log = Path(scratch) / "trace", log_path(out, draft.name, Path(scratch))
         flags = flags_for(target, draft, trace, more)
         screen.say(f"{draft.name}: speckv doctor")
         told = doctor(flags)
         if not told["adaptive"]:
+            screen.say(f"{draft.name}: FAIL doctor: {told['problem']}")
             return {"doctor": told, "checks": {"doctor": False}}
         screen.say(f"{draft.name}: serving")
         server = Server(draft.name, flags, log)
-        state = asyncio.run(serve(server, target))
+        try:
+            state = asyncio.run(serve(server, target))
+        except ServerError as error:
+            screen.say(f"{draft.name}: FAIL served: {error}")
+            return {"doctor": told, "checks": {"served": False}, "problem": str(error)}
         records = list(read_trace(trace_files(trace)[0])[1])
         found = {"doctor": True, **checks(state, records)}
         for name, holds in found.items():
@@ -155,10 +165,15 @@ def main(
     screen = Screen()
     found = str(resolve_target(target))
     pairs = find_drafts(draft or (), found, screen)
-    drafts = {pair.name: try_draft(found, pair, server_flag or (), screen) for pair in pairs}
-    good = all(all(one["checks"].values()) for one in drafts.values())
-    finish({"ok": good, "drafts": drafts, "provenance": machine()}, out)
-    raise typer.Exit(0 if good else 1)
+    result: dict[str, Any] = {"ok": True, "drafts": {}, "provenance": machine()}
+    for pair in pairs:
+        tried = try_draft(found, pair, server_flag or (), screen, out)
+        result["drafts"][pair.name] = tried
+        result["ok"] &= all(tried["checks"].values())
+        if out is not None:
+            write_json(result, out)
+    finish(result, out)
+    raise typer.Exit(0 if result["ok"] else 1)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from typing import Any
 
 import psutil
 
-_PACKAGES = ("sglang-speckv", "sglang", "torch", "transformers", "flashinfer-python", "numpy")
+_PACKAGES = (
+    *("sglang-speckv", "sglang", "sglang-kernel", "torch", "transformers"),
+    *("flashinfer-python", "numpy"),
+)
 
 
 def provenance() -> dict[str, Any]:

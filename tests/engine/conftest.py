@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import requests
+import torch
 
 from sglang_speckv.bench.server import Server
 from tests.engine.tiny_models import tiny_eagle2_head, tiny_eagle3_head, tiny_llama
 
-READY_S = 300
+READY_S = 900 if torch.cuda.is_available() else 300
+"""On a GPU the first start compiles kernels and captures graphs."""
 STEPS = (0, 1, 3, 5)
 """Candidates of the shared servers."""
 PAIRS = {

@@ -10,6 +10,8 @@ import pytest
 from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.srt import arguments, carrier
 from sglang_speckv.srt.engine import prepare
+from sglang_speckv.srt.serve import parse
+from tests.engine.conftest import PAIRS, flags
 
 pytestmark = pytest.mark.engine
 
@@ -81,6 +83,16 @@ def test_flashinfer_where_it_fits(asked: str, model: dict[str, Any]) -> None:
 )
 def test_sglangs_choice_where_it_does_not(asked: str, model: dict[str, Any]) -> None:
     assert chosen(asked, **model) == "fa3"
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_the_drafts_own_config_is_read(models: dict[str, str], pair: tuple[str, str]) -> None:
+    """As early as SGLang asks: before anything of the arguments is resolved."""
+    record = parse(flags(models, *pair))
+    config = arguments.draft_model_config(record)
+    assert config.head_dim == 64 and not config.has_attention_sinks
+    record = parse([*flags(models, *pair), "--speculative-draft-attention-backend", "triton"])
+    assert arguments.draft_model_config(record) is None
 
 
 def test_sglangs_choice_where_speckv_was_not_asked_for() -> None:

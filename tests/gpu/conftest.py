@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,16 @@ __all__ = ["models"]
 CUDA = torch.cuda.is_available()
 REHEARSAL = not CUDA and os.environ.get("SPECKV_REHEARSE") == "1"
 needs_engine = pytest.mark.skipif(not (CUDA or REHEARSAL), reason="needs a CUDA device")
+on_gpu = [pytest.mark.gpu, needs_engine, pytest.mark.timeout(1800)]
+"""What every module here says of itself: the first start on a GPU compiles for minutes."""
 needs_device = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 
 STEPS = (0, 1, 3, 5)
-BACKENDS = {"triton": "float32", "flashinfer": "bfloat16"}
-"""Attention backends and the type served with each: FlashInfer's kernels take 16 bits only."""
-TIE_GAP = {"float32": 5e-3, "bfloat16": 0.25}
-"""The target's two best tokens may swap below this. Triton multiplies float32 as TF32."""
+BACKENDS = ("triton", "flashinfer")
+DTYPE = "float32" if REHEARSAL else "bfloat16"
+"""SGLang's norms and FlashInfer take 16 bits only on CUDA."""
+TIE_GAP = {"float32": 5e-3, "bfloat16": 0.25}[DTYPE]
+"""The target's two best tokens may swap below this."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,6 @@ class Kind:
     backend: str
     overlap: bool = True
     lag: str = "auto"
-
-    @property
-    def dtype(self) -> str:
-        return BACKENDS[self.backend]
 
     @property
     def sleeps(self) -> bool:
@@ -72,7 +72,7 @@ COMMAND = overlap.COMMAND if REHEARSAL else None
 
 def device_flags(backend: str) -> list[str]:
     return [
-        *("--dtype", BACKENDS[backend], "--attention-backend", backend),
+        *("--dtype", DTYPE, "--attention-backend", backend),
         *("--sampling-backend", "pytorch", "--grammar-backend", "none"),
         *("--mem-fraction-static", "0.5", "--max-running-requests", "8"),
         *("--cuda-graph-max-bs-decode", "8", "--decode-log-interval", "1"),
@@ -120,10 +120,9 @@ def on_kinds(*kinds: Kind) -> pytest.MarkDecorator:
 class Reference:
     """Greedy answers of the target alone, and how close its two best tokens are."""
 
-    def __init__(self, server: Serving, path: str, dtype: str) -> None:
+    def __init__(self, server: Serving, path: str) -> None:
         self._server = server
         self._tokenizer = AutoTokenizer.from_pretrained(path)
-        self.tie_gap = TIE_GAP[dtype]
         self.answers = self._ask()
 
     def _ask(self) -> list[tuple[list[int], list[int]]]:
@@ -138,7 +137,7 @@ class Reference:
             at = first_difference(answer, expected)
             if at is not None:
                 gap = asyncio.run(self._gap([*prompt, *expected[:at]]))
-                if gap >= self.tie_gap:
+                if gap >= TIE_GAP:
                     found.append((text, gap))
         return found
 
@@ -147,18 +146,24 @@ class Reference:
             return await client.top2_gap(ids)
 
 
+class References(dict[str, Reference]):
+    """By attention backend, each started when it is first asked for; they stay up for their answers
+    to be questioned."""
+
+    def __init__(self, path: str, folders: pytest.TempPathFactory, stack: ExitStack) -> None:
+        self._path, self._folders, self._stack = path, folders, stack
+
+    def __missing__(self, backend: str) -> Reference:
+        folder = self._folders.mktemp(f"reference-{backend}")
+        args = [*flags({"target": self._path}), *second_flags(backend)]
+        server = self._stack.enter_context(serving(folder, *args))
+        self[backend] = Reference(server, self._path)
+        return self[backend]
+
+
 @pytest.fixture(scope="session")
 def references(
     models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Reference]]:
-    """By backend; these servers of the target alone stay up for their answers to be questioned."""
-    from contextlib import ExitStack
-
+) -> Iterator[References]:
     with ExitStack() as stack:
-        found = {}
-        for backend in {kind.backend for kind in KINDS}:
-            folder = tmp_path_factory.mktemp(f"reference-{backend}")
-            args = [*flags(models), *second_flags(backend)]
-            server = stack.enter_context(serving(folder, *args))
-            found[backend] = Reference(server, models["target"], BACKENDS[backend])
-        yield found
+        yield References(models["target"], tmp_path_factory, stack)

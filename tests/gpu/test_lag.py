@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from examples.gpu.observe import as_told, signal_ages
 from tests.engine.conftest import PROMPTS, Serving
 from tests.engine.test_signals import records_of
-from tests.gpu.conftest import REHEARSAL, Kind, needs_engine, on_kinds
+from tests.gpu.conftest import REHEARSAL, Kind, on_gpu, on_kinds
 
 KINDS = [
     Kind("standalone-self", backend, overlap, lag)
@@ -20,7 +18,7 @@ KINDS = [
 ]
 if REHEARSAL:  # `auto` is served by the module after next
     KINDS = [Kind("standalone-self", "triton", lag=lag) for lag in ("late", "0")]
-pytestmark = [pytest.mark.gpu, needs_engine, on_kinds(*KINDS)]
+pytestmark = [*on_gpu, on_kinds(*KINDS)]
 
 
 def expected_rounds(kind: Kind, told: dict[str, Any]) -> int:

@@ -10,18 +10,19 @@ from examples.gpu.observe import memory_of, tier_memory
 from sglang_speckv.policy.prior import OFF
 from tests.engine.conftest import PROMPTS, Serving
 from tests.engine.test_signals import compare_with_transformers, doze, records_of, shuffle
-from tests.gpu.conftest import KINDS, STEPS, Kind, Reference, needs_device, needs_engine
+from tests.gpu.conftest import DTYPE, KINDS, STEPS, Kind, References, needs_device, on_gpu
 from tests.gpu.conftest import on_kinds as on
 
-pytestmark = [pytest.mark.gpu, needs_engine, on(*KINDS)]
+pytestmark = [*on_gpu, on(*KINDS)]
 Pair = tuple[Kind, Serving]
-SIGNAL_TOLERANCE = {"float32": (5e-3, 5e-2), "bfloat16": (5e-2, 0.3)}
-"""Of a probability and of an entropy in nats, against Transformers in float32."""
+SIGNAL_TOLERANCE = {"float32": (5e-3, 5e-2, True), "bfloat16": (5e-2, 0.3, False)}[DTYPE]
+"""Of a probability and of an entropy in nats, against Transformers in float32; and whether past a
+rejected draft as well."""
 
 
 @pytest.mark.parametrize("num_steps", STEPS)
 def test_a_fixed_depth_is_lossless(
-    gpu_server: Pair, references: dict[str, Reference], num_steps: int
+    gpu_server: Pair, references: References, num_steps: int
 ) -> None:
     kind, server = gpu_server
     server.select(f"static:{num_steps}")
@@ -32,9 +33,7 @@ def test_a_fixed_depth_is_lossless(
 
 
 @pytest.mark.parametrize("policy", ["throughput", "ema"])
-def test_policies_are_lossless(
-    gpu_server: Pair, references: dict[str, Reference], policy: str
-) -> None:
+def test_policies_are_lossless(gpu_server: Pair, references: References, policy: str) -> None:
     kind, server = gpu_server
     server.select(policy)
     assert references[kind.backend].losses(server.tokens(PROMPTS)) == []
@@ -42,7 +41,7 @@ def test_policies_are_lossless(
     assert (shown["active"], shown["policy"], shown["fallbacks"]) == (True, policy, 0)
 
 
-def test_moving_depth_is_lossless(gpu_server: Pair, references: dict[str, Reference]) -> None:
+def test_moving_depth_is_lossless(gpu_server: Pair, references: References) -> None:
     kind, server = gpu_server
     switches = server.speckv()["switches"]
     with server.shuffled_depths([5, 0, 3, 1], every_s=0.005):
@@ -56,13 +55,13 @@ def test_signals_are_the_drafts_own(gpu_server: Pair, models: dict[str, str]) ->
     kind, server = gpu_server
     answers = shuffle(server, each=5)
     header, records = records_of(server)
-    assert header.dtype == kind.dtype
+    assert header.dtype == DTYPE
     ours = [record for record in records if record.request in answers]
     assert {record.num_steps for record in ours} == set(STEPS)
     assert all(len(r.top1_prob) == r.num_steps for r in ours)
     assert all(0 < p <= 1 for r in ours for p in r.top1_prob)
     if kind.pair == "standalone-self":
-        compare_with_transformers(ours, answers, models["target"], *SIGNAL_TOLERANCE[kind.dtype])
+        compare_with_transformers(ours, answers, models["target"], *SIGNAL_TOLERANCE)
 
 
 def test_a_draft_that_slept_has_missed_nothing(gpu_server: Pair, models: dict[str, str]) -> None:
@@ -74,7 +73,7 @@ def test_a_draft_that_slept_has_missed_nothing(gpu_server: Pair, models: dict[st
     assert server.speckv()["draft_sleeps"] == kind.sleeps
     assert caught_up >= 3 if kind.sleeps else caught_up == 0
     if kind.pair == "standalone-self":
-        compare_with_transformers(woke, answers, models["target"], *SIGNAL_TOLERANCE[kind.dtype])
+        compare_with_transformers(woke, answers, models["target"], *SIGNAL_TOLERANCE)
 
 
 @needs_device
@@ -99,7 +98,7 @@ def test_memory_of_every_tier_is_told(gpu_server: Pair, record_property: Any) ->
     record_property(f"{kind} tier_memory_gb", memory)
     usage = memory_of(server.state())
     record_property(f"{kind} memory_gb", usage)
-    assert usage["graph"], "no graph memory in /server_info"
+    assert sum(usage["graph"].values()) > 0, "no graph memory in /server_info"
 
 
 def test_the_profile_has_every_depth(gpu_server: Pair) -> None:

@@ -10,7 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -350,7 +350,7 @@ async def serving(fake: FakeServer) -> AsyncIterator[str]:
 def measured(fake: FakeServer, steps: tuple[int, ...], sizes: tuple[int, ...] = (1, 4)) -> Any:
     async def go() -> list[Cell]:
         async with serving(fake) as url, Client("fake", url) as client:
-            return await measure(client, sizes, (32,), steps, 8, 300)
+            return [cell async for cell in measure(client, sizes, (32,), steps, 8, 300)]
 
     return asyncio.run(go())
 
@@ -424,6 +424,55 @@ def test_a_server_is_asked_at_every_depth(script: Any, monkeypatch: pytest.Monke
         assert shown["speckv"]["pinned"] == -1
     else:
         assert shown["pinned"] in (0, 2) and len(fake.pins) == 4
+
+
+def test_a_server_that_fails_costs_its_own_cells_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what came before is in the file already, also of a server that fails half-way."""
+    written: list[Any] = []
+
+    async def measured(plan: Any, server: Any, found: dict[str, Any], save: Any) -> None:
+        found["cells"].append(
+            asdict(Cell(1, 0 if "eagle" in server.name else OFF, 512, 0.1, 0, 1, 9))
+        )
+        save()
+        written.append(json.loads((tmp_path / "cost.json").read_text()))
+        if server.name == "eagle3.plain":
+            raise ServerError("out of memory")
+
+    monkeypatch.setattr(cost_curves, "measure_server", measured)
+    arguments = ["--draft", "eagle3", "--compression", "plain", "--compression", "fp8"]
+    small = ["--layers", "2", "--hidden", "256", "--vocab", "1024"]
+    done = CliRunner().invoke(
+        cost_curves.app, [*arguments, *small, "--out", str(tmp_path / "cost.json")]
+    )
+    assert done.exit_code == 1
+    assert [len(one["servers"]) for one in written] == [1, 2, 3, 4]
+    told = json.loads((tmp_path / "cost.json").read_text())["servers"]
+    assert [one.get("problem") for one in told] == [None, "out of memory", None, None]
+    assert all(len(one["cells"]) == 1 for one in told)
+    tables = sorted(path.name for path in tmp_path.glob("cost.*.512.json"))
+    assert tables == ["cost.eagle3.fp8.512.json", "cost.eagle3.plain.512.json"]
+
+
+def test_smoke_tries_every_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(server: Any, target: str) -> dict[str, Any]:
+        raise ServerError(f"{server.name} did not start")
+
+    drafts = [Draft("one", "one", "EAGLE3"), Draft("two", "two", "STANDALONE")]
+    monkeypatch.setattr(smoke, "doctor", lambda flags: {"adaptive": True})
+    monkeypatch.setattr(smoke, "serve", serve)
+    monkeypatch.setattr(smoke, "resolve_target", lambda target: tmp_path)
+    monkeypatch.setattr(smoke, "find_drafts", lambda *_: drafts)
+    done = CliRunner().invoke(smoke.app, ["--out", str(tmp_path / "smoke.json")])
+    assert done.exit_code == 1
+    told = json.loads((tmp_path / "smoke.json").read_text())
+    assert not told["ok"]
+    assert {name: one["problem"] for name, one in told["drafts"].items()} == {
+        "one": "one did not start",
+        "two": "two did not start",
+    }
 
 
 def test_prompts_share_no_prefix() -> None:
