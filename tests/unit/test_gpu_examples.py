@@ -10,7 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,32 +81,6 @@ def test_comparisons_are_valid(config: Path) -> None:
     options = options_from(read_options(config), config.name)
     assert "none" in options.arms and "speckv" in options.arms
     assert "claims no throughput" in config.read_text()
-
-
-@pytest.mark.engine
-def test_server_flags_are_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every server that the scripts and the YAML files start, parsed by SGLang and SpecKV."""
-    from sglang_speckv.bench.prepare import server_flags
-    from sglang_speckv.srt.serve import parse
-    from tests.gpu import conftest as gpu
-
-    monkeypatch.setenv("SPECKV_CACHE", str(tmp_path))
-    plan = replace(cost_curves.Plan(), attention_backend="triton")
-    models = {name: Path(name) for name in ("target", "eagle3", "standalone")}
-    lines = [
-        cost_curves.server_flags(plan, models, draft, compression)
-        for draft in (cost_curves.OFF, *cost_curves.DRAFTS)
-        for compression in cost_curves.COMPRESSIONS
-    ]
-    lines.append(smoke.flags_for("target", Draft("d", "draft", "EAGLE3"), tmp_path / "t", []))
-    for config in CONFIGS:
-        options = options_from(read_options(config), config.name)
-        lines.append(["--model-path", "t", *server_flags(64, "bfloat16"), *options.server_flags])
-    names = dict.fromkeys(("target", "eagle3", "eagle2", "other"), "m")
-    lines += [gpu.server_flags(names, kind, tmp_path / "t", False) for kind in gpu.DEVICE_KINDS]
-    assert len(lines) > 20
-    for line in lines:
-        assert parse(line)
 
 
 # ---------------------------------------------------------------------------- models
