@@ -203,17 +203,15 @@ def measure_all(plan: Plan, out: Path | None) -> dict[str, Any]:
 
 
 def save(result: dict[str, Any], out: Path | None) -> None:
-    """The result, and beside it the tables of its servers."""
+    """The result, and beside it the tables of its newest server."""
     if out is None:
         return
     write_json(result, out)
-    off: Sequence[Cell] = ()
-    for found in result["servers"]:
-        cells = [Cell(**cell) for cell in found["cells"]]
-        if found["draft"] == OFF:
-            off = cells  # of the servers that follow
-        elif cells:
-            write_tables(out, f"{found['draft']}.{found['compression']}", [*off, *cells])
+    *before, found = result["servers"]
+    if found["draft"] != OFF and found["cells"]:
+        off = [one for one in before if one["draft"] == OFF][-1]
+        cells = [Cell(**cell) for cell in [*off["cells"], *found["cells"]]]
+        write_tables(out, f"{found['draft']}.{found['compression']}", cells)
 
 
 def write_tables(out: Path, name: str, cells: Sequence[Cell]) -> None:

@@ -172,7 +172,7 @@ def main(
         result["ok"] &= all(tried["checks"].values())
         if out is not None:
             write_json(result, out)
-    finish(result, out)
+    finish(result, None)
     raise typer.Exit(0 if result["ok"] else 1)
 
 

@@ -30,7 +30,7 @@ from sglang_speckv.offline.artifact import check_identity, load_artifact
 from sglang_speckv.srt import carrier, compat
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
-from sglang_speckv.srt.identity import identity, model_configs
+from sglang_speckv.srt.identity import draft_model_config, identity
 from sglang_speckv.srt.refusals import refuse_unsupported
 from sglang_speckv.srt.trace import check_directory
 
@@ -280,7 +280,7 @@ def default_attention(
         return choice
     if use_mla_backend or not flashinfer_fits(model_config):
         return choice
-    draft = draft_model_config(record)
+    draft = following_draft(record)
     if draft is not None and not flashinfer_fits(draft):
         return choice
     _tell_replaced(choice)
@@ -299,16 +299,15 @@ def carrier_is_absent(record: Any) -> bool:
         return True  # resolve() refuses it with its sentence
 
 
-def draft_model_config(record: Any) -> Any:
-    """Of the draft where its attention follows the target's, None where it has a backend of its own
-    or cannot be read, which is refused later with its sentence."""
+def following_draft(record: Any) -> Any:
+    """The config of a draft whose attention follows the target's, None where it has a backend of
+    its own or cannot be read, which is refused later with its sentence."""
     from sglang.srt.arg_groups.overrides import resolving_view
 
-    cfg = resolving_view(record)
-    if cfg.speculative_draft_model_path is None or cfg.speculative_draft_attention_backend:
+    if resolving_view(record).speculative_draft_attention_backend:
         return None
     try:
-        return model_configs(record)[1]
+        return draft_model_config(record)
     except Exception:  # whatever is wrong with it, SGLang or check_draft() says it
         return None
 

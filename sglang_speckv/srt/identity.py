@@ -19,9 +19,11 @@ from sglang_speckv.srt import compat
 def identity(server_args: Any) -> dict[str, str | int | None]:
     """The fields of :class:`Header` that an artifact must agree with; ``server_args`` resolved."""
     from sglang.srt.arg_groups.overrides import resolving_view
+    from sglang.srt.configs.model_config import ModelConfig
 
     cfg = resolving_view(server_args)
-    target, draft = model_configs(server_args)
+    target = ModelConfig.from_server_args(server_args)
+    draft = draft_model_config(server_args) or target
     dtype = str(target.dtype).removeprefix("torch.")
     return {
         "target": model_name(cfg.model_path),
@@ -37,22 +39,20 @@ def identity(server_args: Any) -> dict[str, str | int | None]:
     }
 
 
-def model_configs(server_args: Any) -> tuple[Any, Any]:
-    """SGLang's ``ModelConfig`` of target and draft; of a target that drafts for itself twice."""
+def draft_model_config(server_args: Any) -> Any:
+    """SGLang's ``ModelConfig`` of the draft, None for a target that drafts for itself."""
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.configs.model_config import ModelConfig
 
     cfg = resolving_view(server_args)
-    target = ModelConfig.from_server_args(server_args)
     if cfg.speculative_draft_model_path is None:
-        return target, target
-    draft = ModelConfig.from_server_args(
+        return None
+    return ModelConfig.from_server_args(
         server_args,
         model_path=cfg.speculative_draft_model_path,
         model_revision=cfg.speculative_draft_model_revision,
         is_draft_model=True,
     )
-    return target, draft
 
 
 def trace_header(worker: Any) -> Header:

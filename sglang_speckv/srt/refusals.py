@@ -20,13 +20,6 @@ def _attention_dp(cfg: Any) -> bool:
     return bool(attn_dp_enabled_of(cfg))
 
 
-def _full_prefill_graphs(cfg: Any) -> bool:
-    from sglang.srt.model_executor.cuda_graph_config import Backend
-
-    graphs = cfg.cuda_graph_config
-    return graphs is not None and bool(graphs.prefill.backend == Backend.FULL)
-
-
 def _platform_worker(cfg: Any) -> bool:
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
@@ -60,7 +53,7 @@ _UNSUPPORTED: tuple[tuple[Callable[[Any], bool], str], ...] = (
         "remove --enable-lora and --lora-paths",
     ),
     (
-        _full_prefill_graphs,
+        lambda cfg: cfg.cuda_graph_config.prefill.backend == "full",
         "cannot serve with full CUDA graphs for prefill (they hold the attention metadata of one "
         "depth); remove --cuda-graph-backend-prefill full",
     ),

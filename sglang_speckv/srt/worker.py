@@ -111,15 +111,13 @@ class SpecKVMixin(_Worker):
 
     def _install_tap(self) -> SignalTap:
         """Before graphs are captured, after the pools exist."""
-        from sglang.srt.runtime_context import get_exec
         from sglang.srt.utils.common import get_cuda_graph_max_batch_size
 
         slots = self._slots()
-        graph_sizes = get_exec().graph.cuda_graph_config.decode.bs or []
         return SignalTap(
             self._draft_worker,
             max_steps=max(self.speckv.candidate_steps),
-            max_batch=max(slots, *graph_sizes, get_cuda_graph_max_batch_size(slots)),
+            max_batch=get_cuda_graph_max_batch_size(slots),  # what captured batches are padded to
             slots=slots,
         )
 

@@ -2,8 +2,8 @@
 
     python -m tests.engine.pretend_h100 < LINES > FACTS
 
-LINES is a JSON list of argument lists for ``speckv serve``; FACTS one object for each: what SGLang
-made of it, or the ``problem``.
+LINES is a JSON list of argument lists for ``speckv serve``; FACTS one object for each: what doctor
+says of it, with SGLang's plan of memory and graphs, or the ``problem``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ def resolved(argv: Sequence[str]) -> dict[str, Any]:
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.runtime_context import override_platform
 
-    from sglang_speckv.srt import arguments, memory
-    from sglang_speckv.srt.serve import parse
+    from sglang_speckv.srt.serve import _resolved, parse
 
     machine = {"is_cuda": True, "has_flashinfer": True, "is_hopper_with_cuda_12_3": True}
     with (
@@ -40,11 +39,8 @@ def resolved(argv: Sequence[str]) -> dict[str, Any]:
             return {"problem": f"{type(error).__name__}: {error}"}
         cfg = resolving_view(args)
         return {
-            "adaptive": arguments.is_active(args),
-            "attention_backend": cfg.attention_backend,
-            "num_steps": cfg.speculative_num_steps,
+            **_resolved(args),
             "mem_fraction_static": cfg.mem_fraction_static,
-            "further_depths_mib": memory.further_depths_mib(args),
             "graph_sizes": cfg.cuda_graph_config.decode.bs,
         }
 

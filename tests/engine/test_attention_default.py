@@ -31,14 +31,13 @@ def chosen(
         model_path="dummy",
         device=device,
         speculative_adaptive_config=config_path,
-        speculative_draft_model_path=None if draft is None else "draft",
     )
-    configs = (facts(**model), facts(**(draft or {})))
+    drafts = None if draft is None else facts(**draft)
     with (
         override_platform(has_flashinfer=True),
-        mock.patch.object(arguments, "model_configs", return_value=configs),
+        mock.patch.object(arguments, "draft_model_config", return_value=drafts),
     ):
-        return arguments.default_attention(lambda *_: "fa3", record, mla, configs[0])
+        return arguments.default_attention(lambda *_: "fa3", record, mla, facts(**model))
 
 
 def facts(**model: Any) -> Any:
@@ -89,10 +88,10 @@ def test_sglangs_choice_where_it_does_not(asked: str, model: dict[str, Any]) -> 
 def test_the_drafts_own_config_is_read(models: dict[str, str], pair: tuple[str, str]) -> None:
     """As early as SGLang asks: before anything of the arguments is resolved."""
     record = parse(flags(models, *pair))
-    config = arguments.draft_model_config(record)
+    config = arguments.following_draft(record)
     assert config.head_dim == 64 and not config.has_attention_sinks
     record = parse([*flags(models, *pair), "--speculative-draft-attention-backend", "triton"])
-    assert arguments.draft_model_config(record) is None
+    assert arguments.following_draft(record) is None
 
 
 def test_sglangs_choice_where_speckv_was_not_asked_for() -> None:

@@ -76,5 +76,6 @@ def calls(folder: Path) -> Counter[str]:
             assert time.monotonic() < deadline, f"no trace in {folder}"
             time.sleep(0.5)
     found = Counter(event.get("name", "") for event in trace["traceEvents"])
-    assert sum(n for name, n in found.items() if name.startswith("aten::")) > 100
+    seen = sum(n for name, n in found.items() if name.startswith("aten::"))
+    assert seen > (1000 if REHEARSAL else 100)  # ops inside of graphs are not the host's
     return found
