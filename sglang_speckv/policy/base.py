@@ -36,12 +36,14 @@ class Decision:
     ``expected_accept_length`` is the mean per request, bonus included; None where the policy
     does not predict. ``awake``: at depth 0 a separate draft reads the round's tokens all the same,
     so that the next round has its signal at once; else it sleeps where the engine lets it.
+    ``tokens_per_s``: what the policy believes that this load earns, None where it does not say.
     """
 
     num_steps: int
     reason: str
     expected_accept_length: float | None = None
     awake: bool = False
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class ThroughputPolicy:
         self._decisions = dict.fromkeys(REASONS, 0)
         self._observed = self._ignored = self._switches = 0
         self._last_size, self._last_context = 1, 0
+        self._may_sleep = True
         self._lay_table()
 
     def profiled(self, rows: Iterable[ProfileRow]) -> None:
@@ -92,6 +93,11 @@ class ThroughputPolicy:
         self._plans.clear()
         if self._cost.samples:
             self._look = []
+
+    def allow_sleep(self, may_sleep: bool) -> None:
+        """Whether a round at depth 0 may leave the draft out; True at first."""
+        self._may_sleep = may_sleep
+        self._plans.clear()
 
     def decide(self, batch: Batch) -> Decision:
         decision = self._choose(batch)
@@ -111,7 +117,8 @@ class ThroughputPolicy:
         if counts[-1] < size:  # a sleeping draft, of whom nothing is known, says nothing of the mix
             self._mix(bucket_of(size)).add(counts, size)
         tier, reason = self._tier(bucket_of(size), plan, tokens)
-        return Decision(self.candidate_steps[tier], reason, tokens[tier] / size, not plan.off)
+        steps, expected = self.candidate_steps[tier], tokens[tier] / size
+        return Decision(steps, reason, expected, not plan.off, plan.rate / self._cost.level)
 
     def _tier(self, bucket: int, plan: Plan, tokens: Sequence[float]) -> tuple[int, str]:
         chosen, losses = plan.choose(tokens)
@@ -156,7 +163,8 @@ class ThroughputPolicy:
         times = [every[steps] for steps in self.candidate_steps]
         shares = self._mix(bucket_of(size)).shares()
         _, before = self._plans.get(size, (0, None))
-        off = self._cost.off_time(size, context) if self.candidate_steps[0] == 0 else None
+        sleeps = self._may_sleep and self.candidate_steps[0] == 0
+        off = self._cost.off_time(size, context) if sleeps else None
         plan = Plan.of(size, self._table, shares, times, before, off)
         self._plans[size] = self._observed, plan
         return plan

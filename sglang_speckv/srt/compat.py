@@ -58,10 +58,10 @@ LAUNCHER_HOOKS = (
 )
 
 # Hooked in a scheduler process that serves with SpecKV, when its worker is created.
-RESOLVE_TOKENS = HookTarget(
+RESULT_DECODE = HookTarget(
     _SRT + "managers.scheduler_components.batch_result_processor."
-    "SchedulerBatchResultProcessor._resolve_spec_v2_tokens",
-    ("result", "batch"),
+    "SchedulerBatchResultProcessor.process_batch_result_decode",
+    ("batch", "result"),
 )
 RESULT_PREFILL = HookTarget(
     _SRT + "managers.scheduler_components.batch_result_processor."
@@ -83,7 +83,7 @@ UPDATE_HANDLERS = HookTarget(
     (),
 )
 SCHEDULER_HOOKS = (
-    RESOLVE_TOKENS,
+    RESULT_DECODE,
     RESULT_PREFILL,
     COPY_TO_CPU,
     ADD_SPECULATIVE,
