@@ -1,8 +1,8 @@
 """The trace: one record per request and round, as compressed JSON lines, and how to read it.
 
-A trace is a directory of ``*.jsonl.gz`` files, one per scheduler process. A file's first line is
-a :class:`Header`, every other one a :class:`Record`. Files are flushed at record boundaries, so
-what a killed server left behind is readable up to its last flush.
+A trace is a directory of ``*.jsonl.gz`` files; a server that fills one begins another. A file's
+first line is a :class:`Header`, every other one a :class:`Record`. Files are flushed at record
+boundaries, so what a killed server left behind is readable up to its last flush.
 """
 
 from __future__ import annotations
