@@ -1,0 +1,7 @@
+"""The first import of the fork server: SGLang with our plugin, as in ``speckv serve``."""
+
+from sglang_speckv.srt import compat
+from sglang_speckv.srt.engine import prepare
+
+prepare()
+compat.check_installation()  # imports whatever the plugin hooks
