@@ -11,6 +11,7 @@ import ctypes
 import multiprocessing
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
+
+import setproctitle
 
 from sglang_speckv.bench.server import Server
 from sglang_speckv.srt import cpu
@@ -91,8 +94,8 @@ class _LateImports:
 def _run(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
     """``python -m`` with ``argv``, in the fork."""
     os.setsid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # The fork server ends once nobody holds this: then it ends with the process that started it.
+    # The fork server ends with the process that started it, if no fork keeps it up; and we with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.close(forkserver._forkserver._forkserver_alive_fd)
     with open(os.devnull) as nothing, log.open("wb") as file:
         for descriptor, source in enumerate((nothing, file, file)):
@@ -102,5 +105,6 @@ def _run(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> None
     multiprocessing.set_start_method("fork", force=True)
     multiprocessing.set_start_method = lambda method, force: None  # SGLang asks for spawn
     sys.meta_path.insert(0, _LateImports)
+    setproctitle.setproctitle(shlex.join([sys.executable, "-m", *argv]))
     sys.argv = list(argv)
     runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
