@@ -16,6 +16,7 @@ from typing import Any
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round
 
 DEFAULT_SLOTS: dict[str, dict[str, Any]] = {
     "1": {"candidate_steps": [1, 3, 5, 7]},
@@ -67,7 +68,9 @@ class EmaPolicy:
         return Decision(self._route(batch.size).num_steps, "ema")
 
     def observe(self, outcome: Round) -> None:
-        self._route(outcome.batch_size).update(outcome.num_correct_drafts)
+        if is_round(outcome, self.candidate_steps):
+            correct, _ = correct_drafts_of(outcome.num_correct_drafts, outcome.num_steps)
+            self._route(outcome.batch_size).update(correct.tolist())
 
     def snapshot(self) -> dict[str, object]:
         return {
@@ -76,6 +79,7 @@ class EmaPolicy:
         }
 
     def _route(self, size: int) -> _Slot:
+        size = size if is_count(size) else 1
         at = bisect.bisect_left(self._graph_sizes, size)
         padded = self._graph_sizes[at] if at < len(self._graph_sizes) else size
         return self._slots[self._sizes[max(0, bisect.bisect_right(self._sizes, padded) - 1)]]
@@ -102,9 +106,7 @@ class _Slot:
         if len(num_correct_drafts) == 0:
             return
         if self.num_steps > 0:
-            mean = float(sum(num_correct_drafts) / len(num_correct_drafts))
-            if not math.isfinite(mean):
-                return
+            mean = sum(num_correct_drafts) / len(num_correct_drafts)
             self.ema = (1 - self.ema_alpha) * self.ema + self.ema_alpha * mean
         self.batches += 1
         due = self.batches - self.warmup_batches

@@ -17,7 +17,7 @@ import numpy as np
 
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.checks import context_of, is_count, is_tier, is_time
+from sglang_speckv.policy.checks import context_of, is_count, is_round
 from sglang_speckv.policy.cost import CostModel, ProfileRow, bucket_of
 from sglang_speckv.policy.guard import Guard
 from sglang_speckv.policy.plan import Mix, Plan
@@ -167,22 +167,19 @@ class ThroughputPolicy:
         self._unknown: list[float] = lengths[-1].tolist()
 
     def observe(self, outcome: Round) -> None:
-        steps, size, seconds = outcome.num_steps, outcome.batch_size, outcome.seconds
-        if not is_tier(steps, self.candidate_steps) or not is_count(size):
+        if not is_round(outcome, self.candidate_steps):
             self._ignored += 1
             return
-        steps, size, context = int(steps), int(size), context_of(outcome.context_len)
+        steps, size = int(outcome.num_steps), int(outcome.batch_size)
+        context = context_of(outcome.context_len)
         self._observed += 1
         self._last_size, self._last_context = size, context
-        ratio, refitted = None, False
-        if seconds is not None and is_time(seconds):
-            row = OFF if outcome.asleep else steps
-            ratio = self._cost.update(size, row, float(seconds), context)
-            refitted = self._cost.refitted
+        row = OFF if outcome.asleep else steps
+        ratio = self._cost.update(size, row, outcome.seconds, context)
         cells = self._acceptance.cells(steps, outcome.num_correct_drafts, outcome.first_probs)
         self._waiting.append((steps, cells, ratio))
         self._waiting_requests += size
-        self._catch_up(size, refitted)
+        self._catch_up(size, self._cost.refitted)
 
     def _catch_up(self, size: int, refitted: bool) -> None:
         """What takes long is done here, where time is cheaper than in :meth:`decide`; once there is

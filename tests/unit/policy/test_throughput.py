@@ -316,6 +316,14 @@ def test_a_draft_wakes_when_it_became_good() -> None:
     assert earned > 0.97 * 1.8 / DRAFTED_S
 
 
+def test_a_profile_of_asleep_rounds_alone_does_not_end_drafting() -> None:
+    policy = ThroughputPolicy(TIERS, 3)
+    policy.profiled([(1, OFF, 32, 0.9 * DEMO.seconds(1, 0))] * 3)
+    phases = [Phase(600, 1, STRONG, DEMO)]
+    assert regret_free(phases, seeds=1, create=lambda: policy) >= 0.97
+    assert 0.5 < policy.snapshot()["level"] < 2.0  # type: ignore[operator]
+
+
 def test_without_a_draft_that_sleeps_nothing_is_off() -> None:
     policy = ThroughputPolicy((0, 1), 1)
     policy.profiled([(1, 0, 0, WARM_S), (1, 1, 0, 10 * WARM_S)])
