@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,6 +144,11 @@ class _Slot:
         return at
 
 
+def is_slot(key: str) -> bool:
+    """Whether a key of an adaptive config names a batch size, not a setting."""
+    return re.fullmatch(r"[0-9]{1,9}", key) is not None
+
+
 def read_slots(
     adaptive_config: Mapping[str, Any] | None, candidate_steps: tuple[int, ...]
 ) -> dict[int, dict[str, Any]]:
@@ -151,7 +157,7 @@ def read_slots(
     Keys that are not batch sizes are defaults for every slot (or not ours, such as "speckv").
     """
     given = dict(adaptive_config or {})
-    slots = {key: value for key, value in given.items() if key.isdecimal()}
+    slots = {key: value for key, value in given.items() if is_slot(key)}
     slots = slots or default_slots(candidate_steps)
     common = {key: given[key] for key in _SETTINGS if key in given}
     for key, value in slots.items():
