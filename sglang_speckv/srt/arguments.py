@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,26 +122,32 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
     if artifact is None and not given:
         return None
     if artifact:
-        given["artifact"] = _artifact_path(artifact)
+        _check_artifact(artifact)
+        given["artifact"] = artifact
     if "candidate_steps" in given:
         given["candidate_steps"] = parse_steps(given["candidate_steps"])
-    if "trace" in given:
-        given["trace"] = os.path.abspath(given["trace"])
     asked = {**carrier.asked_in(args.speculative_adaptive_config), **given}
-    config = SpecKVConfig.from_dict(asked)
+    return located(SpecKVConfig.from_dict(asked))
+
+
+def located(config: SpecKVConfig) -> SpecKVConfig:
+    """``config`` as schedulers take it: its paths are absolute, its trace has a folder."""
     if config.trace is not None:
         check_directory(config.trace)
-    return config
+    return replace(config, trace=_absolute(config.trace), artifact=_absolute(config.artifact))
 
 
-def _artifact_path(artifact: str) -> str:
+def _absolute(path: str | None) -> str | None:
+    return path and os.path.abspath(path)
+
+
+def _check_artifact(artifact: str) -> None:
     if artifact.lower() in ("true", "false"):
         raise ConfigError(
             f"--speckv {artifact} is neither a switch nor an artifact; write --speckv alone "
             "(in a YAML config: speckv: '')"
         )
     load_artifact(Path(artifact))  # what is wrong with it is said before SGLang is imported
-    return os.path.abspath(artifact)
 
 
 def exit_with(error: ConfigError) -> None:
@@ -187,6 +194,7 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
         declare_resolution(server_args, "speckv", speculative_algorithm=algorithm)
     refuse_unsupported(cfg)
     check_draft(cfg)
+    config = located(config)
     if config.artifact is not None:
         check_identity(load_artifact(Path(config.artifact)), identity(server_args))
     config, num_steps = with_launch_steps(config, cfg.speculative_num_steps)
@@ -255,6 +263,8 @@ def hook_warm_up() -> None:
     if compat.WARM_UP.path not in HookRegistry._patched:
         HookRegistry.register(compat.WARM_UP.path, warm_up, HookType.AROUND)
         HookRegistry.apply_hooks()
+        compat.check_signatures([compat.WARM_UP])
+        compat.check_applied([compat.WARM_UP])
 
 
 def default_attention(

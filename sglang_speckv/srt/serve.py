@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import socket
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.srt import arguments, carrier, compat, cpu, memory, patches_present
@@ -116,7 +119,7 @@ def diagnose(argv: Sequence[str]) -> dict[str, Any]:
     """
     report: dict[str, Any] = {"adaptive": False, "problem": None, **_machine()}
     try:
-        server_args = parse(argv)
+        server_args = _parse_or_refuse(argv)
         compat.check_installation()
         report["hooks"] = "applied"
         server_args._speckv_from_cli = False
@@ -124,9 +127,35 @@ def diagnose(argv: Sequence[str]) -> dict[str, Any]:
         report |= _resolved(server_args)
         if not report["adaptive"]:
             report["problem"] = "SpecKV was not asked for; add --speckv"
-    except (ConfigError, ValueError, AssertionError, OSError) as error:
+    except Exception as error:  # whatever would stop the server is what was asked for
         report["problem"] = str(error).strip() or repr(error)
     return report
+
+
+def _parse_or_refuse(argv: Sequence[str]) -> Any:
+    """:func:`parse`, where an error that a parser prints before it exits is raised instead."""
+    stderr = _Overheard(sys.stderr)
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return parse(argv)
+    except SystemExit as exit:
+        said = stderr.newest.strip().splitlines() or [f"exit code {exit.code}"]
+        raise ConfigError(said[-1].removeprefix("speckv: ")) from None
+
+
+class _Overheard(io.TextIOBase):
+    """Hands on to ``stream``; SGLang's log, set up while parsing, goes on writing here."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.newest = ""
+
+    def write(self, text: str) -> int:
+        self.newest = (self.newest + text)[-4096:]
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _machine() -> dict[str, Any]:
