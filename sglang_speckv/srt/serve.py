@@ -179,7 +179,7 @@ def _resolved(server_args: Any) -> dict[str, Any]:
     cfg = resolving_view(server_args)
     config = carrier.read(cfg.speculative_adaptive_config)
     adaptive = arguments.is_active(server_args) and bool(cfg.speculative_adaptive)
-    extra_mib = memory.further_depths_mib(server_args)
+    taken = memory.planned(server_args)
     return {
         "adaptive": adaptive,
         "target": cfg.model_path,
@@ -190,5 +190,10 @@ def _resolved(server_args: Any) -> dict[str, Any]:
         "policy": config.policy if config else None,
         "candidate_steps": list(config.candidate_steps) if config else None,
         "launch_steps": cfg.speculative_num_steps,
-        "memory_of_further_depths_gib": round(extra_mib / 1024, 2) if extra_mib else None,
+        "memory_of_further_depths_gib": _gib(taken.further_device_mib),
+        "pinned_host_memory_gib_per_rank": _gib(taken.pinned_host_mib),
     }
+
+
+def _gib(mib: float) -> float | None:
+    return round(mib / 1024, 2) if mib else None
