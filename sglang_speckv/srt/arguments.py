@@ -10,7 +10,8 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from sglang_speckv.srt import carrier, compat
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
 from sglang_speckv.srt.identity import draft_model_config, identity
-from sglang_speckv.srt.refusals import refuse_unsupported
+from sglang_speckv.srt.refusals import refuse_recurrent, refuse_unsupported
 from sglang_speckv.srt.trace import check_directory
 
 logger = logging.getLogger(__name__)
@@ -171,17 +172,35 @@ def is_active(server_args: Any) -> bool:
     return bool(getattr(server_args, "_speckv_active", False))
 
 
+def check_target(original: Callable[..., Any], server_args: Any) -> Any:
+    """AROUND ``handle_model_specific_adjustments``, which has sentences of its own for some of the
+    targets that are refused here."""
+    from sglang.srt.arg_groups.overrides import model_config_of
+
+    with _refusals_told(server_args):
+        if requested(server_args) is not None:
+            refuse_recurrent("target", model_config_of(server_args))
+    return original(server_args)
+
+
 def resolve(original: Callable[..., Any], server_args: Any) -> Any:
     """AROUND ``handle_speculative_decoding``: check, then state what SGLang has to build."""
-    try:
+    with _refusals_told(server_args):
         config = requested(server_args)
         if config is not None:
             _resolve(config, server_args)
+    return original(server_args)
+
+
+@contextmanager
+def _refusals_told(server_args: Any) -> Iterator[None]:
+    """To the command line as one sentence, to Python as the exception."""
+    try:
+        yield
     except ConfigError as error:
         if getattr(server_args, "_speckv_from_cli", False):
             exit_with(error)
         raise
-    return original(server_args)
 
 
 def _resolve(config: SpecKVConfig, server_args: Any) -> None:
@@ -194,6 +213,7 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
         declare_resolution(server_args, "speckv", speculative_algorithm=algorithm)
     refuse_unsupported(cfg)
     check_draft(cfg)
+    refuse_recurrent("draft", draft_model_config(server_args))
     config = located(config)
     if config.artifact is not None:
         check_identity(load_artifact(Path(config.artifact)), identity(server_args))

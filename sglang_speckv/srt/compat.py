@@ -38,6 +38,9 @@ FROM_CLI_ARGS = HookTarget(_SRT + "server_args.ServerArgs.from_cli_args", ("args
 RESOLVE_SPECULATIVE = HookTarget(
     _SRT + "arg_groups.speculative_hook.handle_speculative_decoding", ("server_args",)
 )
+MODEL_ADJUSTMENTS = HookTarget(
+    _SRT + "arg_groups.model_hook.handle_model_specific_adjustments", ("server_args",)
+)
 UNSUPPORTED_REASON = HookTarget(
     _SRT + "speculative.adaptive_spec_params.adaptive_unsupported_reason", ("server_args",)
 )
@@ -53,6 +56,7 @@ CREATE_WORKER = HookTarget(
 LAUNCHER_HOOKS = (
     ADD_CLI_ARGS,
     FROM_CLI_ARGS,
+    MODEL_ADJUSTMENTS,
     RESOLVE_SPECULATIVE,
     UNSUPPORTED_REASON,
     DEFAULT_ATTENTION,
