@@ -70,6 +70,11 @@ def check_head(config: Any, algorithm: str, draft: str) -> None:
     other token ids, than it was trained on. ``config``: the head's, whose first architecture names
     the class that SGLang loads."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
+    if architecture == "LlamaForCausalLM" and getattr(config, "draft_vocab_size", None):
+        raise ConfigError(
+            f"draft {draft!r} has a draft_vocab_size, as EAGLE-3 heads have, and its config.json "
+            f"names {architecture}, a whole model; write LlamaForCausalLMEagle3 there"
+        )
     if "Eagle3" in architecture:
         kind, served = "an EAGLE-3 head", ["EAGLE3"]
     elif architecture.endswith("Eagle"):

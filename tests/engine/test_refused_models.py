@@ -92,6 +92,16 @@ def test_a_head_under_the_wrong_algorithm(
     assert f"set --speculative-algorithm {instead} or" in found
 
 
+@pytest.mark.parametrize("algorithm", ["EAGLE3", "STANDALONE"])
+def test_a_head_whose_config_names_a_whole_model(
+    algorithm: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    """SGLang's scheduler would stop while loading it."""
+    folder = of_kind(models["eagle3"], tmp_path / "head", ("LlamaForCausalLM", "llama", {}))
+    found = problem(models["target"], algorithm, folder)
+    assert found is not None and "write LlamaForCausalLMEagle3 there" in found
+
+
 @pytest.mark.parametrize(
     ("algorithm", "draft"), [("EAGLE3", "eagle3"), ("EAGLE", "eagle2"), ("NEXTN", "eagle2")]
 )
