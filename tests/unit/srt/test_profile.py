@@ -1,5 +1,8 @@
 """The start-up profile: every tier gets its rounds, within the time that was given."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from sglang_speckv.config import SpecKVConfig
@@ -7,7 +10,7 @@ from sglang_speckv.policy.base import Batch, Round
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.lag import SignalLag
 from sglang_speckv.srt.profile import ROUNDS, STATE_KEY, WALKS, ProfileRun, summary
-from sglang_speckv.srt.profile_load import BATCH_SIZES, run
+from sglang_speckv.srt.profile_load import BATCH_SIZES, HttpTarget, run
 
 TIERS = (0, 1, 3)
 
@@ -196,6 +199,26 @@ def test_every_load_is_walked_before_any_is_walked_again() -> None:
     walks = [size for size, tokens in target.calls if tokens > 4]
     assert walks == [1, 4, 16]
     assert profiled(FakeTarget(0.02), 10.0, 16).calls[-3:] == [(1, 32), (4, 32), (16, 32)]
+
+
+def test_every_data_parallel_rank_gets_as_many_requests() -> None:
+    """SGLang hands them out in turn; what one rank can run limits what each gets."""
+    alone, pair = FakeTarget(0.02), FakeTarget(0.02)
+    profiled(alone, seconds=10.0, requests=16)
+    run(pair, 10.0, len(TIERS), 16, 512, ranks=2, clock=lambda: pair.now)
+    assert pair.calls == [(2 * size, tokens) for size, tokens in alone.calls]
+
+
+@pytest.mark.parametrize("answers", [[], [False], [True, False]])
+def test_a_rank_that_does_not_profile_costs_the_profile(
+    answers: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Answering(HttpTarget):
+        def _post(self, path: str, body: dict[str, Any]) -> Any:
+            return SimpleNamespace(json=lambda: answers)
+
+    run(Answering("", None, None), 10.0, len(TIERS), 16, 512)
+    assert "no start-up profile" in caplog.text
 
 
 @pytest.mark.parametrize("per_token", [0.05, 0.3, 2.0])
