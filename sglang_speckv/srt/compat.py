@@ -82,18 +82,35 @@ UPDATE_HANDLERS = HookTarget(
     "SchedulerInternalStateController._update_handlers",
     (),
 )
+VALIDATE_LENGTH = HookTarget(
+    _SRT + "managers.utils.validate_input_length",
+    ("req", "max_req_input_len", "allow_auto_truncate"),
+)
+SELECT_RUNNERS = HookTarget(
+    _SRT + "managers.scheduler_components.weight_updater."
+    "SchedulerWeightUpdaterManager._select_runners",
+    ("selector",),
+)
 SCHEDULER_HOOKS = (
     RESOLVE_TOKENS,
     RESULT_PREFILL,
     COPY_TO_CPU,
     ADD_SPECULATIVE,
     UPDATE_HANDLERS,
+    VALIDATE_LENGTH,
+    SELECT_RUNNERS,
 )
 
 # Hooked in the launcher of an HTTP server, once SpecKV was accepted.
 WARM_UP = HookTarget(
     _SRT + "entrypoints.http_server._wait_and_warmup",
     ("server_args", "launch_callback", "execute_warmup_func", "post_warmup_callback"),
+)
+
+# Hooked in a launcher that serves with SpecKV or on the CPU engine.
+TOKENIZED_REQUEST = HookTarget(
+    _SRT + "managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
+    ("obj", "input_text", "input_ids", "input_embeds", "mm_inputs", "token_type_ids"),
 )
 
 # Overridden by the worker subclass or called by it.

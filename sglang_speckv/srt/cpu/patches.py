@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from sglang_speckv.srt import compat, request_checks, weights
 from sglang_speckv.srt.cpu.kernels import linear, sampling
 from sglang_speckv.srt.cpu.kernels.attention import PLANS
 
@@ -42,10 +43,16 @@ def apply() -> None:
         "sglang.srt.layers.logits_processor.LogitsProcessor._compute_lm_head", _lm_head, around
     )
     HookRegistry.register("sglang.srt.mem_cache.memory_pool._set_kv_buffer_impl", _store_kv, around)
+    HookRegistry.register(
+        compat.VALIDATE_LENGTH.path, request_checks.reason_to_abort, HookType.AFTER
+    )
+    HookRegistry.register(compat.SELECT_RUNNERS.path, weights.select_runners, around)
     for backend in ("IntelAMXAttnBackend", "IntelAMXMultiStepDraftBackend"):
         HookRegistry.register(
             f"{_BACKEND}{backend}.init_forward_metadata", _forget_plans, HookType.BEFORE
         )
+    for method in ("forward_decode", "forward_extend"):
+        HookRegistry.register(f"{_BACKEND}IntelAMXAttnBackend.{method}", _share_plans, around)
 
 
 def _keep_attention_backend() -> None:
@@ -138,3 +145,9 @@ def _store_kv(
 
 def _forget_plans(*args: Any, **kwargs: Any) -> None:
     PLANS.start()
+
+
+def _share_plans(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """This backend's layers, whose forward was announced above."""
+    with PLANS.shared():
+        return original(*args, **kwargs)
