@@ -59,8 +59,9 @@ def problem(request: Any, input_ids: Sequence[int] | None, vocab_size: int) -> s
                     f"{vocab_size - 1}."
                 )
     wanted = getattr(request, "top_logprobs_num", None) or 0
-    if wanted > vocab_size:
-        return (
-            f"top_logprobs_num is {wanted}, but the model has {vocab_size} tokens: ask for fewer."
-        )
+    if not isinstance(wanted, int) or wanted > vocab_size:
+        return f"top_logprobs_num is {wanted!r:.40}: send a number up to {vocab_size}."
+    start = getattr(request, "logprob_start_len", None) or 0
+    if not isinstance(start, int) or start < -1:
+        return f"logprob_start_len is {start!r:.40}: send a position in the prompt, or -1."
     return None

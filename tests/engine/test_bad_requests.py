@@ -50,6 +50,14 @@ BAD = {
         *ask(text="abc", return_logprob=True, top_logprobs_num=VOCABULARY + 1),
         f"top_logprobs_num is {VOCABULARY + 1}",
     ),
+    "alternatives of a list": (
+        *ask(text="abc", return_logprob=True, top_logprobs_num=[1, 2]),
+        "top_logprobs_num is [1, 2]",
+    ),
+    "before the prompt": (
+        *ask(text="abc", return_logprob=True, logprob_start_len=-5),
+        "logprob_start_len is -5",
+    ),
 }
 
 
