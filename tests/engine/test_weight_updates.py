@@ -18,10 +18,11 @@ from tests.engine.reference import Reference
 pytestmark = pytest.mark.engine
 
 KINDS = {
-    "plain": (None, ""),
-    "eagle3": ("EAGLE3", "eagle3"),
     "standalone": ("STANDALONE", "alike"),
+    "eagle3": ("EAGLE3", "eagle3"),
+    "plain": (None, ""),
 }
+"""pytest groups tests by a parameter's position: the kind that a test names is the first."""
 LENGTH = 32
 
 
@@ -36,7 +37,6 @@ def updated(
     speckv = ["--speckv-policy", "static:3", "--speckv-profile", "0"] if algorithm else []
     folder = tmp_path_factory.mktemp(request.param)
     with serving(folder, *flags(models, algorithm, draft), *speckv) as running:
-        running.pair = request.param
         yield running
 
 
@@ -86,11 +86,10 @@ def test_the_text_becomes_the_new_models_and_comes_back(
     assert answers(updated) == before  # as many rounds too: the draft drafts as well as ever
 
 
+@pytest.mark.parametrize("updated", ["standalone"], indirect=True)  # of the target's shape
 def test_a_draft_changes_where_it_is_named(
     updated: Serving, models: dict[str, str], texts: dict[str, Any]
 ) -> None:
-    if updated.pair != "standalone":
-        pytest.skip("the draft has the target's shape in one pair only")
     before = answers(updated)
     send(updated, models["target"], selector="draft")
     as_target = answers(updated)
