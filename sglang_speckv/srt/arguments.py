@@ -29,7 +29,7 @@ from sglang_speckv.config import (
     static_steps,
 )
 from sglang_speckv.offline.artifact import check_identity, load_artifact
-from sglang_speckv.srt import carrier, compat
+from sglang_speckv.srt import carrier, compat, cpu, request_checks
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
 from sglang_speckv.srt.identity import draft_model_config, identity
@@ -258,6 +258,8 @@ def check_resolved(result: None, server_args: Any) -> None:
     Catches records that were resolved where this plugin was not loaded (``sgl.Runtime`` resolves
     in a parent that loads no plugins).
     """
+    if is_active(server_args) or cpu.enabled():
+        request_checks.hook_tokenizer()
     if is_active(server_args):
         hook_warm_up()
         return

@@ -90,12 +90,23 @@ UPDATE_HANDLERS = HookTarget(
     "SchedulerInternalStateController._update_handlers",
     (),
 )
+VALIDATE_LENGTH = HookTarget(
+    _SRT + "managers.utils.validate_input_length",
+    ("req", "max_req_input_len", "allow_auto_truncate"),
+)
+SELECT_RUNNERS = HookTarget(
+    _SRT + "managers.scheduler_components.weight_updater."
+    "SchedulerWeightUpdaterManager._select_runners",
+    ("selector",),
+)
 SCHEDULER_HOOKS = (
     RESULT_DECODE,
     RESULT_PREFILL,
     COPY_TO_CPU,
     ADD_SPECULATIVE,
     UPDATE_HANDLERS,
+    VALIDATE_LENGTH,
+    SELECT_RUNNERS,
 )
 
 # Hooked in the launcher of an HTTP server, once SpecKV was accepted.
@@ -160,6 +171,13 @@ PLAN_DRAFT_ATTENTION = HookTarget(
     _SRT + "layers.attention.intel_amx_backend.IntelAMXMultiStepDraftBackend.init_forward_metadata",
     ("forward_batch",),
 )
+CPU_ATTENTION = tuple(
+    HookTarget(
+        _SRT + f"layers.attention.intel_amx_backend.IntelAMXAttnBackend.{method}",
+        ("q", "k", "v", "layer", "forward_batch", "save_kv_cache", "sinks"),
+    )
+    for method in ("forward_decode", "forward_extend")
+)
 CPU_HOOKS = (
     VERIFY_GREEDY,
     PARALLEL_GROUP,
@@ -169,6 +187,15 @@ CPU_HOOKS = (
     STORE_KV,
     PLAN_ATTENTION,
     PLAN_DRAFT_ATTENTION,
+    *CPU_ATTENTION,
+    VALIDATE_LENGTH,
+    SELECT_RUNNERS,
+)
+
+# Hooked in a launcher that serves with SpecKV or on the CPU engine.
+TOKENIZED_REQUEST = HookTarget(
+    _SRT + "managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
+    ("obj", "input_text", "input_ids", "input_embeds", "mm_inputs", "token_type_ids"),
 )
 
 # Overridden by the worker subclass or called by it.

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_speckv.srt import arguments, carrier, compat, identity
+from sglang_speckv.srt import arguments, carrier, compat, identity, weights
 from sglang_speckv.srt.metrics import Metrics
 from sglang_speckv.srt.rounds import TROUBLE, DecodeLaunch, Launch, RoundTracker
 from sglang_speckv.srt.signals import SignalTap
@@ -42,7 +42,7 @@ def create_worker(original: Callable[..., type], self: Any, server_args: Any) ->
 def _hook_scheduler() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt import state
+    from sglang_speckv.srt import request_checks, state
 
     for target, hook, kind in (
         (compat.RESULT_DECODE, note_result, HookType.BEFORE),
@@ -50,6 +50,8 @@ def _hook_scheduler() -> None:
         (compat.COPY_TO_CPU, copy_launch, HookType.BEFORE),
         (compat.ADD_SPECULATIVE, state.add_speckv, HookType.AFTER),
         (compat.UPDATE_HANDLERS, state.add_handlers, HookType.AFTER),
+        (compat.VALIDATE_LENGTH, request_checks.reason_to_abort, HookType.AFTER),
+        (compat.SELECT_RUNNERS, weights.select_runners, HookType.AROUND),
     ):
         HookRegistry.register(target.path, hook, kind)
     HookRegistry.apply_hooks()
@@ -72,6 +74,7 @@ class SpecKVMixin(_Worker):
             config, self.speculative_num_steps, overlap=not get_schedule().disable_overlap_schedule
         )
         self._config = config
+        self.draft_weights_are_its_own = weights.draft_has_its_own(self.server_args)
         self.adaptive_controller = AdaptiveController(self, self.speckv)
         # Read for batches that mix prefill in under attention DP, which SpecKV refuses;
         # StandaloneWorkerV2 lacks it.

@@ -27,6 +27,10 @@ def main():
     try:
         sampling = {"temperature": 0, "max_new_tokens": 48, "ignore_eos": True}
         if kind == "Engine":
+            try:
+                running.generate("", sampling)
+            except ValueError as error:
+                assert "prompt is empty" in str(error)
             answers = running.generate(prompts, sampling)
             state = running.get_server_info()["internal_states"][0]
         else:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_speckv.srt import compat
+from sglang_speckv.srt import compat, request_checks, weights
 from sglang_speckv.srt.cpu.kernels import linear, sampling
 from sglang_speckv.srt.cpu.kernels.attention import PLANS
 
@@ -37,6 +37,9 @@ def apply() -> None:
         (compat.STORE_KV, _store_kv, HookType.AROUND),
         (compat.PLAN_ATTENTION, _forget_plans, HookType.BEFORE),
         (compat.PLAN_DRAFT_ATTENTION, _forget_plans, HookType.BEFORE),
+        *((target, _share_plans, HookType.AROUND) for target in compat.CPU_ATTENTION),
+        (compat.VALIDATE_LENGTH, request_checks.reason_to_abort, HookType.AFTER),
+        (compat.SELECT_RUNNERS, weights.select_runners, HookType.AROUND),
         (compat.CREATE_WORKER, _check_applied, HookType.BEFORE),
     ):
         HookRegistry.register(target.path, hook, kind)
@@ -144,3 +147,9 @@ def _store_kv(
 
 def _forget_plans(*args: Any, **kwargs: Any) -> None:
     PLANS.start()
+
+
+def _share_plans(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """This backend's layers, whose forward was announced above."""
+    with PLANS.shared():
+        return original(*args, **kwargs)
