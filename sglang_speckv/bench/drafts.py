@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,22 @@ def resolve_draft(name_or_path: str, target: Path | str) -> Path:
     """A complete draft checkpoint for ``target``: a demo draft by name, or any directory."""
     if name_or_path not in DEMO_DRAFTS:
         return checked_model_dir(Path(name_or_path).expanduser())
+    check_demo_drafts([name_or_path])
     source = _MODELS / name_or_path
-    if not (source / "config.json").is_file():
-        raise ConfigError(
-            f"the demo draft {name_or_path!r} is not at {source}; run from a clone of the "
-            "repository, or pass --draft PATH"
-        )
     return assemble(source, target) if (source / _RECIPE).exists() else source
+
+
+def check_demo_drafts(names: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` where a demo draft among ``names`` is not on this machine; without
+    names, where none is."""
+    asked = [name for name in names or DEMO_DRAFTS if name in DEMO_DRAFTS]
+    absent = [name for name in asked if not (_MODELS / name / "config.json").is_file()]
+    if absent and (names or absent == asked):
+        raise ConfigError(
+            f"the demo drafts ({', '.join(absent)}) come with a clone of the repository, not with "
+            "the package; install from a clone with pip install --editable ., or name your own "
+            "with --draft PATH"
+        )
 
 
 def algorithm_of(draft: Path) -> str:

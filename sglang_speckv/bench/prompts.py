@@ -24,7 +24,7 @@ import msgspec
 from sglang_speckv.config import ConfigError
 from sglang_speckv.files import BAD_JSON, read_bounded
 
-DEMO_PROMPTS = Path(__file__).resolve().parents[2] / "examples" / "prompts"
+DEMO_PROMPTS = Path(__file__).with_name("demo_prompts")
 SGLANG_DATASET = "sglang:"
 _MAX_FILE_BYTES = 256 << 20
 _MAX_RECORDS = 20_000
@@ -54,7 +54,7 @@ class Prompt(msgspec.Struct, frozen=True, rename={"kind": "class"}):
 
 def find_prompts(spec: str | None, target: str) -> list[Prompt]:
     """A folder of ``*.jsonl``, one file, or ``sglang:NAME[=PATH]``; classes take turns. None is
-    the prompts that come with the repository."""
+    the prompts that come with the package."""
     if spec is None:
         return load_prompts()
     if spec.startswith(SGLANG_DATASET):
@@ -70,8 +70,7 @@ def load_prompts(folder: Path = DEMO_PROMPTS) -> list[Prompt]:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise ConfigError(
-            f"{folder} holds no *.jsonl prompts; run from a clone of the repository, or pass "
-            "--prompts FOLDER"
+            f"{folder} holds no *.jsonl prompts; name another folder with --prompts FOLDER"
         )
     return in_turn(prompt for file in files for prompt in read_prompts(file))
 

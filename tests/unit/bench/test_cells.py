@@ -1,4 +1,4 @@
-"""Cells and what is concluded from them: figures, JSON, tables, pictures."""
+"""Cells and what is concluded from them: figures, JSON, tables."""
 
 import io
 import json
@@ -13,7 +13,6 @@ from sglang_speckv.bench.describe import cell_detail
 from sglang_speckv.bench.load import Completion
 from sglang_speckv.bench.lossless import Verdict
 from sglang_speckv.bench.page import accept_by_class
-from sglang_speckv.bench.plot import draw, rates_figure, svg
 from sglang_speckv.bench.prompts import Prompt
 from sglang_speckv.bench.report import headroom_line, print_tables
 from sglang_speckv.bench.results import BlockResult, Results, tok_per_s
@@ -176,9 +175,3 @@ def test_table_shows_ties_and_losses(cells):
 
 def test_accept_length_by_class(cells):
     assert accept_by_class(cells) == {"ema": {"code": 2.0}}
-
-
-def test_pictures(cells, tmp_path):
-    draw(cells, tmp_path / "steps.png", "title")
-    assert (tmp_path / "steps.png").read_bytes().startswith(b"\x89PNG")
-    assert svg(rates_figure, cells, "title").startswith("<svg")
