@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from scipy import stats
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.train_drafts.eagle3 import Chain, load
 from examples.train_drafts.target import read_shape
@@ -28,7 +28,7 @@ class Reference:
     """The target as Transformers computes it."""
 
     def __init__(self, path: str) -> None:
-        self.model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(path)
 
     def ids(self, prompt: str) -> list[int]:
