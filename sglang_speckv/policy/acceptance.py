@@ -67,9 +67,8 @@ class Acceptance:
 
     def __init__(self, max_steps: int, prior: AcceptancePrior | None = None):
         edges = EDGES if prior is None else prior.edges
-        self._edges = np.append(
-            edges, MAX_SHARE
-        )  # beyond: NaN, infinity and what is no probability
+        # Beyond the last edge: NaN, infinity and what is no probability.
+        self._edges = np.append(edges, MAX_SHARE)
         self.rows = len(self._edges) + 1
         self._steps = max_steps
         self._counts = np.zeros((self.rows, 2, max_steps))  # tried, accepted
