@@ -20,13 +20,11 @@ class Batch:
 
     ``first_probs`` [size] is per request the draft's newest known top-1 probability of a first
     draft token: of the coming round where the host has it in time, else of an earlier round; NaN
-    where unknown. None where nothing taps the draft. ``context_len`` is the sum of the requests'
-    lengths in tokens, 0 where unknown.
+    where unknown. None where nothing taps the draft.
     """
 
     size: int
     first_probs: np.ndarray | None = None
-    context_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,8 @@ class Round:
     so that what is learned has the lag of what is used. ``signals`` [live, num_steps, 2]: per
     draft position the draft's top-1 probability and its entropy divided by the log of the draft
     vocabulary, known only after drafting. Both None where nothing taps the draft. ``asleep``: a
-    round at depth 0 that the draft slept through, the cheaper kind.
+    round at depth 0 that the draft slept through, the cheaper kind. ``context_len`` is the sum of
+    the requests' lengths in tokens, 0 where unknown.
     """
 
     num_steps: int

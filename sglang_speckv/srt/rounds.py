@@ -147,14 +147,13 @@ class RoundTracker:
     # -- launches
 
     def next_batch(self, reqs: Sequence[Any]) -> Batch:
-        """What is known of ``reqs`` before their round. Under overlap the tokens of the round in
-        flight are not counted yet."""
+        """What is known of ``reqs`` before their round."""
         if self.waits_for_signals:
             for launch in self._flying:
                 if launch.early:
                     launch.tell()
         firsts = np.array([getattr(req, FIRST_PROB, math.nan) for req in reqs])
-        return Batch(len(reqs), firsts, sum(map(_context_len, reqs)))
+        return Batch(len(reqs), firsts)
 
     def disturbed(self) -> None:
         """Something else than a decode round is launched: the time of the next round is not its
