@@ -38,9 +38,12 @@ def refuse(request: Any, self: Any, *args: Any, **kwargs: Any) -> None:
 
 def reason_to_abort(reason: str | None, req: Any, *limits: Any) -> str | None:
     """AFTER the scheduler's ``validate_input_length``: a sentence aborts ``req`` with HTTP 400."""
-    if reason is None and req.multimodal_inputs is None and req.vocab_size is not None:
+    if reason is not None or req.multimodal_inputs is not None or req.vocab_size is None:
+        return reason
+    try:
         return problem(req, req.origin_input_ids, req.vocab_size)
-    return reason
+    except Exception as error:  # one request's, not the scheduler's end
+        return f"The request could not be checked ({error!r:.200}): send plain numbers."
 
 
 def problem(request: Any, input_ids: Sequence[int] | None, vocab_size: int) -> str | None:

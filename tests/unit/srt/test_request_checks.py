@@ -35,3 +35,8 @@ def test_a_session_is_left_to_the_scheduler_which_knows_its_history() -> None:
 def test_the_schedulers_own_reason_comes_first() -> None:
     req = request(multimodal_inputs=None, origin_input_ids=[], vocab_size=10)
     assert reason_to_abort("too long", req, 100, False) == "too long"
+
+
+def test_a_request_that_cannot_be_checked_is_the_only_one_that_ends() -> None:
+    req = request(multimodal_inputs=None, origin_input_ids=["one", 2], vocab_size=10)
+    assert "could not be checked" in (reason_to_abort(None, req) or "")
