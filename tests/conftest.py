@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 SHARED_SERVERS = ("server", "gpu_server")
 """Fixtures with a server for each parameter."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Iterator[None]:
     if not config.getoption("loadgroup", False):
-        return
+        return (yield)
     for item in items:
         group = group_of(item)
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group))
+    yield  # pytest-xdist puts the group behind the test's name
+    lost = [item.nodeid for item in items if group_of(item) and "@" not in item.nodeid]
+    if lost:
+        raise pytest.UsageError(f"pytest-xdist did not group {lost[0]}; install what is locked")
 
 
 def group_of(item: pytest.Item) -> str | None:

@@ -150,6 +150,13 @@ def serving(
         server.stop()
 
 
+@pytest.fixture
+def forked_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that our own code starts in this process are forked too."""
+    if forked.possible():
+        monkeypatch.setattr(Server, "_spawn", ForkedServer._spawn)
+
+
 def flags(models: dict[str, str], algorithm: str | None = None, draft: str = "") -> list[str]:
     """Launch flags for the tiny target, with a draft where an algorithm is named."""
     args = ["--model-path", models["target"], "--max-total-tokens", "4096", "--random-seed", "1"]
