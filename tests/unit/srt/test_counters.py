@@ -1,5 +1,6 @@
 """Counts that add up, and the metrics that carry them."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -43,6 +44,19 @@ def test_the_recent_rounds_are_bounded() -> None:
     for _ in range(2 * RECENT_ROUNDS):
         counters.count(Round(1, 1, [1]))
     assert len(counters.snapshot()["recent"]) == RECENT_ROUNDS
+
+
+def test_decisions_and_switches_are_shown_with_their_times() -> None:
+    counters = Counters(TIERS)
+    assert counters.snapshot()["switch_microseconds"] == 0
+    for seconds in (3e-6, 1e-6):
+        counters.decided(seconds)
+        counters.switched(2 * seconds)
+    shown = counters.snapshot()
+    assert (shown["decisions"], shown["switches"]) == (2, 2)
+    assert shown["decision_microseconds"] == pytest.approx(2)
+    assert shown["slowest_decision_microseconds"] == pytest.approx(3)
+    assert shown["switch_microseconds"] == pytest.approx(4)
 
 
 def test_metrics_carry_the_counters_once_a_second() -> None:
