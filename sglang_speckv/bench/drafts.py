@@ -20,6 +20,7 @@ import msgspec
 
 from sglang_speckv.bench.models import cache_dir, cached, checked_model_dir
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import BAD_JSON
 
 DEMO_DRAFTS = ("eagle3", "standalone")
 ALGORITHMS = {"eagle3": "EAGLE3", "standalone": "STANDALONE"}
@@ -61,7 +62,7 @@ def algorithm_of(draft: Path) -> str:
     try:
         config = msgspec.json.decode((draft / "config.json").read_bytes())
         architecture = str(config.get("architectures", [""])[0])
-    except (OSError, msgspec.DecodeError, AttributeError, IndexError):
+    except (OSError, *BAD_JSON, AttributeError, LookupError, TypeError):
         raise ConfigError(f"{draft / 'config.json'} is not a readable model config") from None
     if "Eagle3" in architecture:
         return "EAGLE3"
@@ -119,7 +120,7 @@ def _taken(target: Any, entry: TensorSource, tensors: dict[str, Any], name: str)
 def _read_recipe(path: Path) -> dict[str, TensorSource]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, TensorSource])
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *BAD_JSON) as error:
         raise ConfigError(f"{path} is not a readable recipe: {error}") from None
 
 
