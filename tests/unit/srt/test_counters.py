@@ -50,6 +50,19 @@ def test_the_recent_rounds_are_bounded() -> None:
     assert len(counters.snapshot()["recent"]) == RECENT_ROUNDS
 
 
+def test_decisions_and_switches_are_shown_with_their_times() -> None:
+    counters = Counters(TIERS)
+    assert counters.snapshot()["switch_microseconds"] == 0
+    for seconds in (3e-6, 1e-6):
+        counters.decided(seconds)
+        counters.switched(2 * seconds)
+    shown = counters.snapshot()
+    assert (shown["decisions"], shown["switches"]) == (2, 2)
+    assert shown["decision_microseconds"] == pytest.approx(2)
+    assert shown["slowest_decision_microseconds"] == pytest.approx(3)
+    assert shown["switch_microseconds"] == pytest.approx(4)
+
+
 def test_metrics_carry_the_counters() -> None:
     engine = EnginePolicy(SpecKVConfig(policy="static:3", candidate_steps=TIERS), 3)
     registry = CollectorRegistry()
