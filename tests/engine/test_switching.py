@@ -10,6 +10,7 @@ import pytest
 
 from sglang_speckv.srt.counters import Counters
 from sglang_speckv.srt.engine import prepare
+from sglang_speckv.srt.fuse import Fuse
 
 pytestmark = pytest.mark.engine
 
@@ -31,6 +32,7 @@ def worker() -> Iterator[Any]:
             self.speculative_num_steps, self.speculative_num_draft_tokens = 1, 2
             self._draft_worker, self._target_worker = MagicMock(), MagicMock()
             self.speckv = SimpleNamespace(counters=Counters(STEPS))
+            self._fuse = Fuse(lambda: None)
             self._chain_buffers = {steps: (f"parents {steps}", "scores") for steps in STEPS}
 
     with get_context().override_server_args(tp_size=1):

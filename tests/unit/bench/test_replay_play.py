@@ -60,7 +60,7 @@ def test_batches_and_outcomes_are_the_recorded_ones(rounds: Rounds) -> None:
     assert played.chosen[:4].tolist() == [2, 3, 2, 3] and (played.expected == 1.5).all()
     columns, first = rounds.columns, rounds.row[:4]
     batch, (_, outcome) = policy.batches[0], policy.outcomes[0]
-    assert batch.size == 4 and batch.context_len == columns.context_len[first].sum()
+    assert batch.size == 4 and outcome.context_len == columns.context_len[first].sum()
     assert batch.first_probs == pytest.approx(columns.first_prob[first])
     assert outcome.num_steps == 3 and outcome.batch_size == 4
     assert outcome.num_correct_drafts == np.minimum(columns.num_correct_drafts[first], 3).tolist()

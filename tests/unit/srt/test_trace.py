@@ -36,7 +36,7 @@ def finished(*correct: int, rids: tuple[str, ...] = ("code:7:a", "b")) -> Finish
     signals = np.array([[[0.5, 0.25], [math.nan, 0.5]], [[0.75, 0.125], [1.0, 0.0]]])
     firsts = np.array([0.4, math.nan])
     outcome = Round(2, 2, list(correct), 0.0123456789, firsts, signals, 30)
-    launch.batch = Batch(2, firsts, 30)
+    launch.batch = Batch(2, firsts)
     return FinishedRound(outcome, launch, [0, 1], [10, 20])
 
 
