@@ -1,14 +1,20 @@
-"""The target as Transformers computes it, and whether sampled text follows it."""
+"""The target as Transformers computes it, an EAGLE-3 head as its trainer computes it, and whether
+sampled text follows the target."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from scipy import stats
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.train_drafts.eagle3 import Chain, load
+from examples.train_drafts.target import read_shape
 from tests.engine.conftest import PROMPTS, Serving
 
 SAMPLES = 1200
@@ -22,12 +28,15 @@ class Reference:
     """The target as Transformers computes it."""
 
     def __init__(self, path: str) -> None:
-        self.model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(path)
+
+    def ids(self, prompt: str) -> list[int]:
+        return self.tokenizer(prompt).input_ids
 
     @torch.inference_mode()
     def greedy(self, prompt: str, length: int) -> list[int]:
-        ids = self.tokenizer(prompt, return_tensors="pt").input_ids
+        ids = torch.tensor([self.ids(prompt)])
         for _ in range(length):
             best = self.model(ids).logits[:, -1].argmax(-1, keepdim=True)
             ids = torch.cat([ids, best], dim=1)
@@ -42,6 +51,33 @@ class Reference:
         return torch.zeros_like(logits).scatter(0, top.indices, probs / probs.sum())
 
 
+class HeadReference:
+    """An EAGLE-3 head as its trainer computes it, fed by the target as Transformers computes it."""
+
+    def __init__(self, head: str, target: str) -> None:
+        self.target = Reference(target)
+        self.embed = self.target.model.get_input_embeddings().weight
+        self.head, self.ids = load(Path(head), read_shape(Path(target)), self.embed)
+        config = json.loads((Path(head) / "config.json").read_text())
+        self.captured = config["eagle_config"]["eagle_aux_hidden_state_layer_ids"]
+
+    @torch.inference_mode()
+    def drafts(self, text: list[int], lengths: Sequence[int], steps: int) -> Tensor:
+        """Distributions [N, steps, draft vocabulary] of greedy drafts behind the first ``lengths``
+        [N] tokens of ``text``."""
+        ids, rows = torch.tensor([text]), torch.tensor(lengths) - 2
+        states = self.target.model(ids, output_hidden_states=True).hidden_states
+        aux = torch.cat([states[layer + 1][:, :-1] for layer in self.captured], -1)
+        fed = self.head.first(aux, self.embed[ids[:, 1:]])
+        chain, hidden, own = Chain(torch.zeros_like(rows), rows), fed.hidden[0, rows], []
+        logits = [self.head.logits(hidden)]
+        while len(logits) < steps:
+            token = self.ids[logits[-1].argmax(-1)]
+            hidden, _ = self.head.step(chain, hidden, self.embed[token], fed, own)
+            logits.append(self.head.logits(hidden))
+        return torch.stack(logits, 1).softmax(-1)
+
+
 def sampled(server: Serving, top_p: float) -> list[list[int]]:
     """Three tokens behind PROMPT, many times over."""
     sampling = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": top_p}
@@ -53,7 +89,7 @@ def follows_target(answers: list[list[int]], reference: Reference, top_p: float)
     """Of answers from :func:`sampled`: the second and third token, both from verification, given
     the first (chi-square)."""
     texts = Counter(map(tuple, answers))
-    ids = reference.tokenizer(PROMPT).input_ids
+    ids = reference.ids(PROMPT)
     wanted: Counter[tuple[int, ...]] = Counter()
     for first, count in Counter(answer[0] for answer in answers).items():
         second_probs = reference.next_probs([*ids, first], top_p)

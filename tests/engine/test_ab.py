@@ -1,47 +1,54 @@
-"""``speckv ab`` on the real engine: two servers, a tiny pair, everything that it promises."""
+"""``speckv ab`` on the real engine: two servers, a tiny pair, everything that it promises; and a
+server that runs already."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sglang_speckv.bench.ab import run_ab
-from sglang_speckv.bench.options import options_from
+from sglang_speckv.bench.options import Options, options_from
+from sglang_speckv.bench.results import JOURNAL
+from tests.engine.conftest import Serving, on_pairs
 
 pytestmark = pytest.mark.engine
 
 ARMS = ("none", "static:1", "static:3", "static:3#2", "speckv")
 
 
-def test_ab(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prompts = tmp_path / "prompts.jsonl"
+def options(target: str, out: Path, **asked: Any) -> Options:
+    """A small run on prompts of two classes."""
+    prompts = out / "prompts.jsonl"
     records = [
         {"id": f"{kind}{i}", "class": kind, "prompt": f"{kind} {i}"}
         for kind in ("code", "talk")
         for i in range(6)
     ]
     prompts.write_text("\n".join(map(json.dumps, records)))
-    options = options_from(
-        {
-            "prompts": str(prompts),
-            "target": models["target"],
-            "drafts": [models["eagle3"]],
-            "arms": ARMS,
-            "concurrency": [1, 4],
-            "traffic": ["phases", "sweep"],
-            "requests_per_slot": 1,
-            "max_new_tokens": 16,
-            "rounds": 3,
-            "out": str(tmp_path),
-        },
+    small = {"requests_per_slot": 1, "max_new_tokens": 16, "rate": [50.0], "out": str(out)}
+    return options_from(
+        {"prompts": str(prompts), "target": target, **small, **asked},
         "test",
     )
-    assert run_ab(options) == 0
+
+
+def test_ab(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = options(
+        models["target"],
+        tmp_path,
+        drafts=[models["eagle3"]],
+        arms=ARMS,
+        concurrency=[1, 4],
+        traffic=["phases", "sweep"],
+        rounds=3,
+    )
+    assert run_ab(asked) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    cells = {(c["workload"], c["concurrency"], c["arm"]): c for c in line["cells"]}
-    loads = (("phases", 1), ("phases", 4), ("sweep", 4))
+    cells = {(c["workload"], c["concurrency"], c["rate"], c["arm"]): c for c in line["cells"]}
+    loads = (("phases", 1, None), ("phases", 4, None), ("phases", None, 50.0), ("sweep", 4, None))
     assert set(cells) == {(*load, arm) for load in loads for arm in ARMS}
-    for (_, _, arm), cell in cells.items():
+    for (*_, arm), cell in cells.items():
         assert cell["blocks"] == 3 and cell["tok_per_s"] > 0
         assert cell["active"] is (None if arm == "none" else True)
         assert cell["lossless"] is (None if arm == "none" else True)
@@ -62,3 +69,21 @@ def test_ab(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert sum(speckv["step_time"].values()) == pytest.approx(1)
     assert speckv["first_token_s"]["p50"] < speckv["latency_s"]["p50"]
     assert (tmp_path / "report.html").read_text().count("<svg") >= 4
+
+
+@on_pairs("eagle3")
+def test_a_running_server_and_a_run_that_goes_on(
+    server: Serving, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = (f"url:one={server.url}", f"url:two={server.url}/v1")
+    asked = {"arms": arms, "concurrency": [2]}
+    rounds = server.rounds()
+    assert run_ab(options(models["target"], tmp_path, rounds=1, **asked)) == 0
+    journal = (tmp_path / JOURNAL).read_bytes()
+    assert run_ab(options(models["target"], tmp_path, rounds=2, **asked), resume=True) == 0
+    assert (tmp_path / JOURNAL).read_bytes().startswith(journal)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    cells = {(c["concurrency"], c["rate"], c["arm"]): c for c in line["cells"]}
+    assert set(cells) == {(*load, arm) for load in ((2, None), (None, 50.0)) for arm in arms}
+    assert all(cell["blocks"] == 2 and cell["tok_per_s"] > 0 for cell in cells.values())
+    assert server.rounds() > rounds

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,64 @@ def tiny_eagle2_head(directory: Path, target: Path) -> Path:
     }
     config = base | {"architectures": ["LlamaForCausalLMEagle"], "num_hidden_layers": 1}
     return _write(directory, config, weights)
+
+
+def tiny_successors(directory: Path, successors: Sequence[int], *, layers: int) -> Path:
+    """A Llama in which ``successors[t]`` follows token ``t``, nearly for certain and whatever came
+    before: its layers cost what layers cost and add nothing."""
+    config = _llama_config(layers, 128, 2, 1, 64, len(successors))
+    random = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(len(successors), 128, generator=random)
+    weights = {
+        "model.embed_tokens.weight": embeddings,
+        "lm_head.weight": torch.zeros_like(embeddings),
+        "model.norm.weight": torch.ones(128),
+    }
+    weights["lm_head.weight"][torch.tensor(successors)] = embeddings * 0.1
+    for layer in range(layers):
+        weights |= _named(f"model.layers.{layer}.", _layer(config, 128, 0.0, random))
+    return _write(directory, config, weights)
+
+
+def tiny_mimo(directory: Path, *, layers: int = 2, mixing: float = 0.3) -> Path:
+    """A MiMo checkpoint, which is a Qwen2 with a layer that predicts the token after the next one.
+
+    That layer looks mostly at the newest token, as the target does. MiMo's own config class comes
+    with its checkpoints as code; Qwen2's, which it extends, needs none.
+    """
+    hidden, vocab = 128, 320
+    config = _llama_config(layers, hidden, 2, 1, 64, vocab) | {
+        "architectures": ["MiMoForCausalLM"],
+        "model_type": "qwen2",
+        "num_nextn_predict_layers": 1,
+    }
+    random = torch.Generator().manual_seed(5)
+    weights = {
+        "model.embed_tokens.weight": torch.randn(vocab, hidden, generator=random),
+        "lm_head.weight": _linear(vocab, hidden, random) * 4,
+        "model.norm.weight": torch.ones(hidden),
+    }
+    for layer in range(layers):
+        weights |= _named(f"model.layers.{layer}.", _qwen2_layer(config, mixing, random))
+    keep = torch.cat([_linear(hidden, hidden, random) * 0.1, torch.eye(hidden)], dim=1)
+    predictor = _qwen2_layer(config, 0.1, random) | {
+        "input_proj.weight": keep,
+        "token_layernorm.weight": torch.ones(hidden),
+        "hidden_layernorm.weight": torch.ones(hidden),
+        "final_layernorm.weight": torch.ones(hidden),
+    }
+    return _write(directory, config, weights | _named("model.mtp_layers.0.", predictor))
+
+
+def _qwen2_layer(config: dict[str, Any], mixing: float, random: torch.Generator) -> Weights:
+    """As a Llama's, with biases for queries, keys and values."""
+    layer = _layer(config, config["hidden_size"], mixing, random)
+    return layer | {
+        f"self_attn.{name}_proj.bias": torch.randn(
+            len(layer[f"self_attn.{name}_proj.weight"]), generator=random
+        )
+        for name in "qkv"
+    }
 
 
 def _llama_config(
