@@ -27,7 +27,7 @@ def test_a_killed_parent_takes_it_along(tmp_path: Path) -> None:
     assert child.is_running()
     parent.kill()
     parent.wait()
-    psutil.wait_procs([child], timeout=10)
+    psutil.wait_procs([child], timeout=60)
     assert not child.is_running()
 
 
