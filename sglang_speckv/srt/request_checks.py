@@ -7,22 +7,34 @@ tokenizer workers, gRPC, sessions).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sglang_speckv.srt import compat
+from sglang_speckv.srt import compat, cpu
 
 
 def hook_tokenizer() -> None:
-    """Check before sending. Applying the hook imports the module, so only a launcher does it."""
+    """Check before sending. Hooking imports the modules, so only a launcher does it."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    target = compat.TOKENIZED_REQUEST
-    if target.path not in HookRegistry._patched:
-        compat.check_signatures([target])
-        HookRegistry.register(target.path, refuse, HookType.AFTER)
-        HookRegistry.apply_hooks()
-        compat.check_applied([target])
+    hooks: list[tuple[compat.HookTarget, Callable[..., None], HookType]] = [
+        (compat.TOKENIZED_REQUEST, refuse, HookType.AFTER)
+    ]
+    if cpu.enabled():
+        hooks += [(call, refuse_release, HookType.BEFORE) for call in compat.MEMORY_CALLS]
+    targets = [target for target, _, _ in hooks]
+    if targets[0].path in HookRegistry._patched:
+        return
+    compat.check_signatures(targets)
+    for target, hook, kind in hooks:
+        HookRegistry.register(target.path, hook, kind)
+    HookRegistry.apply_hooks()
+    compat.check_applied(targets)
+
+
+def refuse_release(*args: Any, **kwargs: Any) -> None:
+    """BEFORE the calls that release and resume memory, which need a CUDA driver."""
+    raise ValueError("The CPU engine keeps its memory: there is nothing to release or resume.")
 
 
 def refuse(request: Any, self: Any, *args: Any, **kwargs: Any) -> None:

@@ -58,6 +58,8 @@ BAD = {
         *ask(text="abc", return_logprob=True, logprob_start_len=-5),
         "logprob_start_len is -5",
     ),
+    "release of memory": ("/release_memory_occupation", {}, "The CPU engine keeps its memory"),
+    "resumption of memory": ("/resume_memory_occupation", {}, "The CPU engine keeps its memory"),
 }
 
 
