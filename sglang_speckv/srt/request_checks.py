@@ -12,6 +12,8 @@ from typing import Any
 
 from sglang_speckv.srt import compat, cpu
 
+INT32_MAX = 2**31 - 1
+
 
 def hook_tokenizer() -> None:
     """Check before sending. Hooking imports the modules, so only a launcher does it."""
@@ -43,7 +45,10 @@ def refuse(request: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     Only the scheduler knows the history that a session's prompt continues.
     """
     if getattr(request, "session_params", None) is None and request.mm_inputs is None:
-        reason = problem(request, request.input_ids, self.model_config.vocab_size)
+        model, embeddings = self.model_config, getattr(request, "input_embeds", None)
+        reason = problem(request, request.input_ids, model.vocab_size)
+        if embeddings is not None and any(len(row) != model.hidden_size for row in embeddings):
+            reason = f"input_embeds has to be rows of {model.hidden_size} numbers."
         if reason is not None:
             raise ValueError(reason)
 
@@ -76,4 +81,10 @@ def problem(request: Any, input_ids: Sequence[int] | None, vocab_size: int) -> s
     start = getattr(request, "logprob_start_len", None) or 0
     if not isinstance(start, int) or start < -1:
         return f"logprob_start_len is {start!r:.40}: send a position in the prompt, or -1."
+    top_k = request.sampling_params.top_k
+    if top_k > INT32_MAX:  # SGLang's tensor of them is of 32 bits
+        return f"top_k is {top_k}: send a number up to {INT32_MAX}, or -1 for all tokens."
+    overrides = getattr(request, "positional_embed_overrides", None)
+    if overrides is not None and not hasattr(overrides, "embeds"):
+        return "positional_embed_overrides takes tensors, which JSON has not: leave it out."
     return None
