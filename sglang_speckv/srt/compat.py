@@ -197,6 +197,13 @@ TOKENIZED_REQUEST = HookTarget(
     _SRT + "managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
     ("obj", "input_text", "input_ids", "input_embeds", "mm_inputs", "token_type_ids"),
 )
+MEMORY_CALLS = tuple(
+    HookTarget(
+        _SRT + f"managers.tokenizer_control_mixin.TokenizerControlMixin.{name}_memory_occupation",
+        ("obj", "request"),
+    )
+    for name in ("release", "resume")
+)
 
 # Overridden by the worker subclass or called by it.
 WORKER_SEAMS = (

@@ -7,22 +7,36 @@ tokenizer workers, gRPC, sessions).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sglang_speckv.srt import compat
+from sglang_speckv.srt import compat, cpu
+
+INT32_MAX = 2**31 - 1
 
 
 def hook_tokenizer() -> None:
-    """Check before sending. Applying the hook imports the module, so only a launcher does it."""
+    """Check before sending. Hooking imports the modules, so only a launcher does it."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    target = compat.TOKENIZED_REQUEST
-    if target.path not in HookRegistry._patched:
-        compat.check_signatures([target])
-        HookRegistry.register(target.path, refuse, HookType.AFTER)
-        HookRegistry.apply_hooks()
-        compat.check_applied([target])
+    hooks: list[tuple[compat.HookTarget, Callable[..., None], HookType]] = [
+        (compat.TOKENIZED_REQUEST, refuse, HookType.AFTER)
+    ]
+    if cpu.enabled():
+        hooks += [(call, refuse_release, HookType.BEFORE) for call in compat.MEMORY_CALLS]
+    targets = [target for target, _, _ in hooks]
+    if targets[0].path in HookRegistry._patched:
+        return
+    compat.check_signatures(targets)
+    for target, hook, kind in hooks:
+        HookRegistry.register(target.path, hook, kind)
+    HookRegistry.apply_hooks()
+    compat.check_applied(targets)
+
+
+def refuse_release(*args: Any, **kwargs: Any) -> None:
+    """BEFORE the calls that release and resume memory, which need a CUDA driver."""
+    raise ValueError("The CPU engine keeps its memory: there is nothing to release or resume.")
 
 
 def refuse(request: Any, self: Any, *args: Any, **kwargs: Any) -> None:
@@ -31,7 +45,10 @@ def refuse(request: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     Only the scheduler knows the history that a session's prompt continues.
     """
     if getattr(request, "session_params", None) is None and request.mm_inputs is None:
-        reason = problem(request, request.input_ids, self.model_config.vocab_size)
+        model, embeddings = self.model_config, getattr(request, "input_embeds", None)
+        reason = problem(request, request.input_ids, model.vocab_size)
+        if embeddings is not None and any(len(row) != model.hidden_size for row in embeddings):
+            reason = f"input_embeds has to be rows of {model.hidden_size} numbers."
         if reason is not None:
             raise ValueError(reason)
 
@@ -67,4 +84,10 @@ def problem(request: Any, input_ids: Sequence[int] | None, vocab_size: int) -> s
     start = getattr(request, "logprob_start_len", None) or 0
     if not isinstance(start, int) or start < -1:
         return f"logprob_start_len is {start!r:.40}: send a position in the prompt, or -1."
+    top_k = request.sampling_params.top_k
+    if top_k > INT32_MAX:  # SGLang's tensor of them is of 32 bits
+        return f"top_k is {top_k}: send a number up to {INT32_MAX}, or -1 for all tokens."
+    overrides = getattr(request, "positional_embed_overrides", None)
+    if overrides is not None and not hasattr(overrides, "embeds"):
+        return "positional_embed_overrides takes tensors, which JSON has not: leave it out."
     return None

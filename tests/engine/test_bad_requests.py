@@ -46,6 +46,7 @@ BAD = {
     "unknown id, completion": (*ask("/v1/completions", prompt=[10**9]), "token id 1000000000"),
     "negative stop id": (*sample(stop_token_ids=[-1], min_new_tokens=2), "stop_token_ids"),
     "unknown stop id": (*sample(stop_token_ids=[10**9], min_new_tokens=2), "stop_token_ids"),
+    "top_k of 41 bits": (*sample(top_k=2**40, temperature=1), "top_k is 1099511627776"),
     "too many alternatives": (
         *ask(text="abc", return_logprob=True, top_logprobs_num=VOCABULARY + 1),
         f"top_logprobs_num is {VOCABULARY + 1}",
@@ -58,6 +59,14 @@ BAD = {
         *ask(text="abc", return_logprob=True, logprob_start_len=-5),
         "logprob_start_len is -5",
     ),
+    "embeddings without tensors": (
+        *ask(text="abc", positional_embed_overrides=5),
+        "positional_embed_overrides",
+    ),
+    "narrow embeddings": (*ask(input_embeds=[[0.5, 0.5]]), "input_embeds"),
+    "ragged embeddings": (*ask(input_embeds=[[0.5] * 128, [0.5]]), "input_embeds"),
+    "release of memory": ("/release_memory_occupation", {}, "The CPU engine keeps its memory"),
+    "resumption of memory": ("/resume_memory_occupation", {}, "The CPU engine keeps its memory"),
 }
 
 
@@ -70,6 +79,7 @@ def met(
     args = flags(models)
     if request.param == "speculative":
         args = [*flags(models, "STANDALONE", "alike"), "--speckv-profile", "0"]
+        args += ["--disable-radix-cache"]  # which lets embeddings in
     with serving(tmp_path_factory.mktemp(request.param), *args) as running:
         yield running
 

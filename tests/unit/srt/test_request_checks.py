@@ -9,7 +9,7 @@ from sglang_speckv.srt.request_checks import problem, reason_to_abort, refuse
 
 
 def request(**fields: Any) -> SimpleNamespace:
-    params = SimpleNamespace(stop_token_ids=fields.pop("stop_token_ids", None))
+    params = SimpleNamespace(stop_token_ids=fields.pop("stop_token_ids", None), top_k=1 << 30)
     return SimpleNamespace(sampling_params=params, **fields)
 
 
