@@ -1,6 +1,7 @@
 # Everything runs in the project's own .venv, which the first target to need it builds.
 # Progress goes to stderr; stdout belongs to the command. Bytecode is compiled at set-up: it halves
-# the start of every SGLang process, also where PYTHONDONTWRITEBYTECODE is set.
+# the start of every SGLang process, also where PYTHONDONTWRITEBYTECODE is set. ARGS goes to pytest:
+# make unit ARGS="-k policy -x"
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
@@ -8,7 +9,16 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: help setup demo test unit check bench clean
+
+help:
+	@echo "make setup   build .venv: SGLang and CUDA libraries, about 10 GB"
+	@echo "make demo    both servers on this machine, a table and a page; QUICK=1 is shorter"
+	@echo "make test    every test, the real engine included; ARGS go to pytest"
+	@echo "make unit    the tests that start no engine; ARGS go to pytest"
+	@echo "make check   format, lint and types"
+	@echo "make bench   what a decision, a switch and a replay cost"
+	@echo "make clean   remove .venv and everything that was made"
 
 setup: $(STAMP)
 
@@ -24,8 +34,16 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP)
 	@$(BIN)/speckv demo $(if $(QUICK),--quick)
 
+# A server's start keeps one core busy for half of its time, so two processes share the tests; those
+# of one server stay together. Without a GPU the tests for one are rehearsed on the CPU engine.
+TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+
+test: export SPECKV_REHEARSE ?= 1
 test: $(STAMP)
-	@$(BIN)/python -m tests.run
+	@$(BIN)/python -m pytest $(TWO) $(ARGS)
+
+unit: $(STAMP)
+	@$(BIN)/python -m pytest $(TWO) tests/unit $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .

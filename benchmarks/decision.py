@@ -53,7 +53,7 @@ def one_run(policy: StepPolicy, outcomes: list[Outcome]) -> dict[str, float]:
     decide, observe = [], []
     for n, outcome in enumerate(outcomes):
         size, context = outcome.size, outcome.size * (300 + n % 200)
-        batch = Batch(size, outcome.first_probs, context)
+        batch = Batch(size, outcome.first_probs)
         start = thread_time_ns()
         steps = policy.decide(batch).num_steps
         decide.append(thread_time_ns() - start)

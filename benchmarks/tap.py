@@ -36,6 +36,7 @@ from sglang_speckv.bench.provenance import provenance
 from sglang_speckv.bench.server import Server, running
 from sglang_speckv.files import write_atomically
 from sglang_speckv.offline.records import read_trace, trace_files
+from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
 
@@ -85,7 +86,7 @@ def tap_seconds(size: int, vocab: int, repeats: int = 200) -> float:
     draft.draft_forward = lambda: [draft.draft_runner.forward() for _ in range(STEPS - 1)]
     draft._draft_extend_for_decode = lambda batch: draft.draft_runner.forward()
     draft._draft_extend_for_prefill = draft._draft_extend_for_decode
-    tap, tracker = SignalTap(draft, 7, 64, 64), RoundTracker()
+    tap, tracker = SignalTap(draft, 7, 64, 64, Fuse(lambda: None)), RoundTracker()
     slots = torch.arange(size)
     batch = SimpleNamespace(req_pool_indices=slots)
     reqs = [_Request() for _ in range(size)]

@@ -21,7 +21,10 @@ POLICY_NAMES = (
     "paper:throughput",
     "static:K",
 )
-_STATIC = re.compile(r"static:(\d+)\Z")
+_NUMBER = r"[0-9]{1,4}"
+"""As a user writes one: int() would also take "+1", "1_0" and other scripts' digits."""
+_STATIC = re.compile(rf"static:({_NUMBER})")
+_STEPS = re.compile(rf" *{_NUMBER} *(, *{_NUMBER} *)*")
 
 
 class ConfigError(ValueError):
@@ -33,17 +36,16 @@ class ConfigError(ValueError):
 
 def parse_steps(text: str) -> tuple[int, ...]:
     """``"0,1,3"`` -> ``(0, 1, 3)``; raises :class:`ConfigError` on anything else."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
+    if not _STEPS.fullmatch(text):
         raise ConfigError(
             f"candidate steps {text!r} are not comma-separated integers, such as 0,1,3,5"
-        ) from None
+        )
+    return tuple(int(part) for part in text.split(","))
 
 
 def static_steps(policy: str) -> int | None:
     """The K of ``static:K``, or None where ``policy`` is another one."""
-    match = _STATIC.match(policy)
+    match = _STATIC.fullmatch(policy)
     return int(match.group(1)) if match else None
 
 

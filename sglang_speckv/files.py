@@ -10,6 +10,10 @@ from pathlib import Path
 
 from sglang_speckv.config import ConfigError
 
+BAD_JSON = (ValueError, RecursionError)
+"""What ``json`` and ``msgspec`` raise for bytes that are not the JSON that was expected: of another
+type, in another encoding, cut off, or nested too deep. :class:`ConfigError` is one of them."""
+
 
 def read_bounded(path: Path, limit: int, remedy: str = "check the path") -> bytes:
     """All of ``path``, of which no more than ``limit`` bytes are ever read.

@@ -35,5 +35,5 @@ if __name__ == "__main__":
     prepare()
     keep_overlap()
     main()
-elif __name__ == "__mp_main__":  # a scheduler, spawned
+elif __name__ == "__mp_main__":  # a scheduler that is spawned; a forked one has it
     keep_overlap()

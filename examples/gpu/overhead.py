@@ -34,6 +34,7 @@ from sglang_speckv.bench.prepare import chat_tokenizer, default_dtype, find_draf
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.prompts import DEMO_PROMPTS, in_turn, load_prompts
 from sglang_speckv.bench.server import Server, running
+from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.reduction import reduce_logits
 from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
@@ -58,7 +59,7 @@ class StandIn:
 def host_seconds(size: int, num_steps: int, vocab: int, device: str) -> float:
     """Median of all that the tap and the tracker do in a round, as the launching host sees it."""
     draft = StandIn(size, num_steps, vocab, device)
-    tap, tracker = SignalTap(draft, num_steps, size, size), RoundTracker()
+    tap, tracker = SignalTap(draft, num_steps, size, size, Fuse(lambda: None)), RoundTracker()
     slots = torch.arange(size, device=device)
     batch = SimpleNamespace(req_pool_indices=slots)
     reqs = [SimpleNamespace(origin_input_ids=(), output_ids=()) for _ in range(size)]

@@ -3,7 +3,7 @@
     python -m examples.train_drafts.measure --drafts eagle3=DIR standalone=DIR \
         --targets bf16=DIR int8=DIR nf4=DIR --out examples/results/drafts.json
 
-Greedy, five draft steps, the prompts of `examples/prompts` through the chat template; none of
+Greedy, five draft steps, the demo's prompts through the chat template; none of
 them was trained on. One engine per pair of target and draft; "demo" for a folder is the committed
 draft, completed from the first target. Levels are compared over the first few prompts of each class
 ("compared"), which is all that the compressed targets answer. Pairs that OUT has already are kept.
@@ -26,7 +26,7 @@ from sglang_speckv.bench.provenance import provenance
 from sglang_speckv.srt import cpu
 
 NUM_STEPS = 5
-SPLIT = "by prompt: examples/prompts, none of which was trained on"
+SPLIT = "by prompt: the demo's, none of which was trained on"
 
 
 def answer(

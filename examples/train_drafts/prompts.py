@@ -4,7 +4,7 @@
 
 Passages to summarise or to ask about come from the documentation that ships with Python and, with
 `--passages`, from files: the target's own earlier answers, or any prose (see README). None is
-shared with `examples/prompts`, which is what the drafts are judged on.
+shared with the demo's prompts, which is what the drafts are judged on.
 """
 
 from __future__ import annotations

@@ -83,12 +83,22 @@ class Client(Connection):
         return abs(rows[0][0][0] - rows[0][1][0])
 
     async def internal_state(self) -> dict[str, Any]:
-        """``internal_states[0]`` of ``/server_info``: live, where the top level is start-up."""
+        """``internal_states[0]`` of ``/server_info``: live, where the top level is start-up.
+
+        Raises:
+            ServerError: there is none, or one for each of several data-parallel ranks, of which one
+                would be taken for all.
+        """
         raw = await self.call("GET", "/server_info")
         info = self.decode(raw, dict[str, Any], "/server_info")
         states = info.get("internal_states")
         if not isinstance(states, list) or not states or not isinstance(states[0], dict):
             raise ServerError(f"server {self.name}: /server_info has no internal_states")
+        if len(states) > 1:
+            raise ServerError(
+                f"server {self.name} has {len(states)} data-parallel ranks, which are not measured "
+                "together; start it without --dp-size"
+            )
         return states[0]
 
     async def set_policy(self, policy: str) -> None:
@@ -97,9 +107,11 @@ class Client(Connection):
         await self.set_state(f"speckv_policy:{policy}", 1, f"the policy {policy!r}")
 
     async def set_state(self, key: str, value: int, what: str) -> None:
-        """Change an internal state of a running server; ``what`` names it where it is refused."""
+        """Change an internal state of a running server, on all of its data-parallel ranks; ``what``
+        names it where one refuses."""
         raw = await self.call("POST", "/set_internal_state", {"server_args": {key: value}})
-        if self.decode(raw, list[bool], "/set_internal_state") != [True]:
+        answers = self.decode(raw, list[bool], "/set_internal_state")
+        if not answers or not all(answers):
             raise ServerError(f"server {self.name} refused {what}")
 
     async def flush_cache(self, attempts: int = 50) -> None:

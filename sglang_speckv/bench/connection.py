@@ -9,6 +9,8 @@ from typing import Any, Self, TypeVar
 import aiohttp
 import msgspec
 
+from sglang_speckv.files import BAD_JSON
+
 _MAX_ANSWER_BYTES = 32 << 20
 _MAX_STREAM_BYTES = 1 << 30  # SGLang repeats all tokens so far in every event
 IDLE_S = 2.0
@@ -62,7 +64,7 @@ class Connection:
     def decode(self, raw: bytes, kind: type[_T], path: str) -> _T:
         try:
             return msgspec.json.decode(raw, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BAD_JSON as error:
             raise ServerError(
                 f"server {self.name}: {path} answered something unexpected ({error})"
             ) from None

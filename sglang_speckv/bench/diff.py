@@ -11,7 +11,7 @@ import numpy as np
 from sglang_speckv.bench import stats
 from sglang_speckv.bench.stats import Ratio, Resampled, Sample, Units
 from sglang_speckv.config import ConfigError
-from sglang_speckv.files import read_bounded
+from sglang_speckv.files import BAD_JSON, read_bounded
 
 _MAX_BYTES = 256 << 20
 _KEY = ("draft", "workload", "concurrency", "rate", "arm")
@@ -39,7 +39,7 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         results = msgspec.json.decode(content, type=dict[str, Any])
         cells = msgspec.convert(results.get("cells"), list[dict[str, Any]])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except BAD_JSON as error:
         raise ConfigError(f"{path} is not a results.json of speckv ab ({error})") from None
     if not all({"arm", "draft", "tok_per_s", "blocks"} <= cell.keys() for cell in cells):
         raise ConfigError(f"{path} is not a results.json of speckv ab (cells lack figures)")

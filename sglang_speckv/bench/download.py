@@ -16,6 +16,7 @@ import msgspec
 import requests
 
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import BAD_JSON
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, bytes done and bytes in all."""
@@ -100,7 +101,7 @@ def _json_links(body: bytes) -> Iterator[tuple[str, str]]:
     try:
         files = msgspec.json.decode(body)["files"]
         yield from ((entry["filename"], entry["url"]) for entry in files)
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (*BAD_JSON, KeyError, TypeError):
         raise ConfigError(
             f"the package index {index_url()} answered with something that is not an index page; "
             "set PIP_INDEX_URL to a working one"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 
 from sglang_speckv.bench.models import cache_dir, cached, checked_model_dir
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import BAD_JSON
 
 DEMO_DRAFTS = ("eagle3", "standalone")
 ALGORITHMS = {"eagle3": "EAGLE3", "standalone": "STANDALONE"}
@@ -37,13 +39,22 @@ def resolve_draft(name_or_path: str, target: Path | str) -> Path:
     """A complete draft checkpoint for ``target``: a demo draft by name, or any directory."""
     if name_or_path not in DEMO_DRAFTS:
         return checked_model_dir(Path(name_or_path).expanduser())
+    check_demo_drafts([name_or_path])
     source = _MODELS / name_or_path
-    if not (source / "config.json").is_file():
-        raise ConfigError(
-            f"the demo draft {name_or_path!r} is not at {source}; run from a clone of the "
-            "repository, or pass --draft PATH"
-        )
     return assemble(source, target) if (source / _RECIPE).exists() else source
+
+
+def check_demo_drafts(names: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` where a demo draft among ``names`` is not on this machine; without
+    names, where none is."""
+    asked = [name for name in names or DEMO_DRAFTS if name in DEMO_DRAFTS]
+    absent = [name for name in asked if not (_MODELS / name / "config.json").is_file()]
+    if absent and (names or absent == asked):
+        raise ConfigError(
+            f"the demo drafts ({', '.join(absent)}) come with a clone of the repository, not with "
+            "the package; install from a clone with pip install --editable ., or name your own "
+            "with --draft PATH"
+        )
 
 
 def algorithm_of(draft: Path) -> str:
@@ -51,7 +62,7 @@ def algorithm_of(draft: Path) -> str:
     try:
         config = msgspec.json.decode((draft / "config.json").read_bytes())
         architecture = str(config.get("architectures", [""])[0])
-    except (OSError, msgspec.DecodeError, AttributeError, IndexError):
+    except (OSError, *BAD_JSON, AttributeError, LookupError, TypeError):
         raise ConfigError(f"{draft / 'config.json'} is not a readable model config") from None
     if "Eagle3" in architecture:
         return "EAGLE3"
@@ -109,7 +120,7 @@ def _taken(target: Any, entry: TensorSource, tensors: dict[str, Any], name: str)
 def _read_recipe(path: Path) -> dict[str, TensorSource]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, TensorSource])
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *BAD_JSON) as error:
         raise ConfigError(f"{path} is not a readable recipe: {error}") from None
 
 

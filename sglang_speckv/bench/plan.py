@@ -12,17 +12,18 @@ from sglang_speckv.bench.traffic import Block, Condition, Workload
 _T = TypeVar("_T")
 
 
-def rotated(items: Sequence[_T], turn: int) -> list[_T]:
-    """Every item visits every place, and every second turn runs backwards, so that neither the
-    place nor the predecessor favours one."""
-    offset = turn % len(items)
-    order = [*items[offset:], *items[:offset]]
+def balanced(items: Sequence[_T], turn: int) -> list[_T]:
+    """The order of one turn. Over any 2n turns of n items each item is twice in every place and
+    twice right after every other one (Williams 1949), and a turn of odd number is the one before
+    it backwards. Fewer turns than that favour some places."""
+    zigzag = [(i + 1) // 2 if i % 2 else -i // 2 for i in range(len(items))]
+    order = [items[(turn // 2 + step) % len(items)] for step in zigzag]
     return order[::-1] if turn % 2 else order
 
 
 def order_of(arms: Sequence[Arm], condition_number: int, index: int) -> list[Arm]:
     """The arms' order in block ``index`` of the ``condition_number``-th condition."""
-    return rotated(arms, condition_number + index)
+    return balanced(arms, condition_number + index)
 
 
 def tasks(

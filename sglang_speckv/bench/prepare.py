@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sglang_speckv.bench.arms import Draft, arms_for, needs_draft, servers_for
 from sglang_speckv.bench.compare import Comparison, fit_together
-from sglang_speckv.bench.drafts import DEMO_DRAFTS, algorithm_of, resolve_draft
+from sglang_speckv.bench.drafts import DEMO_DRAFTS, algorithm_of, check_demo_drafts, resolve_draft
 from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.options import Options
 from sglang_speckv.bench.progress import Screen
@@ -26,6 +26,8 @@ def prepare(options: Options, screen: Screen, planned_rounds: int = PLANNED_ROUN
     """The set-up: models fetched, drafts complete, prompts read, a tokenizer loaded."""
     if options.prompts is None or not options.prompts.startswith("sglang:"):
         find_prompts(options.prompts, "")  # refused before anything is fetched
+    if needs_draft(options.all_arms):
+        check_demo_drafts(options.drafts)
     with screen.downloads() as progress:
         target = resolve_target(options.target, progress)
     drafts = find_drafts(options.drafts, target, screen) if needs_draft(options.all_arms) else []

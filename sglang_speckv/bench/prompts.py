@@ -22,9 +22,9 @@ from typing import Any
 import msgspec
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.files import read_bounded
+from sglang_speckv.files import BAD_JSON, read_bounded
 
-DEMO_PROMPTS = Path(__file__).resolve().parents[2] / "examples" / "prompts"
+DEMO_PROMPTS = Path(__file__).with_name("demo_prompts")
 SGLANG_DATASET = "sglang:"
 _MAX_FILE_BYTES = 256 << 20
 _MAX_RECORDS = 20_000
@@ -54,7 +54,7 @@ class Prompt(msgspec.Struct, frozen=True, rename={"kind": "class"}):
 
 def find_prompts(spec: str | None, target: str) -> list[Prompt]:
     """A folder of ``*.jsonl``, one file, or ``sglang:NAME[=PATH]``; classes take turns. None is
-    the prompts that come with the repository."""
+    the prompts that come with the package."""
     if spec is None:
         return load_prompts()
     if spec.startswith(SGLANG_DATASET):
@@ -70,8 +70,7 @@ def load_prompts(folder: Path = DEMO_PROMPTS) -> list[Prompt]:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise ConfigError(
-            f"{folder} holds no *.jsonl prompts; run from a clone of the repository, or pass "
-            "--prompts FOLDER"
+            f"{folder} holds no *.jsonl prompts; name another folder with --prompts FOLDER"
         )
     return in_turn(prompt for file in files for prompt in read_prompts(file))
 
@@ -104,7 +103,7 @@ def read_prompts(file: Path) -> Iterator[Prompt]:
 def _from_list(content: bytes, file: Path) -> Iterator[Prompt]:
     try:
         records = msgspec.json.decode(content, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BAD_JSON as error:
         raise ConfigError(f"{file}: not a JSON list of prompts ({error})") from None
     for number, record in enumerate(records, 1):
         _check_count(number, file)
@@ -120,7 +119,7 @@ def _decode(line: bytes, where: str, name: str) -> Prompt:
     try:
         record = msgspec.json.decode(line, type=dict[str, Any])
         prompt = _as_prompt(record, name)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except BAD_JSON as error:
         raise ConfigError(f"{where}: not a prompt ({error})") from None
     if prompt is None:
         raise ConfigError(
@@ -148,7 +147,8 @@ def _as_prompt(record: dict[str, Any], name: str) -> Prompt | None:
         conversation = record.get("conversations", record.get("conversation"))
         said = msgspec.convert(conversation, list[dict[str, Any]])
         return Prompt(name, kind or "sharegpt", _first_question(said))
-    chat = record.get("messages", record.get("body", {}).get("messages"))
+    body = msgspec.convert(record.get("body", {}), dict[str, Any])
+    chat = record.get("messages", body.get("messages"))
     if chat is None:
         return None
     return chat_prompt(name, kind, msgspec.convert(chat, list[Message]))

@@ -58,7 +58,11 @@ def _output(*command: str) -> str | None:
 
 
 def _git(*args: str) -> str | None:
-    return _output("git", "-C", str(Path(__file__).parent), *args)
+    """None unless this very file is tracked: a virtual environment may lie in a repository of
+    something else."""
+    here = ("git", "-C", str(Path(__file__).parent))
+    tracked = _output(*here, "ls-files", "--error-unmatch", Path(__file__).name)
+    return None if tracked is None else _output(*here, *args)
 
 
 def _gpu_names() -> list[str]:

@@ -17,7 +17,7 @@ from sglang_speckv.bench.load import Completion
 from sglang_speckv.bench.steady import Counted, counted
 from sglang_speckv.bench.traffic import Block, Condition, Workload
 from sglang_speckv.config import ConfigError
-from sglang_speckv.files import read_bounded
+from sglang_speckv.files import BAD_JSON, read_bounded
 
 JOURNAL = "blocks.jsonl"
 _MAX_JOURNAL_BYTES = 2 << 30
@@ -162,7 +162,7 @@ def read_journal(path: Path) -> tuple[Head, list[Line]]:
         first, *lines = whole.splitlines()
         head = msgspec.json.decode(first, type=Head)
         found = [msgspec.json.decode(line, type=Line) for line in lines]
-    except (ValueError, msgspec.MsgspecError) as error:
+    except BAD_JSON as error:
         raise ConfigError(f"{path} is not a readable journal of speckv ab ({error})") from None
     if len(whole) < len(content):
         os.truncate(path, len(whole))

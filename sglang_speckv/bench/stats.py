@@ -8,7 +8,8 @@ so the interval is the bootstrap's standard error times Student's t.
 
 A figure that picks the best arm picks it anew in every resample; the mean difference to the
 figure itself estimates by how much picking flatters the picked one, and is taken off. Among equals
-that is about a third of it: what is left favours the best static arm.
+that is about a third of it: what is left favours the best static arm, on average and not in every
+run. The 95 % interval of such a figure holds the truth in 91 to 95 % of simulated runs.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.files import read_bounded
+from sglang_speckv.files import BAD_JSON, read_bounded
 from sglang_speckv.policy.prior import (
     AcceptancePrior,
     CostPrior,
@@ -38,6 +38,7 @@ MAX_ARRAY_BYTES = 4 << 20
 _PARTS: dict[str, Any] = {"acceptance": AcceptancePrior, "cost": CostPrior, "mlp": MlpWeights}
 _DTYPES = ("<f8", "<i8")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_T = TypeVar("_T")
 
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True):
@@ -139,12 +140,16 @@ def _replaceable(path: Path) -> bool:
 
 
 def _document(text: bytes, path: Path) -> _Document:
+    schema = _decoded(text, _Schema, path).schema
+    if schema != SCHEMA:
+        raise ConfigError(f"{path} has schema {schema}, this version reads {SCHEMA}")
+    return _decoded(text, _Document, path)
+
+
+def _decoded(text: bytes, kind: type[_T], path: Path) -> _T:
     try:
-        schema = msgspec.json.decode(text, type=_Schema).schema
-        if schema != SCHEMA:
-            raise ConfigError(f"{path} has schema {schema}, this version reads {SCHEMA}")
-        return msgspec.json.decode(text, type=_Document)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        return msgspec.json.decode(text, type=kind)
+    except BAD_JSON as error:
         raise ConfigError(f"{path} is not an artifact's description ({error})") from error
 
 

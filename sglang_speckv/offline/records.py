@@ -1,8 +1,8 @@
 """The trace: one record per request and round, as compressed JSON lines, and how to read it.
 
-A trace is a directory of ``*.jsonl.gz`` files, one per scheduler process. A file's first line is
-a :class:`Header`, every other one a :class:`Record`. Files are flushed at record boundaries, so
-what a killed server left behind is readable up to its last flush.
+A trace is a directory of ``*.jsonl.gz`` files; a server that fills one begins another. A file's
+first line is a :class:`Header`, every other one a :class:`Record`. Files are flushed at record
+boundaries, so what a killed server left behind is readable up to its last flush.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from sglang_speckv.config import ConfigError
+from sglang_speckv.files import BAD_JSON
 
 SCHEMA_VERSION = 1
 MAX_LINE_BYTES = 1 << 20
@@ -115,7 +116,7 @@ def read_trace(path: Path) -> tuple[Header, Iterator[Record]]:
         raise ConfigError(f"{path} holds no complete line of a trace")
     try:
         header = msgspec.json.decode(first, type=Header)
-    except msgspec.MsgspecError as error:
+    except BAD_JSON as error:
         raise ConfigError(f"{path} does not start with a trace header ({error})") from error
     if header.schema != SCHEMA_VERSION:
         raise ConfigError(
@@ -129,7 +130,7 @@ def _records(path: Path, lines: Iterator[bytes]) -> Iterator[Record]:
     for number, line in enumerate(lines, start=2):
         try:
             yield decoder.decode(line)
-        except msgspec.MsgspecError as error:
+        except BAD_JSON as error:
             raise ConfigError(f"{path} line {number} is not a trace record ({error})") from error
 
 

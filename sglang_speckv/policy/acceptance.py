@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sglang_speckv.policy.calibration import Calibration
+from sglang_speckv.policy.checks import MAX_SHARE, correct_drafts_of, numbers_of
 from sglang_speckv.policy.prior import AcceptancePrior
 
 EDGES = 1.0 / (1.0 + np.exp(-np.linspace(-2.25, 4.5, 10)))
@@ -66,7 +67,8 @@ class Acceptance:
 
     def __init__(self, max_steps: int, prior: AcceptancePrior | None = None):
         edges = EDGES if prior is None else prior.edges
-        self._edges = np.append(edges, 1.001)  # beyond: NaN, infinity and what is no probability
+        # Beyond the last edge: NaN, infinity and what is no probability.
+        self._edges = np.append(edges, MAX_SHARE)
         self.rows = len(self._edges) + 1
         self._steps = max_steps
         self._counts = np.zeros((self.rows, 2, max_steps))  # tried, accepted
@@ -94,10 +96,7 @@ class Acceptance:
     def _rows_of(self, size: int, first_probs: np.ndarray | None) -> np.ndarray:
         """Row per request; all unknown where ``first_probs`` are not [size] numbers."""
         if first_probs is not None:
-            try:
-                probs = np.asarray(first_probs, dtype=float)
-            except (TypeError, ValueError, OverflowError):
-                probs = np.empty(0)
+            probs = numbers_of(first_probs)
             if probs.shape == (size,):
                 return self._edges.searchsorted(probs, side="right")
         return np.full(size, self.rows - 1)
@@ -110,7 +109,7 @@ class Acceptance:
     ) -> np.ndarray:
         """What a round of ``num_steps`` <= max_steps says: of each usable request its cell of
         (row, num_steps, num_correct_drafts), for :meth:`update`."""
-        correct, valid = _valid(num_correct_drafts, num_steps)
+        correct, valid = correct_drafts_of(num_correct_drafts, num_steps)
         rows = self._rows_of(len(valid), first_probs)[valid]
         width = self._steps + 1
         return (rows * width + num_steps) * width + correct
@@ -237,17 +236,3 @@ def _lengths(conditional: np.ndarray) -> np.ndarray:
     lengths = np.ones((*conditional.shape[:-1], conditional.shape[-1] + 1))
     conditional.cumprod(axis=-1, out=lengths[..., 1:])
     return lengths.cumsum(axis=-1)
-
-
-def _valid(num_correct_drafts: Sequence[int], num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The entries that can be true, as integers, and which ones they are."""
-    try:
-        values = np.asarray(num_correct_drafts)
-        if values.dtype.kind not in "iu":
-            values = values.astype(float)
-            values = np.where(values == np.floor(values), values, -1.0)
-        values = values.ravel()
-        valid = (values >= 0) & (values <= num_steps)
-    except (TypeError, ValueError, OverflowError):
-        return np.empty(0, dtype=int), np.empty(0, dtype=bool)
-    return values[valid].astype(int, copy=False), valid

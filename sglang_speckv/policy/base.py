@@ -20,13 +20,11 @@ class Batch:
 
     ``first_probs`` [size] is per request the draft's newest known top-1 probability of a first
     draft token: of the coming round where the host has it in time, else of an earlier round; NaN
-    where unknown. None where nothing taps the draft. ``context_len`` is the sum of the requests'
-    lengths in tokens, 0 where unknown.
+    where unknown. None where nothing taps the draft.
     """
 
     size: int
     first_probs: np.ndarray | None = None
-    context_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +34,14 @@ class Decision:
     ``expected_accept_length`` is the mean per request, bonus included; None where the policy
     does not predict. ``awake``: at depth 0 a separate draft reads the round's tokens all the same,
     so that the next round has its signal at once; else it sleeps where the engine lets it.
+    ``tokens_per_s``: what the policy believes that this load earns, None where it does not say.
     """
 
     num_steps: int
     reason: str
     expected_accept_length: float | None = None
     awake: bool = False
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ class Round:
     so that what is learned has the lag of what is used. ``signals`` [live, num_steps, 2]: per
     draft position the draft's top-1 probability and its entropy divided by the log of the draft
     vocabulary, known only after drafting. Both None where nothing taps the draft. ``asleep``: a
-    round at depth 0 that the draft slept through, the cheaper kind.
+    round at depth 0 that the draft slept through, the cheaper kind. ``context_len`` is the sum of
+    the requests' lengths in tokens, 0 where unknown.
     """
 
     num_steps: int

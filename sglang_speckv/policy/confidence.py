@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.policy.checks import is_round, numbers_of, windows_of
 
 THRESHOLD = 0.4
 MEMORY = 0.3
@@ -44,7 +45,8 @@ class ConfidencePolicy:
             return self._nearest(length, "window")
         share = 1.0
         if batch.first_probs is not None:
-            known = batch.first_probs[~np.isnan(batch.first_probs)]
+            firsts = numbers_of(batch.first_probs)
+            known = firsts[~np.isnan(firsts)]
             share = float(np.mean(known >= self.threshold)) if len(known) else 1.0
         return self._nearest(self._length * share, "confident")
 
@@ -54,12 +56,15 @@ class ConfidencePolicy:
 
     def observe(self, outcome: Round) -> None:
         """A request that was confident to its window's end counts as the next deeper tier."""
+        if not is_round(outcome, self.candidate_steps):
+            return
         deeper = self._tiers[self._tiers > outcome.num_steps]
         next_tier = float(deeper[0]) if len(deeper) else float(self._tiers[-1])
-        if outcome.signals is None or not outcome.signals.size:
+        windows = windows_of(outcome.signals)
+        if not len(windows):
             self._length = max(self._length, next_tier if outcome.num_steps == 0 else 0.0)
             return
-        lengths = self._confident(outcome.signals)
+        lengths = self._confident(windows)
         mean = float(np.where(lengths == outcome.num_steps, next_tier, lengths).mean())
         self._length += MEMORY * (mean - self._length)
 

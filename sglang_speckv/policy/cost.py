@@ -26,6 +26,7 @@ from statistics import median
 
 import numpy as np
 
+from sglang_speckv.policy.checks import context_of, is_count, is_time
 from sglang_speckv.policy.context import ContextSlope
 from sglang_speckv.policy.prior import OFF, CostPrior
 
@@ -51,6 +52,9 @@ FIT_ROUNDS = 16
 """Rounds that a fit is kept for."""
 LEVEL_WINDOW = 21
 """Rounds whose median tells the machine's speed."""
+MAX_LEVEL = 1e3
+"""Bound of the level and of its inverse: with none, times that swing between two scales drive level
+and cells apart until a float cannot hold them."""
 LEVEL_ERROR = 0.3
 """Error of a cell that was measured at another level, per e-fold between them: what looked like
 a slow machine may have been the depth that ran."""
@@ -76,8 +80,9 @@ class CostModel:
         self._cells = np.zeros((5, MAX_BUCKET + 1, max_steps + 2))
         self._count, self._mean, self._size, self._context, self._level = self._cells
         self._size[:] = self._level[:] = 1.0
-        steps = np.tile(np.arange(max_steps + 2), MAX_BUCKET + 1)
-        self._fits_in = steps <= max_steps
+        self._depths = range(max_steps + 1)
+        steps = np.tile([*self._depths, 0], MAX_BUCKET + 1)
+        self._awake = np.tile([True] * len(self._depths) + [False], MAX_BUCKET + 1)
         self._drafts, self._width = np.maximum(steps - 1, 0), steps + 1
         self._slope = ContextSlope()
         self._ratios: deque[float] = deque(maxlen=LEVEL_WINDOW)
@@ -92,7 +97,7 @@ class CostModel:
         if prior is not None:
             columns = prior.batch_size, prior.num_steps, prior.context_len, prior.seconds
             for size, steps, context, seconds, rounds in zip(*columns, prior.rounds, strict=True):
-                if 0 <= steps <= max_steps and rounds > 0:
+                if steps in self._depths and rounds >= 1:
                     self._enter(int(size), int(steps), float(context), float(seconds), int(rounds))
 
     def profiled(self, rows: Iterable[ProfileRow]) -> None:
@@ -100,9 +105,9 @@ class CostModel:
         round of this model are left out."""
         cells: dict[tuple[int, int, int], list[float]] = {}
         for size, steps, context, seconds in rows:
-            known = OFF <= steps < self._mean.shape[1] - 1
-            if size >= 1 and known and 0.0 < seconds < math.inf:
-                cells.setdefault((int(size), int(steps), int(context)), []).append(float(seconds))
+            if is_count(size) and is_time(seconds) and (steps == OFF or steps in self._depths):
+                cell = int(size), int(steps), context_of(context)
+                cells.setdefault(cell, []).append(float(seconds))
         for (size, steps, context), times in cells.items():
             rounds = PROFILE_ROUNDS * len(times)
             self._enter(size, steps, float(context), _undisturbed(times), rounds)
@@ -125,11 +130,14 @@ class CostModel:
         self._fits.clear()
 
     def update(
-        self, batch_size: int, num_steps: int, seconds: float, context_len: int = 0
-    ) -> float:
+        self, batch_size: int, num_steps: int, seconds: float | None, context_len: int = 0
+    ) -> float | None:
         """Learn one clean round, ``num_steps`` <= max_steps or :data:`OFF`; returns measured over
-        expected."""
-        expected: float | None = None
+        expected, None where ``seconds`` are not the time of a round."""
+        self.refitted = False
+        if not is_time(seconds):
+            return None
+        seconds, expected = float(seconds), None
         if num_steps == OFF:
             expected = self.off_time(batch_size, context_len)
         elif self.samples:
@@ -156,7 +164,7 @@ class CostModel:
         """Attribute what is common to the last rounds to the machine."""
         self._ratios.append(ratio)
         if len(self._ratios) == self._ratios.maxlen:
-            self.level = median(self._ratios)
+            self.level = min(max(median(self._ratios), 1.0 / MAX_LEVEL), MAX_LEVEL)
         deviation = min(abs(ratio / self.level - 1.0), 0.5)
         self.noise += (deviation - self.noise) / 64.0
 
@@ -262,7 +270,9 @@ class CostModel:
 
     def _fit(self, batch_size: int) -> list[float]:
         """Ridge regression of a, b, c on the cells, the nearer in batch size the heavier."""
-        used = (self._count.ravel() * self._fits_in).nonzero()[0]
+        used = (self._count.ravel() * self._awake).nonzero()[0]
+        if not len(used):  # only asleep rounds are known: they stand for awake ones of depth 0
+            used = self._count.ravel().nonzero()[0]
         count, mean, size, context, _ = self._cells.reshape(5, -1)[:, used]
         mean = np.maximum(mean - self._slope.value * context, 0.3 * mean)
         drafts, verified = self._drafts[used], size * self._width[used]

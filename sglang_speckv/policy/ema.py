@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round
 
 DEFAULT_SLOTS: dict[str, dict[str, Any]] = {
     "1": {"candidate_steps": [1, 3, 5, 7]},
@@ -66,7 +68,9 @@ class EmaPolicy:
         return Decision(self._route(batch.size).num_steps, "ema")
 
     def observe(self, outcome: Round) -> None:
-        self._route(outcome.batch_size).update(outcome.num_correct_drafts)
+        if is_round(outcome, self.candidate_steps):
+            correct, _ = correct_drafts_of(outcome.num_correct_drafts, outcome.num_steps)
+            self._route(outcome.batch_size).update(correct.tolist())
 
     def snapshot(self) -> dict[str, object]:
         return {
@@ -75,6 +79,7 @@ class EmaPolicy:
         }
 
     def _route(self, size: int) -> _Slot:
+        size = size if is_count(size) else 1
         at = bisect.bisect_left(self._graph_sizes, size)
         padded = self._graph_sizes[at] if at < len(self._graph_sizes) else size
         return self._slots[self._sizes[max(0, bisect.bisect_right(self._sizes, padded) - 1)]]
@@ -101,9 +106,7 @@ class _Slot:
         if len(num_correct_drafts) == 0:
             return
         if self.num_steps > 0:
-            mean = float(sum(num_correct_drafts) / len(num_correct_drafts))
-            if not math.isfinite(mean):
-                return
+            mean = sum(num_correct_drafts) / len(num_correct_drafts)
             self.ema = (1 - self.ema_alpha) * self.ema + self.ema_alpha * mean
         self.batches += 1
         due = self.batches - self.warmup_batches
@@ -143,6 +146,11 @@ class _Slot:
         return at
 
 
+def is_slot(key: str) -> bool:
+    """Whether a key of an adaptive config names a batch size, not a setting."""
+    return re.fullmatch(r"[0-9]{1,9}", key) is not None
+
+
 def read_slots(
     adaptive_config: Mapping[str, Any] | None, candidate_steps: tuple[int, ...]
 ) -> dict[int, dict[str, Any]]:
@@ -151,7 +159,7 @@ def read_slots(
     Keys that are not batch sizes are defaults for every slot (or not ours, such as "speckv").
     """
     given = dict(adaptive_config or {})
-    slots = {key: value for key, value in given.items() if key.isdecimal()}
+    slots = {key: value for key, value in given.items() if is_slot(key)}
     slots = slots or default_slots(candidate_steps)
     common = {key: given[key] for key in _SETTINGS if key in given}
     for key, value in slots.items():
@@ -200,8 +208,11 @@ def _slot(
 
 def _number(settings: Mapping[str, Any], key: str) -> Any:
     value = settings[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{key} {value!r} in the adaptive config is not a number")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) < 1e9:  # NaN compares false, and 10**400 is no float
+        raise ConfigError(f"{key} {value!r} in the adaptive config is not a number below 1e9")
     if key == "update_interval" and value < 1:
         raise ConfigError(f"update_interval {value!r} in the adaptive config is less than 1")
+    if key == "ema_alpha" and not 0 <= value <= 1:
+        raise ConfigError(f"ema_alpha {value!r} in the adaptive config is not in 0..1")
     return value

@@ -30,12 +30,12 @@ CHECK_ROUNDS = 8
 
 class Guard:
     """Where one tier kept for good would earn clearly more than the choices that are made, both
-    corrected for their bias, it is held instead for a while."""
+    corrected for their bias, it is held instead for a while. Of one load: neither choices nor
+    biases of another say what is earned at this one."""
 
     def __init__(self, tiers: tuple[int, ...]):
         self._tiers = tiers
         self._unchecked = 0
-        self._bucket = -1
         self._tier = self._left = 0
         self._weight = 1.0  # of a round now; it grows, which is cheaper than all others fading
         self.holds = 0
@@ -54,11 +54,9 @@ class Guard:
         self._value[tier] += weight * value
         self._time[tier] += weight * time
 
-    def overrule(self, bucket: int, chosen: int) -> int | None:
-        """The tier's index to run instead of ``chosen``; another load ends a hold."""
+    def overrule(self, chosen: int) -> int | None:
+        """The tier's index to run instead of ``chosen``."""
         self._chosen[chosen] += self._weight
-        if bucket != self._bucket:
-            self._bucket, self._left = bucket, 0
         if self._left == 0:
             return None
         self._left -= 1

@@ -17,16 +17,15 @@ vocabulary, so the weights are trained on our own records (`speckv train`); the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.checks import context_of, is_count, is_tier, is_time
+from sglang_speckv.policy.checks import MAX_SHARE, context_of, is_count, is_round, windows_of
 from sglang_speckv.policy.cost import CostModel, ProfileRow
-from sglang_speckv.policy.prior import CostPrior, MlpWeights
+from sglang_speckv.policy.prior import OFF, CostPrior, MlpWeights
 
 OBJECTIVES = ("tokens", "throughput")
 
@@ -88,7 +87,7 @@ class PaperPolicy:
 
     def _worth(self, size: int) -> np.ndarray:
         assert self._lengths is not None
-        if self._cost is None or not self._cost.samples:
+        if self._cost is None or not self._cost.samples or not is_count(size):
             return self._lengths
         times = self._cost.times(size)
         return self._lengths / [times[steps] for steps in self.candidate_steps]
@@ -96,18 +95,16 @@ class PaperPolicy:
     def observe(self, outcome: Round) -> None:
         if outcome.signals is not None and not self._foresees:
             self._look_at(outcome.signals)
-        steps, size, seconds = outcome.num_steps, outcome.batch_size, outcome.seconds
-        known = is_tier(steps, self.candidate_steps) and is_count(size)
-        if self._cost is not None and seconds is not None and known and is_time(seconds):
-            self._cost.update(size, steps, seconds, context_of(outcome.context_len))
+        if self._cost is not None and is_round(outcome, self.candidate_steps):
+            row = OFF if outcome.asleep else outcome.num_steps
+            context = context_of(outcome.context_len)
+            self._cost.update(outcome.batch_size, row, outcome.seconds, context)
 
     def _look_at(self, signals: np.ndarray) -> None:
-        """``signals`` [live, depth, 2]; requests with anything unknown are left out."""
-        windows = np.asarray(signals, dtype=float)
-        if windows.ndim != 3 or not windows.size or windows.shape[2] != 2:
-            return
-        if not math.isfinite(np.add.reduce(windows, axis=None)):
-            windows = windows[np.isfinite(windows).all(axis=(1, 2))]
+        """``signals`` [live, depth, 2]; requests with anything unknown, or outside of 0..1, are
+        left out."""
+        windows = windows_of(signals)
+        windows = windows[((windows >= 0.0) & (windows <= MAX_SHARE)).all(axis=(1, 2))]
         if len(windows):
             self._windows += 1
             self._lengths = self._expected_lengths(windows)

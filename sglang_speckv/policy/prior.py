@@ -101,10 +101,17 @@ class CostPrior:
             bool(np.all((self.num_steps >= -1) & (self.num_steps <= MAX_NUM_STEPS))),
             f"the cost table has a step count outside of -1..{MAX_NUM_STEPS}",
         )
-        _check(bool(np.all(self.seconds > 0)), "the cost table has a time that is not positive")
+        _check(
+            bool(np.all(self.seconds >= 1e-9)),
+            "the cost table has a time that is not positive, or shorter than a nanosecond",
+        )
         _check(
             bool(np.all((self.rounds >= 0) & (self.context_len >= 0))),
             "the cost table has a negative count or context length",
+        )
+        _check(
+            all(bool(np.all(array < 1e12)) for array in (self.batch_size, *arrays)),
+            "the cost table has a value of 1e12 or more",
         )
 
     def at(self, batch_size: int) -> dict[int, float]:
@@ -138,6 +145,11 @@ class MlpWeights:
             f"the MLP's weights have shapes {self.hidden.shape}, {self.hidden_bias.shape}, "
             f"{self.output.shape}, {self.output_bias.shape}, "
             f"not ({len(MLP_FEATURES)}, n), (n,), (n,), ()",
+        )
+        arrays = (self.hidden, self.hidden_bias, self.output, self.output_bias)
+        _check(
+            all(bool(np.all(np.abs(array) < 1e6)) for array in arrays),
+            "the MLP has a weight of 1e6 or more",
         )
 
 

@@ -32,17 +32,25 @@ class Probing:
         self._tier = 0
         self._left = 0
         self._next: tuple[int, float] | None = None
+        self._bucket = -1
 
-    def look(self, plan: Plan, hope: Sequence[float], errors: Sequence[float]) -> None:
-        """Choose what to try next, if anything; to be called every few rounds."""
+    def look(self, bucket: int, plan: Plan, hope: Sequence[float], errors: Sequence[float]) -> None:
+        """Choose what to try next at this load, if anything; to be called every few rounds."""
+        self._turn_to(bucket)
         tier = plan.most_promising(hope, errors, SAVINGS / ROUNDS)
         self._next = None
         if tier is not None:
             waking = plan.waking / plan.times[plan.best]
             self._next = tier, ROUNDS * plan.loss(tier) + waking
 
-    def next(self) -> int | None:
-        """The tier's index to run this round, or None."""
+    def _turn_to(self, bucket: int) -> None:
+        """What was priced at another load is dropped, a probe that has begun too."""
+        if bucket != self._bucket:
+            self._bucket, self._left, self._next = bucket, 0, None
+
+    def next(self, bucket: int) -> int | None:
+        """The tier's index to run this round, at this load, or None."""
+        self._turn_to(bucket)
         if self._left:
             self._left -= 1
             return self._tier

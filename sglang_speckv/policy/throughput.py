@@ -17,7 +17,7 @@ import numpy as np
 
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.checks import context_of, is_count, is_tier, is_time
+from sglang_speckv.policy.checks import context_of, is_count, is_round
 from sglang_speckv.policy.cost import CostModel, ProfileRow, bucket_of
 from sglang_speckv.policy.guard import Guard
 from sglang_speckv.policy.plan import Mix, Plan
@@ -70,11 +70,11 @@ class ThroughputPolicy:
         self._acceptance = Acceptance(self.candidate_steps[-1], acceptance)
         self._cost = CostModel(self.candidate_steps[-1], cost)
         self._look = [] if self._cost.samples else _first_look(self.candidate_steps, self._launch)
-        self._guard = Guard(self.candidate_steps)
+        self._guards: dict[int, Guard] = {}
         self._probing = Probing()
         self._mixes: dict[int, Mix] = {}
         self._plans: dict[int, tuple[int, Plan]] = {}
-        self._waiting: list[tuple[int, np.ndarray, float | None]] = []
+        self._waiting: list[tuple[int, int, np.ndarray, float | None]] = []
         self._waiting_requests = 0
         self._plan_due = False
         self._held = self.candidate_steps.index(self._launch)
@@ -82,6 +82,7 @@ class ThroughputPolicy:
         self._decisions = dict.fromkeys(REASONS, 0)
         self._observed = self._ignored = self._switches = 0
         self._last_size, self._last_context = 1, 0
+        self._may_sleep = True
         self._lay_table()
 
     def profiled(self, rows: Iterable[ProfileRow]) -> None:
@@ -92,6 +93,11 @@ class ThroughputPolicy:
         self._plans.clear()
         if self._cost.samples:
             self._look = []
+
+    def allow_sleep(self, may_sleep: bool) -> None:
+        """Whether a round at depth 0 may leave the draft out; True at first."""
+        self._may_sleep = may_sleep
+        self._plans.clear()
 
     def decide(self, batch: Batch) -> Decision:
         decision = self._choose(batch)
@@ -111,15 +117,16 @@ class ThroughputPolicy:
         if counts[-1] < size:  # a sleeping draft, of whom nothing is known, says nothing of the mix
             self._mix(bucket_of(size)).add(counts, size)
         tier, reason = self._tier(bucket_of(size), plan, tokens)
-        return Decision(self.candidate_steps[tier], reason, tokens[tier] / size, not plan.off)
+        steps, expected = self.candidate_steps[tier], tokens[tier] / size
+        return Decision(steps, reason, expected, not plan.off, plan.rate / self._cost.level)
 
     def _tier(self, bucket: int, plan: Plan, tokens: Sequence[float]) -> tuple[int, str]:
         chosen, losses = plan.choose(tokens)
         chosen = self._settle(chosen, losses[self._held])
-        guarded = self._guard.overrule(bucket, chosen)
+        guarded = self._guard(bucket).overrule(chosen)
         if guarded is not None:
             return guarded, "guard"
-        probe = self._probing.next()
+        probe = self._probing.next(bucket)
         if probe is not None:
             return probe, "probe"
         return chosen, "best" if chosen == plan.best else "signal"
@@ -137,6 +144,11 @@ class ThroughputPolicy:
         self._held = chosen
         return chosen
 
+    def _guard(self, bucket: int) -> Guard:
+        if bucket not in self._guards:
+            self._guards[bucket] = Guard(self.candidate_steps)
+        return self._guards[bucket]
+
     def _mix(self, bucket: int) -> Mix:
         if bucket not in self._mixes:
             self._mixes[bucket] = Mix(self._acceptance.rows)
@@ -151,12 +163,13 @@ class ThroughputPolicy:
     def _make_plan(self, size: int) -> Plan:
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()
-        context = self._last_context if size == self._last_size else 0
+        context = self._last_context * size // self._last_size  # requests as long as the last ones
         every = self._cost.times(size, context)
         times = [every[steps] for steps in self.candidate_steps]
         shares = self._mix(bucket_of(size)).shares()
         _, before = self._plans.get(size, (0, None))
-        off = self._cost.off_time(size, context) if self.candidate_steps[0] == 0 else None
+        sleeps = self._may_sleep and self.candidate_steps[0] == 0
+        off = self._cost.off_time(size, context) if sleeps else None
         plan = Plan.of(size, self._table, shares, times, before, off)
         self._plans[size] = self._observed, plan
         return plan
@@ -167,22 +180,19 @@ class ThroughputPolicy:
         self._unknown: list[float] = lengths[-1].tolist()
 
     def observe(self, outcome: Round) -> None:
-        steps, size, seconds = outcome.num_steps, outcome.batch_size, outcome.seconds
-        if not is_tier(steps, self.candidate_steps) or not is_count(size):
+        if not is_round(outcome, self.candidate_steps):
             self._ignored += 1
             return
-        steps, size, context = int(steps), int(size), context_of(outcome.context_len)
+        steps, size = int(outcome.num_steps), int(outcome.batch_size)
+        context = context_of(outcome.context_len)
         self._observed += 1
         self._last_size, self._last_context = size, context
-        ratio, refitted = None, False
-        if seconds is not None and is_time(seconds):
-            row = OFF if outcome.asleep else steps
-            ratio = self._cost.update(size, row, float(seconds), context)
-            refitted = self._cost.refitted
+        row = OFF if outcome.asleep else steps
+        ratio = self._cost.update(size, row, outcome.seconds, context)
         cells = self._acceptance.cells(steps, outcome.num_correct_drafts, outcome.first_probs)
-        self._waiting.append((steps, cells, ratio))
+        self._waiting.append((bucket_of(size), steps, cells, ratio))
         self._waiting_requests += size
-        self._catch_up(size, refitted)
+        self._catch_up(size, self._cost.refitted)
 
     def _catch_up(self, size: int, refitted: bool) -> None:
         """What takes long is done here, where time is cheaper than in :meth:`decide`; once there is
@@ -204,12 +214,12 @@ class ThroughputPolicy:
 
     def _learn(self) -> None:
         """From the rounds that wait for it."""
-        told = self._acceptance.update([cells for _, cells, _ in self._waiting])
-        for (steps, _, ratio), (requests, tokens, expected) in zip(
+        told = self._acceptance.update([cells for _, _, cells, _ in self._waiting])
+        for (bucket, steps, _, ratio), (requests, tokens, expected) in zip(
             self._waiting, told, strict=True
         ):
             if ratio is not None and requests:
-                self._guard.update(steps, requests, tokens / expected, ratio)
+                self._guard(bucket).update(steps, requests, tokens / expected, ratio)
         self._waiting.clear()
         self._waiting_requests = 0
         self._plan_due = True
@@ -221,12 +231,13 @@ class ThroughputPolicy:
             self._plan_due = False
         else:
             plan = self._plan(size)
-        self._guard.check(plan)
+        self._guard(bucket_of(size)).check(plan)
         if looks:
             hope = self._acceptance.hope(self.candidate_steps[plan.best])
             errors = self._cost.errors(size)
-            tiers = self.candidate_steps
-            self._probing.look(plan, [float(hope[k]) for k in tiers], [errors[k] for k in tiers])
+            hopes = [float(hope[k]) for k in self.candidate_steps]
+            doubts = [errors[k] for k in self.candidate_steps]
+            self._probing.look(bucket_of(size), plan, hopes, doubts)
 
     def explain(self, batch: Batch) -> dict[str, object]:
         """What :meth:`decide` would do with this batch and why, as JSON builtins; changes
@@ -275,7 +286,7 @@ class ThroughputPolicy:
             "timed_rounds": self._cost.samples,
             "ignored_rounds": self._ignored,
             "switches": self._switches,
-            "guard_holds": self._guard.holds,
+            "guard_holds": sum(guard.holds for guard in self._guards.values()),
             "decisions": dict(self._decisions),
         }
 

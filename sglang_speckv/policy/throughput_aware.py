@@ -12,12 +12,13 @@ deeper is tried out. (A later revision: every 5, for 10 % more: ``interval``, ``
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.cost import CostModel
-from sglang_speckv.policy.prior import CostPrior
+from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round
+from sglang_speckv.policy.cost import CostModel, ProfileRow
+from sglang_speckv.policy.prior import OFF, CostPrior
 
 WINDOW = 20
 
@@ -47,7 +48,7 @@ class ThroughputAwarePolicy:
         self._scores: dict[int, float] = {}
 
     def decide(self, batch: Batch) -> Decision:
-        if self._batches >= self._interval:
+        if self._batches >= self._interval and is_count(batch.size):
             self._batches = 0
             self._decide_anew(batch.size)
         return Decision(self._steps, "score")
@@ -79,19 +80,22 @@ class ThroughputAwarePolicy:
         return rates
 
     def observe(self, outcome: Round) -> None:
-        correct = outcome.num_correct_drafts
+        if not is_round(outcome, self.candidate_steps):
+            return
+        steps = outcome.num_steps
+        correct, _ = correct_drafts_of(outcome.num_correct_drafts, steps)
         if not len(correct):
             return
-        for i in range(min(outcome.num_steps, len(self._windows))):
-            self._windows[i].append(sum(c > i for c in correct) / len(correct))
+        for i in range(steps):
+            self._windows[i].append(float((correct > i).mean()))
         self._batches += 1
-        if self._cost is None and outcome.seconds is not None:
-            self._online.update(outcome.batch_size, outcome.num_steps, outcome.seconds)
+        if self._cost is None:
+            row = OFF if outcome.asleep else steps
+            self._online.update(outcome.batch_size, row, outcome.seconds)
 
-    def profiled(self, rows: Sequence[tuple[int, int, int, float]]) -> None:
-        """(batch size, num_steps, context_len, seconds) of each round timed at start-up."""
-        for size, steps, _, seconds in rows:
-            self._online.update(size, steps, seconds)
+    def profiled(self, rows: Iterable[ProfileRow]) -> None:
+        """Round times from a start-up profile; the rule knows nothing of context."""
+        self._online.profiled((size, steps, 0, seconds) for size, steps, _, seconds in rows)
 
     def snapshot(self) -> dict[str, object]:
         rates = [round(rate, 4) for rate in self._rates()]

@@ -10,7 +10,9 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,11 @@ from sglang_speckv.config import (
     static_steps,
 )
 from sglang_speckv.offline.artifact import check_identity, load_artifact
-from sglang_speckv.srt import carrier, compat
+from sglang_speckv.srt import carrier, compat, cpu, request_checks
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
 from sglang_speckv.srt.identity import draft_model_config, identity
-from sglang_speckv.srt.refusals import refuse_unsupported
+from sglang_speckv.srt.refusals import refuse_recurrent, refuse_unsupported
 from sglang_speckv.srt.trace import check_directory
 
 logger = logging.getLogger(__name__)
@@ -121,26 +123,32 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
     if artifact is None and not given:
         return None
     if artifact:
-        given["artifact"] = _artifact_path(artifact)
+        _check_artifact(artifact)
+        given["artifact"] = artifact
     if "candidate_steps" in given:
         given["candidate_steps"] = parse_steps(given["candidate_steps"])
-    if "trace" in given:
-        given["trace"] = os.path.abspath(given["trace"])
     asked = {**carrier.asked_in(args.speculative_adaptive_config), **given}
-    config = SpecKVConfig.from_dict(asked)
+    return located(SpecKVConfig.from_dict(asked))
+
+
+def located(config: SpecKVConfig) -> SpecKVConfig:
+    """``config`` as schedulers take it: its paths are absolute, its trace has a folder."""
     if config.trace is not None:
         check_directory(config.trace)
-    return config
+    return replace(config, trace=_absolute(config.trace), artifact=_absolute(config.artifact))
 
 
-def _artifact_path(artifact: str) -> str:
+def _absolute(path: str | None) -> str | None:
+    return path and os.path.abspath(path)
+
+
+def _check_artifact(artifact: str) -> None:
     if artifact.lower() in ("true", "false"):
         raise ConfigError(
             f"--speckv {artifact} is neither a switch nor an artifact; write --speckv alone "
             "(in a YAML config: speckv: '')"
         )
     load_artifact(Path(artifact))  # what is wrong with it is said before SGLang is imported
-    return os.path.abspath(artifact)
 
 
 def exit_with(error: ConfigError) -> None:
@@ -164,17 +172,35 @@ def is_active(server_args: Any) -> bool:
     return bool(getattr(server_args, "_speckv_active", False))
 
 
+def check_target(original: Callable[..., Any], server_args: Any) -> Any:
+    """AROUND ``handle_model_specific_adjustments``, which has sentences of its own for some of the
+    targets that are refused here."""
+    from sglang.srt.arg_groups.overrides import model_config_of
+
+    with _refusals_told(server_args):
+        if requested(server_args) is not None:
+            refuse_recurrent("target", model_config_of(server_args))
+    return original(server_args)
+
+
 def resolve(original: Callable[..., Any], server_args: Any) -> Any:
     """AROUND ``handle_speculative_decoding``: check, then state what SGLang has to build."""
-    try:
+    with _refusals_told(server_args):
         config = requested(server_args)
         if config is not None:
             _resolve(config, server_args)
+    return original(server_args)
+
+
+@contextmanager
+def _refusals_told(server_args: Any) -> Iterator[None]:
+    """To the command line as one sentence, to Python as the exception."""
+    try:
+        yield
     except ConfigError as error:
         if getattr(server_args, "_speckv_from_cli", False):
             exit_with(error)
         raise
-    return original(server_args)
 
 
 def _resolve(config: SpecKVConfig, server_args: Any) -> None:
@@ -187,6 +213,8 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
         declare_resolution(server_args, "speckv", speculative_algorithm=algorithm)
     refuse_unsupported(cfg)
     check_draft(cfg)
+    refuse_recurrent("draft", draft_model_config(server_args))
+    config = located(config)
     if config.artifact is not None:
         check_identity(load_artifact(Path(config.artifact)), identity(server_args))
     config, num_steps = with_launch_steps(config, cfg.speculative_num_steps)
@@ -230,6 +258,8 @@ def check_resolved(result: None, server_args: Any) -> None:
     Catches records that were resolved where this plugin was not loaded (``sgl.Runtime`` resolves
     in a parent that loads no plugins).
     """
+    if is_active(server_args) or cpu.enabled():
+        request_checks.hook_tokenizer()
     if is_active(server_args):
         hook_warm_up()
         return
@@ -255,6 +285,8 @@ def hook_warm_up() -> None:
     if compat.WARM_UP.path not in HookRegistry._patched:
         HookRegistry.register(compat.WARM_UP.path, warm_up, HookType.AROUND)
         HookRegistry.apply_hooks()
+        compat.check_signatures([compat.WARM_UP])
+        compat.check_applied([compat.WARM_UP])
 
 
 def default_attention(

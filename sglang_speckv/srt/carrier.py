@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sglang_speckv.config import ConfigError, SpecKVConfig
-from sglang_speckv.files import read_bounded, write_atomically
+from sglang_speckv.files import BAD_JSON, read_bounded, write_atomically
+from sglang_speckv.policy.ema import is_slot
 
 KEY = "speckv"
 _MAX_BYTES = 1 << 20
+_MAX_NESTING = 16
+"""Far beyond any setting, far below what copying a record of settings can take."""
 
 
 def load_json(path: str) -> dict[str, Any]:
@@ -27,26 +30,34 @@ def load_json(path: str) -> dict[str, Any]:
     raw = read_bounded(Path(path), _MAX_BYTES, "check --speculative-adaptive-config")
     try:
         values = json.loads(raw)
-    except ValueError as error:
+    except BAD_JSON as error:
         raise ConfigError(
             f"--speculative-adaptive-config {path!r} is not valid JSON: {error}"
         ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--speculative-adaptive-config {path!r} does not hold a JSON object")
+    if not isinstance(values, dict) or not _is_shallow(values, _MAX_NESTING):
+        raise ConfigError(
+            f"--speculative-adaptive-config {path!r} does not hold a JSON object of at most "
+            f"{_MAX_NESTING} levels"
+        )
     return values
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels >= 0 and all(_is_shallow(item, levels - 1) for item in inner)
 
 
 def own_slots(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """The user's own adaptive settings without our key, None where there are no slots."""
     slots = {key: value for key, value in values.items() if key != KEY}
-    return slots if any(key.isdigit() for key in slots) else None
+    return slots if any(map(is_slot, slots)) else None
 
 
 def slot_steps(slots: Mapping[str, Any]) -> tuple[int, ...]:
     """Union of the candidate steps of a user's slots."""
     steps: set[int] = set()
     for key, slot in slots.items():
-        if not key.isdigit():
+        if not is_slot(key):
             continue
         candidates = slot.get("candidate_steps") if isinstance(slot, dict) else None
         if not isinstance(candidates, list) or not all(type(s) is int for s in candidates):
@@ -88,26 +99,31 @@ def with_slots(asked: Mapping[str, Any], slots: Mapping[str, Any] | None) -> dic
 
 
 def write(config: SpecKVConfig) -> str:
-    """Write the carrier file for ``config`` atomically and return its path."""
+    """Write the carrier file for ``config`` atomically and return its path.
+
+    A file of that name with other content (cut off, edited by hand) is replaced.
+    """
     content = json.dumps(
         {"1": {"candidate_steps": list(config.candidate_steps)}, KEY: config.to_dict()},
         indent=2,
         sort_keys=True,
     ).encode()
-    path = _directory() / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
-    if not path.exists():
-        write_atomically(path, lambda scratch: scratch.write_bytes(content))
+    cache = os.environ.get("SPECKV_CACHE") or Path.home() / ".cache" / "sglang-speckv"
+    path = Path(cache) / "configs" / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
+    if not _holds(path, content):
+        try:
+            write_atomically(path, lambda scratch: scratch.write_bytes(content))
+        except OSError as error:
+            raise ConfigError(
+                f"{str(path)!r} cannot be written ({error.strerror}); "
+                "point SPECKV_CACHE at a writable folder"
+            ) from error
     return str(path)
 
 
-def _directory() -> Path:
-    cache = os.environ.get("SPECKV_CACHE") or Path.home() / ".cache" / "sglang-speckv"
-    directory = Path(cache) / "configs"
+def _holds(path: Path, content: bytes) -> bool:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{str(directory)!r} cannot be created ({error.strerror}); "
-            "point SPECKV_CACHE at a writable folder"
-        ) from error
-    return directory
+        with path.open("rb") as file:
+            return file.read(len(content) + 1) == content
+    except OSError:
+        return False

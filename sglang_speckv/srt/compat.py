@@ -1,4 +1,5 @@
-"""Every place where this package touches SGLang, in one table that is checked before it is used.
+"""Every function of SGLang that this package hooks, overrides or restates, in tables that are
+checked before they are used. What it merely calls is not listed.
 
 SGLang swallows the exceptions of plugins and hooks, so a hook that no longer fits would leave a
 stock server that looks healthy. The launcher therefore verifies the version, every signature and
@@ -7,6 +8,8 @@ that the hooks really applied, before anything is spawned.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib.metadata
 import inspect
 import pkgutil
@@ -14,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sglang_speckv.config import ConfigError
+from sglang_speckv.srt import cpu
 
 SGLANG_VERSION = "0.5.23"
 
@@ -34,6 +38,9 @@ FROM_CLI_ARGS = HookTarget(_SRT + "server_args.ServerArgs.from_cli_args", ("args
 RESOLVE_SPECULATIVE = HookTarget(
     _SRT + "arg_groups.speculative_hook.handle_speculative_decoding", ("server_args",)
 )
+MODEL_ADJUSTMENTS = HookTarget(
+    _SRT + "arg_groups.model_hook.handle_model_specific_adjustments", ("server_args",)
+)
 UNSUPPORTED_REASON = HookTarget(
     _SRT + "speculative.adaptive_spec_params.adaptive_unsupported_reason", ("server_args",)
 )
@@ -49,6 +56,7 @@ CREATE_WORKER = HookTarget(
 LAUNCHER_HOOKS = (
     ADD_CLI_ARGS,
     FROM_CLI_ARGS,
+    MODEL_ADJUSTMENTS,
     RESOLVE_SPECULATIVE,
     UNSUPPORTED_REASON,
     DEFAULT_ATTENTION,
@@ -58,10 +66,10 @@ LAUNCHER_HOOKS = (
 )
 
 # Hooked in a scheduler process that serves with SpecKV, when its worker is created.
-RESOLVE_TOKENS = HookTarget(
+RESULT_DECODE = HookTarget(
     _SRT + "managers.scheduler_components.batch_result_processor."
-    "SchedulerBatchResultProcessor._resolve_spec_v2_tokens",
-    ("result", "batch"),
+    "SchedulerBatchResultProcessor.process_batch_result_decode",
+    ("batch", "result"),
 )
 RESULT_PREFILL = HookTarget(
     _SRT + "managers.scheduler_components.batch_result_processor."
@@ -82,18 +90,112 @@ UPDATE_HANDLERS = HookTarget(
     "SchedulerInternalStateController._update_handlers",
     (),
 )
+VALIDATE_LENGTH = HookTarget(
+    _SRT + "managers.utils.validate_input_length",
+    ("req", "max_req_input_len", "allow_auto_truncate"),
+)
+SELECT_RUNNERS = HookTarget(
+    _SRT + "managers.scheduler_components.weight_updater."
+    "SchedulerWeightUpdaterManager._select_runners",
+    ("selector",),
+)
 SCHEDULER_HOOKS = (
-    RESOLVE_TOKENS,
+    RESULT_DECODE,
     RESULT_PREFILL,
     COPY_TO_CPU,
     ADD_SPECULATIVE,
     UPDATE_HANDLERS,
+    VALIDATE_LENGTH,
+    SELECT_RUNNERS,
 )
 
 # Hooked in the launcher of an HTTP server, once SpecKV was accepted.
 WARM_UP = HookTarget(
     _SRT + "entrypoints.http_server._wait_and_warmup",
     ("server_args", "launch_callback", "execute_warmup_func", "post_warmup_callback"),
+)
+
+# Hooked by the CPU engine when the plugin loads, in every process.
+VERIFY_GREEDY = HookTarget(
+    _SRT + "speculative.eagle_utils._verify_uses_greedy",
+    ("is_all_greedy", "is_cpu", "is_hip", "is_xpu", "use_rejection_sampling"),
+)
+PARALLEL_GROUP = HookTarget(
+    _SRT + "distributed.parallel_state.init_model_parallel_group",
+    (
+        "group_ranks",
+        "local_rank",
+        "backend",
+        "use_pynccl",
+        "use_custom_allreduce",
+        "use_message_queue_broadcaster",
+        "group_name",
+        "use_mscclpp",
+        "use_torch_symm_mem_allreduce",
+        "recovered_rank",
+        "rank_offset",
+        "max_world_size",
+    ),
+)
+BIND_THREADS = HookTarget(
+    _SRT + "utils.numa_utils.init_threads_binding", ("numa_index", "world_size")
+)
+LINEAR = HookTarget(
+    _SRT + "layers.quantization.unquant.UnquantizedLinearMethod.apply", ("layer", "x", "bias")
+)
+LM_HEAD = HookTarget(
+    _SRT + "layers.logits_processor.LogitsProcessor._compute_lm_head",
+    ("hidden_states", "lm_head", "embedding_bias", "out"),
+)
+STORE_KV = HookTarget(
+    _SRT + "mem_cache.memory_pool._set_kv_buffer_impl",
+    (
+        "k",
+        "v",
+        "k_cache",
+        "v_cache",
+        "indices",
+        "row_dim",
+        "store_dtype",
+        "device_module",
+        "size_limit",
+        "alt_stream",
+        "v_row_dim",
+    ),
+)
+PLAN_ATTENTION = HookTarget(
+    _SRT + "layers.attention.intel_amx_backend.IntelAMXAttnBackend.init_forward_metadata",
+    ("forward_batch",),
+)
+PLAN_DRAFT_ATTENTION = HookTarget(
+    _SRT + "layers.attention.intel_amx_backend.IntelAMXMultiStepDraftBackend.init_forward_metadata",
+    ("forward_batch",),
+)
+CPU_ATTENTION = tuple(
+    HookTarget(
+        _SRT + f"layers.attention.intel_amx_backend.IntelAMXAttnBackend.{method}",
+        ("q", "k", "v", "layer", "forward_batch", "save_kv_cache", "sinks"),
+    )
+    for method in ("forward_decode", "forward_extend")
+)
+CPU_HOOKS = (
+    VERIFY_GREEDY,
+    PARALLEL_GROUP,
+    BIND_THREADS,
+    LINEAR,
+    LM_HEAD,
+    STORE_KV,
+    PLAN_ATTENTION,
+    PLAN_DRAFT_ATTENTION,
+    *CPU_ATTENTION,
+    VALIDATE_LENGTH,
+    SELECT_RUNNERS,
+)
+
+# Hooked in a launcher that serves with SpecKV or on the CPU engine.
+TOKENIZED_REQUEST = HookTarget(
+    _SRT + "managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
+    ("obj", "input_text", "input_ids", "input_embeds", "mm_inputs", "token_type_ids"),
 )
 
 # Overridden by the worker subclass or called by it.
@@ -150,6 +252,26 @@ WORKER_SEAMS = (
 )
 
 
+# Restated by the worker, which leaves a few lines of it out.
+RUNTIME_STATE = _SRT + "speculative.adaptive_runtime_state.SpecRuntimeState"
+RUNTIME_STATE_FIELDS = (
+    "speculative_num_steps",
+    "speculative_num_draft_tokens",
+    "draft_attn_backend",
+    "cuda_graph_runner",
+    "target_attn_backend",
+    "target_graph_runner",
+    "draft_extend_attn_backend",
+    "cuda_graph_runner_for_draft_extend",
+)
+APPLY_STATE = _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2.apply_runtime_state"
+APPLY_STATE_SOURCES = (
+    "d5da95f0ed32c661635228599f63e6e07e3dd5d616b2faabb53d3487cc885694",
+    "43be7030bac32ab05b9097264aac8d19570b8e53a61ab77061143e700b53f356",
+)
+"""SHA-256 of its text: as released, and with ``patches/0003-quiet-tier-switches.patch``."""
+
+
 def installed_version() -> str:
     return importlib.metadata.version("sglang")
 
@@ -194,8 +316,31 @@ def check_applied(targets: Iterable[HookTarget]) -> None:
             )
 
 
+def check_restated() -> None:
+    """Raise :class:`ConfigError` where SGLang switches depths otherwise than the worker does."""
+    state = pkgutil.resolve_name(RUNTIME_STATE)
+    found = tuple(field.name for field in dataclasses.fields(state))
+    if found != RUNTIME_STATE_FIELDS:
+        raise ConfigError(
+            f"SGLang's {RUNTIME_STATE} has the fields {found}, not {RUNTIME_STATE_FIELDS}; "
+            f"reinstall sglang=={SGLANG_VERSION}"
+        )
+    source = inspect.getsource(inspect.unwrap(pkgutil.resolve_name(APPLY_STATE)))
+    if hashlib.sha256(source.encode()).hexdigest() not in APPLY_STATE_SOURCES:
+        raise ConfigError(
+            f"SGLang's {APPLY_STATE} is not the one that SpecKV restates; "
+            f"reinstall sglang=={SGLANG_VERSION}"
+        )
+
+
+def loaded_hooks() -> tuple[HookTarget, ...]:
+    """What has to be hooked in this process once SGLang's plugins are loaded."""
+    return (*LAUNCHER_HOOKS, *CPU_HOOKS) if cpu.enabled() else LAUNCHER_HOOKS
+
+
 def check_installation() -> None:
     """The whole self-check of the launcher: version, signatures, applied hooks."""
     check_version()
-    check_signatures((*LAUNCHER_HOOKS, *SCHEDULER_HOOKS, *WORKER_SEAMS))
-    check_applied(LAUNCHER_HOOKS)
+    check_signatures((*loaded_hooks(), *SCHEDULER_HOOKS, *WORKER_SEAMS))
+    check_restated()
+    check_applied(loaded_hooks())

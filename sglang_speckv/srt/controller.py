@@ -1,13 +1,15 @@
 """The adapter between SGLang's ``AdaptiveSpecPolicy`` and a :class:`StepPolicy`.
 
-It is where "fail loudly at start-up, never while serving" ends: whatever a policy does wrong
-becomes the launch-time depth, a counter and one log line.
+Whatever a policy does wrong becomes the launch depth for that round, a count and one log line.
+Where what a policy follows from can no longer be trusted, the launch depth is held.
 """
 
 from __future__ import annotations
 
 import logging
+import struct
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from sglang_speckv.policy import create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
 from sglang_speckv.policy.ema import EmaPolicy
 from sglang_speckv.policy.prior import Prior
+from sglang_speckv.policy.throughput import ThroughputPolicy
 from sglang_speckv.srt.counters import Counters
+from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.lag import SignalLag
 from sglang_speckv.srt.profile import ProfileRun, summary
 from sglang_speckv.srt.trace import TraceWriter
@@ -36,18 +40,22 @@ class EnginePolicy:
         self.launch_steps = launch_steps
         self.num_steps = launch_steps
         self.pinned: int | None = None
+        self.held = False
+        """The launch depth is served until a policy is selected again."""
+        self.fuse = Fuse(self.hold)
         self.kept_awake = False
         """The draft reads every token, whatever the policy says of it."""
         self.coming: Batch | None = None
         """What the worker knows of the batch that :meth:`get_steps_for_batch` is about to see."""
         self.decision: Decision | None = None
-        """The policy's last one; None where a pinned or fallen-back depth was served instead."""
+        """The newest one; None where a pinned depth was served instead."""
         self.draft_sleeps = False
         """Whether the draft can sleep at depth 0 at all."""
         self.counters = Counters(config.candidate_steps)
         self.lag = SignalLag(config.signal_lag, overlap)
         self.trace: TraceWriter | None = None
         self._profile: ProfileRun | None = None
+        self._profile_began = False
         self._profiled: list[tuple[int, int, int, float]] = []
         self._config = config
         self._prior = _prior(config.artifact)
@@ -77,7 +85,9 @@ class EnginePolicy:
         if coming is None or coming.size != batch_size:
             coming = Batch(batch_size)
         self.decision = None
-        self.num_steps = self._decide(coming)
+        self.num_steps = self.launch_steps
+        with self.fuse.guard("choosing a depth"):
+            self.num_steps = self._decide(coming)
         return self.num_steps
 
     def on_verify_complete(
@@ -94,10 +104,35 @@ class EnginePolicy:
         """Whether the draft is to read the coming round's tokens if it is one of depth 0."""
         return self.kept_awake or (self.decision is not None and self.decision.awake)
 
-    def observe(self, outcome: Round) -> None:
-        """Learn from a finished round; ``outcome`` has live requests only."""
+    @property
+    def digest(self) -> int:
+        """24 bits, exact in a float, that differ between ranks whose newest decisions differ or
+        follow from different beliefs."""
+        decision = self.decision
+        expected = rate = None
+        if decision is not None:
+            expected, rate = decision.expected_accept_length, decision.tokens_per_s
+        beliefs = struct.pack("<idd", self.num_steps, expected or 0.0, rate or 0.0)
+        return zlib.crc32(beliefs) & 0xFFFFFF
+
+    def hold(self) -> None:
+        """Serve the launch depth from now on; :meth:`select` releases."""
+        if not self.held:
+            logger.error(
+                "SpecKV: serving %d steps until a policy is selected again: a part of it failed, "
+                "or the ranks no longer decide alike",
+                self.launch_steps,
+            )
+        self.held = True
+        self._profile = None
+
+    def observe(self, outcome: Round, host_waited: bool = False) -> None:
+        """Learn from a finished round; ``outcome`` has live requests only. ``host_waited``: for
+        the signals of this round's launch, before the next one."""
         if self._profile is not None:
-            self._profile.observe(outcome)
+            self._profile.observe(outcome, host_waited)
+            if self._profile.ended:
+                self.finish_profile()
             return
         self.counters.count(outcome)
         if self.pinned is not None:
@@ -116,6 +151,7 @@ class EnginePolicy:
         self.prepare(name)
         self.policy = self._policies[name]
         self.policy_name = name
+        self.held = False
 
     def prepare(self, name: str) -> None:
         """Build the policy called ``name`` if it is new.
@@ -133,13 +169,22 @@ class EnginePolicy:
             )
             self._tell_graph_sizes(self._policies[name])
             self._tell_profile(self._policies[name])
+            self._tell_sleep(self._policies[name])
 
     @property
     def profiling(self) -> bool:
         return self._profile is not None
 
+    @property
+    def may_profile(self) -> bool:
+        """Once, where a start-up profile was asked for: later it would take the depth away from
+        the requests that are served."""
+        asked = self._config.profile_seconds > 0 and len(self.candidate_steps) > 1
+        return asked and not self._profile_began
+
     def start_profile(self) -> None:
         """Walk through the tiers instead of serving the policy; see :mod:`srt.profile`."""
+        self._profile_began = True
         self._profile = ProfileRun(self.candidate_steps, self.lag, self.draft_sleeps)
 
     def finish_profile(self) -> None:
@@ -165,6 +210,17 @@ class EnginePolicy:
         names = [name for name in POLICY_NAMES[:-1] if trained or not name.startswith("paper")]
         return [*names, *(f"static:{step}" for step in self.candidate_steps)]
 
+    def keep_awake(self, on: bool) -> None:
+        """Let the draft read every token, or let it sleep where the policy has no need of it."""
+        self.kept_awake = on
+        for policy in self._policies.values():
+            self._tell_sleep(policy)
+
+    def _tell_sleep(self, policy: StepPolicy) -> None:
+        """A policy that prices sleep has to know where there is none."""
+        if isinstance(policy, ThroughputPolicy):
+            policy.allow_sleep(not self.kept_awake)
+
     def pin(self, num_steps: int | None) -> None:
         """Hold one depth whatever the policy says; None releases."""
         assert num_steps is None or num_steps in self.candidate_steps
@@ -177,6 +233,7 @@ class EnginePolicy:
             "policy": self.policy_name,
             "policies": self.selectable(),
             "pinned": self.pinned,
+            "held": self.held,
             "draft_sleeps": self.draft_sleeps,
             "kept_awake": self.kept_awake,
             "candidate_steps": self.candidate_steps,
@@ -184,6 +241,7 @@ class EnginePolicy:
             "num_steps": self.num_steps,
             "signal_lag": self.lag.describe(),
             **self.counters.snapshot(),
+            "failures": dict(self.fuse.failures),
             "trace": self.trace.snapshot() if self.trace is not None else None,
             "profile": summary(self._profiled),
             "policy_state": self.policy.snapshot(),
@@ -195,6 +253,8 @@ class EnginePolicy:
             return self.decision.num_steps
         if self.pinned is not None:
             return self.pinned
+        if self.held:
+            return self._launch_depth()
         started = time.perf_counter()
         try:
             decision: Decision = self.policy.decide(batch)
@@ -202,10 +262,14 @@ class EnginePolicy:
                 raise ValueError(f"{decision.num_steps} is not a candidate")
         except Exception as error:
             self._fall_back("decide", error)
-            return self.launch_steps
+            return self._launch_depth()
         self.counters.decided(time.perf_counter() - started)
         self.decision = decision
         return decision.num_steps
+
+    def _launch_depth(self) -> int:
+        self.decision = Decision(self.launch_steps, "fallback")
+        return self.launch_steps
 
     def _fall_back(self, what: str, error: Exception) -> None:
         self.counters.fallbacks += 1

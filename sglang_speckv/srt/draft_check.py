@@ -1,4 +1,5 @@
-"""Is the draft there, whole, and does it speak the target's vocabulary? Asked in the launcher."""
+"""Is the draft there, whole, made for the algorithm, and does it speak the target's vocabulary?
+Asked in the launcher."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ def check_draft(cfg: Any) -> None:
     if draft == target:
         return
     check_files(draft)
-    _check_vocab_size(_config(draft, cfg, "draft"), _config(target, cfg, "target"), cfg)
+    config = _config(draft, cfg, "draft")
+    check_head(config, cfg.speculative_algorithm, draft)
+    _check_vocab_size(
+        config.get_text_config(), _config(target, cfg, "target").get_text_config(), cfg
+    )
     _check_token_strings(target, draft, cfg)
 
 
@@ -60,14 +65,36 @@ def check_files(draft: str) -> None:
             ) from error
 
 
+def check_head(config: Any, algorithm: str, draft: str) -> None:
+    """Refuse an EAGLE head under an algorithm for which SGLang hands it other hidden states, or
+    other token ids, than it was trained on. ``config``: the head's, whose first architecture names
+    the class that SGLang loads."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if architecture == "LlamaForCausalLM" and getattr(config, "draft_vocab_size", None):
+        raise ConfigError(
+            f"draft {draft!r} has a draft_vocab_size, as EAGLE-3 heads have, and its config.json "
+            f"names {architecture}, a whole model; write LlamaForCausalLMEagle3 there"
+        )
+    if "Eagle3" in architecture:
+        kind, served = "an EAGLE-3 head", ["EAGLE3"]
+    elif architecture.endswith("Eagle"):
+        kind, served = "an EAGLE head of the first kind", ["EAGLE", "NEXTN"]
+    else:
+        return
+    if algorithm not in served:
+        raise ConfigError(
+            f"draft {draft!r} is {kind} ({architecture}), which {algorithm} cannot use; "
+            f"set --speculative-algorithm {served[0]} or use another draft"
+        )
+
+
 def _config(path: str, cfg: Any, role: str) -> Any:
     from sglang.srt.utils.hf_transformers_utils import get_config
 
     try:
-        config = get_config(path, trust_remote_code=cfg.trust_remote_code)
+        return get_config(path, trust_remote_code=cfg.trust_remote_code)
     except Exception as error:  # transformers raises whatever the file made it raise
         raise ConfigError(f"{role} {path!r} cannot be read: {first_line(error)}") from error
-    return config.get_text_config()
 
 
 def first_line(error: Exception) -> str:

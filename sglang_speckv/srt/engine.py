@@ -25,7 +25,7 @@ def prepare() -> None:
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-    compat.check_applied(compat.LAUNCHER_HOOKS)
+    compat.check_applied(compat.loaded_hooks())
 
 
 def with_speckv(

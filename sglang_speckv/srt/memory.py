@@ -8,77 +8,138 @@ missing when graphs are captured, minutes after the launch, or when a long promp
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.srt.arguments import requested, with_launch_steps
+from sglang_speckv.srt.identity import draft_model_config
 
 logger = logging.getLogger(__name__)
 
 MIB = 1 << 20
 WRAPPER_MIB = 10
 """Integer workspace of a FlashInfer wrapper: 8 MiB, of which torch's allocator puts two in 20."""
+PINNED_MIB = 8
+"""The same again in page-locked memory of the host."""
+LARGE_WORKSPACE_FOR = (
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "MiMoForCausalLM",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+)
+LARGE_WORKSPACE_MIB = 512
+DETERMINISTIC_WORKSPACE_MIB = 2048
 SGLANGS_MAX_REQUESTS = 48
 """What SGLang sets for speculative decoding where nobody says."""
+
+
+class Memory(NamedTuple):
+    """MiB on each rank: on the device what the candidates take beyond the launch depth, pinned on
+    the host what all of them take."""
+
+    further_device_mib: float = 0.0
+    pinned_host_mib: float = 0.0
+
+
+def workspace_mib(architectures: Iterable[str], deterministic: bool, asked_mib: float) -> float:
+    """MiB of FlashInfer's float workspace for a target and a draft of these ``architectures``.
+
+    ``asked_mib`` is SGLANG_FLASHINFER_WORKSPACE_SIZE, which SGLang overrules for the whole process
+    when it builds a backend (``FlashInferAttnBackend.__init__``).
+    """
+    if deterministic:
+        return DETERMINISTIC_WORKSPACE_MIB
+    large = not set(architectures).isdisjoint(LARGE_WORKSPACE_FOR)
+    return LARGE_WORKSPACE_MIB if large else asked_mib
+
+
+def wrappers(backend: str, num_steps: int, graph_sizes: Sequence[int]) -> int:
+    """How many FlashInfer wrappers one depth has. Counted in SGLang's sources: one attention
+    backend for verification, one for draft-extend and one for each draft step but the last, which
+    runs nothing; each has some that run eagerly and one per captured batch size. TRT-LLM's MHA
+    backend, a subclass, has the eager ones."""
+    steps = max(num_steps - 1, 0)
+    eager = 2 * 4 + 2 * steps
+    if backend == "flashinfer":
+        return eager + (2 + steps) * len(graph_sizes)
+    return eager if backend == "trtllm_mha" else 0
 
 
 def depth_mib(
     backend: str, num_steps: int, graph_sizes: Sequence[int], context_len: int, workspace_mib: float
 ) -> float:
     """MiB that one depth takes on each device, less its graphs; ``graph_sizes`` are the captured
-    batch sizes. Counted in SGLang's sources: one attention backend for verification, one for
-    draft-extend and one for each draft step but the last, which runs nothing. Backends that keep
-    page tables only count as nothing."""
+    batch sizes. Backends that keep page tables only count as nothing."""
     largest = max(graph_sizes, default=0)
     rows = largest * (num_steps + 1) * context_len
     draft_rows = largest * num_steps * context_len if num_steps > 1 else 0
-    steps = max(num_steps - 1, 0)
+    taken = WRAPPER_MIB * wrappers(backend, num_steps, graph_sizes)
     if backend == "flashinfer":
-        captured = (2 + steps) * len(graph_sizes)
-        eager = 2 * 4 + 2 * steps
         indices = 2 * rows * (4 + 1) + draft_rows * 4  # with a mask of a byte per position
-        return workspace_mib + WRAPPER_MIB * (captured + eager) + indices / MIB
+        return workspace_mib + taken + indices / MIB
     if backend == "triton":
         return (2 * rows * 8 + rows + draft_rows * 8) / MIB
-    return 0.0
+    return taken
 
 
-def further_depths_mib(server_args: Any) -> float:
-    """MiB that the candidates take beyond the launch depth, 0 where SpecKV was not asked for or is
-    going to be refused. ``server_args``: resolved as far as the sizes of decode graphs."""
+def planned(server_args: Any) -> Memory:
+    """What the candidates take, nothing where SpecKV was not asked for or is going to be refused.
+    ``server_args``: resolved as far as the sizes of decode graphs."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
-    from sglang.srt.environ import envs
 
     cfg = resolving_view(server_args)
     try:
         config = requested(server_args)
         if config is None or cfg.device != "cuda":
-            return 0.0
+            return Memory()
         config, launch_steps = with_launch_steps(config, cfg.speculative_num_steps)
     except ConfigError:
-        return 0.0
-    workspace_mib = envs.SGLANG_FLASHINFER_WORKSPACE_SIZE.get() / MIB
+        return Memory()
+    workspace = _workspace_mib(server_args)
     context_len = int(model_config_of(server_args).context_len)
     backend, graph_sizes = _backend(server_args), _graph_sizes(cfg)
-    return sum(
-        depth_mib(backend, steps, graph_sizes, context_len, workspace_mib)
-        for steps in config.candidate_steps
-        if steps != launch_steps
+    return Memory(
+        sum(
+            depth_mib(backend, steps, graph_sizes, context_len, workspace)
+            for steps in config.candidate_steps
+            if steps != launch_steps
+        ),
+        PINNED_MIB * sum(wrappers(backend, k, graph_sizes) for k in config.candidate_steps),
     )
 
 
 def reserve(original: Callable[..., float], server_args: Any) -> float:
     """AROUND ``reserve_for_graph_mb``: SGLang asks it where ``--mem-fraction-static`` is open."""
-    extra = further_depths_mib(server_args)
+    extra, pinned = planned(server_args)
     if extra:
         logger.info(
-            "SpecKV: candidate depths take about %.1f GiB more than one depth; reserved. Fewer "
-            "--speckv-candidate-steps or --cuda-graph-bs-decode take less, --mem-fraction-static "
-            "overrules it",
+            "SpecKV: candidate depths take about %.1f GiB more than one depth; reserved. They pin "
+            "%.1f GiB of host memory on each rank. Fewer --speckv-candidate-steps or "
+            "--cuda-graph-bs-decode take less, --mem-fraction-static overrules it",
             extra / 1024,
+            pinned / 1024,
         )
     return float(original(server_args)) + extra
+
+
+def _workspace_mib(server_args: Any) -> float:
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+    from sglang.srt.environ import envs
+
+    architectures = list(model_config_of(server_args).hf_config.architectures)
+    try:
+        draft = draft_model_config(server_args)
+    except Exception:  # whatever is wrong with it is said when it is checked
+        draft = None
+    if draft is not None:
+        architectures += draft.hf_config.architectures
+    return workspace_mib(
+        architectures,
+        resolving_view(server_args).enable_deterministic_inference,
+        envs.SGLANG_FLASHINFER_WORKSPACE_SIZE.get() / MIB,
+    )
 
 
 def _graph_sizes(cfg: Any) -> Sequence[int]:
@@ -94,13 +155,16 @@ def _graph_sizes(cfg: Any) -> Sequence[int]:
 
 def _backend(server_args: Any) -> str:
     """The attention backend that is going to be chosen, here as in SGLang."""
-    from sglang.srt.arg_groups import model_override_base
+    from sglang.srt.arg_groups import model_override_base, overrides
     from sglang.srt.arg_groups.overrides import model_config_of, resolving_view, use_mla_backend
 
     cfg = resolving_view(server_args)
     for named in (cfg.attention_backend, cfg.decode_attention_backend):
         if named is not None:
             return str(named)
+    deterministic = overrides._deterministic_attention_backend(cfg)
+    if deterministic:
+        return str(deterministic["attention_backend"])
     return model_override_base.get_default_attn_backend(
         server_args, use_mla_backend(server_args), model_config_of(server_args)
     )

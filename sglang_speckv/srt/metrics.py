@@ -1,11 +1,13 @@
 """Prometheus metrics of the scheduler process, on SGLang's own ``/metrics`` page.
 
-Only what the engine's gauges do not say or say wrongly under a moving depth. Values are carried
-over from :class:`Counters` about once a second, off the hot path.
+Only what the engine's gauges do not say or say wrongly under a moving depth. A thread carries
+values over from :class:`Counters` once a second, so that serving does not wait for it and the
+last rounds of a burst are told while the server is idle.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -32,7 +34,6 @@ class Metrics:
 
         self._policy = policy
         self._seen: dict[tuple[str, ...], float] = {}
-        self._next = 0.0
         self._counters = {
             "rounds": counter("rounds", "Decode rounds by draft depth", "num_steps"),
             "proposed": counter(
@@ -44,23 +45,30 @@ class Metrics:
             "decision_seconds": counter("decision_seconds", "Time spent choosing"),
             "switches": counter("switches", "Changes of depth"),
             "fallbacks": counter("fallbacks", "Rounds on the launch depth for a policy failure"),
+            "failures": counter("failures", "Faults of SpecKV that serving survived", "seam"),
             "dropped": counter("trace_dropped_rounds", "Rounds that the trace could not take"),
         }
         self._active = gauge("active", "1 where SpecKV chooses the depth")
         self._num_steps = gauge("num_steps", "Depth of the newest round")
         self._active.set(1)
 
-    def tick(self, now: float | None = None, dropped: int = 0) -> None:
-        """Called every round; does its work at most once in EVERY_SECONDS."""
-        now = time.monotonic() if now is None else now
-        if now < self._next:
-            return
-        self._next = now + EVERY_SECONDS
+    def start(self) -> None:
+        """Carry values over from now on, for as long as the process lives."""
+        threading.Thread(target=self._run, name="speckv-metrics", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self._policy.fuse.guard("metrics", holds=False):
+                self.carry()
+            time.sleep(EVERY_SECONDS)
+
+    def carry(self) -> None:
+        """Bring the metrics up to date."""
         self._num_steps.set(self._policy.num_steps)
-        for (name, *labels), value in self._totals(dropped):
+        for (name, *labels), value in self._totals():
             self._carry(name, labels, value)
 
-    def _totals(self, dropped: int) -> Iterable[tuple[tuple[str, ...], float]]:
+    def _totals(self) -> Iterable[tuple[tuple[str, ...], float]]:
         counters = self._policy.counters
         for steps, count in counters.rounds.items():
             yield ("rounds", str(steps)), count
@@ -72,7 +80,10 @@ class Metrics:
         yield ("decision_seconds",), counters.decision_seconds
         yield ("switches",), counters.switches
         yield ("fallbacks",), counters.fallbacks
-        yield ("dropped",), dropped
+        for seam, count in list(self._policy.fuse.failures.items()):
+            yield ("failures", seam), count
+        if self._policy.trace is not None:
+            yield ("dropped",), self._policy.trace.dropped
 
     def _carry(self, name: str, labels: list[str], value: float) -> None:
         key = (name, *labels)

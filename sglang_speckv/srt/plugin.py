@@ -21,6 +21,7 @@ def register() -> None:
     for target, hook, kind in (
         (compat.ADD_CLI_ARGS, arguments.add_flags, HookType.AFTER),
         (compat.FROM_CLI_ARGS, arguments.from_cli_args, HookType.AROUND),
+        (compat.MODEL_ADJUSTMENTS, arguments.check_target, HookType.AROUND),
         (compat.RESOLVE_SPECULATIVE, arguments.resolve, HookType.AROUND),
         (compat.UNSUPPORTED_REASON, arguments.unsupported_reason, HookType.AROUND),
         (compat.DEFAULT_ATTENTION, arguments.default_attention, HookType.AROUND),

@@ -19,6 +19,9 @@ ROUNDS = 4
 """Consecutive rounds at a tier before the next: the first one after a switch is not typical."""
 SAMPLES = 32
 """Times that a cell remembers."""
+WALKS = 16
+"""There and back as often the profile ends by itself, whoever started it and whatever became of
+them: twice what the launcher's load takes."""
 
 
 class ProfileRun:
@@ -36,6 +39,7 @@ class ProfileRun:
         self._order = [*walk, *reversed(walk)]
         self._lag = lag
         self._turn: dict[int, int] = {}
+        self._rounds = 0
         self._seconds: dict[tuple[int, int, bool], list[float]] = {}
         self._context: dict[tuple[int, int], int] = {}
 
@@ -48,11 +52,17 @@ class ProfileRun:
         tier = self._order[step]
         return Decision(max(tier, 0), "profile", awake=tier != OFF)
 
-    def observe(self, outcome: Round) -> None:
+    @property
+    def ended(self) -> bool:
+        return self._rounds >= WALKS * ROUNDS * len(self._order)
+
+    def observe(self, outcome: Round, host_waited: bool) -> None:
+        """``host_waited``: for the signals of this very round, whatever the mode is by now."""
+        self._rounds += 1
         if outcome.seconds is None:
             return
         cell = outcome.batch_size, OFF if outcome.asleep else outcome.num_steps
-        times = self._seconds.setdefault((*cell, self._lag.waits), [])
+        times = self._seconds.setdefault((*cell, host_waited), [])
         if len(times) < SAMPLES:
             times.append(outcome.seconds)
         self._context[cell] = outcome.context_len

@@ -21,7 +21,7 @@ slow minute of the machine does not meet all rounds of a size."""
 
 
 class Target(Protocol):
-    """The engine as the launcher reaches it."""
+    """The engine as the launcher reaches it, with all its data-parallel ranks."""
 
     def generate(self, input_ids: list[list[int]], max_new_tokens: int) -> None: ...
 
@@ -36,9 +36,11 @@ def run(
     tiers: int,
     max_running_requests: int,
     context_len: int,
+    ranks: int = 1,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Profile ``target`` for at most about ``seconds``: one request first, then more at a time.
+    """Profile ``target`` for at most about ``seconds``: one request first, then more at a time, on
+    each of its data-parallel ``ranks``, among which SGLang divides what comes together evenly.
 
     Trouble here costs the profile, not the server: it is logged, and policies learn while serving.
     """
@@ -46,7 +48,8 @@ def run(
     try:
         target.set_state({STATE_KEY: 1})
         try:
-            _walk(target, started + seconds, tiers, max_running_requests, context_len, clock)
+            deadline = started + seconds
+            _walk(target, deadline, tiers, max_running_requests, context_len, ranks, clock)
         finally:
             target.set_state({STATE_KEY: 0})
             target.flush()
@@ -62,6 +65,7 @@ def _walk(
     tiers: int,
     max_running_requests: int,
     context_len: int,
+    ranks: int,
     clock: Callable[[], float],
 ) -> None:
     # Every token takes at most one round; one tier more for a draft that can sleep.
@@ -72,12 +76,12 @@ def _walk(
         if size not in per_token:
             trial = min(ROUNDS, room)
             before = clock()
-            _generate(target, size, trial)
+            _generate(target, size * ranks, trial)
             per_token[size] = (clock() - before) / trial
         tokens = min(walk, room, int((deadline - clock()) / per_token[size]))
         if tokens < 2 * tiers:
             return
-        _generate(target, size, tokens)
+        _generate(target, size * ranks, tokens)
 
 
 def _generate(target: Target, size: int, tokens: int) -> None:
@@ -101,18 +105,19 @@ class HttpTarget:
         )
 
     def set_state(self, values: dict[str, int]) -> None:
-        self._post("/set_internal_state", {"server_args": values})
+        _check_set(self._post("/set_internal_state", {"server_args": values}).json())
 
     def flush(self) -> None:
         self._post("/flush_cache", {})
 
-    def _post(self, path: str, body: dict[str, Any]) -> None:
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
         import requests
 
         answer = requests.post(
             self._url + path, json=body, headers=self._headers, verify=self._verify, timeout=600
         )
         answer.raise_for_status()
+        return answer
 
 
 class EngineTarget:
@@ -129,10 +134,18 @@ class EngineTarget:
 
         engine = self._engine
         request = SetInternalStateReq(server_args=values)
-        engine.loop.run_until_complete(engine.tokenizer_manager.set_internal_state(request))
+        _check_set(
+            engine.loop.run_until_complete(engine.tokenizer_manager.set_internal_state(request))
+        )
 
     def flush(self) -> None:
         self._engine.flush_cache()
+
+
+def _check_set(answers: list[bool]) -> None:
+    """SGLang answers for each data-parallel rank whether it took the values."""
+    if not answers or not all(answers):
+        raise RuntimeError(f"/set_internal_state was refused: {answers}")
 
 
 def sampling_params(max_new_tokens: int) -> dict[str, Any]:
@@ -193,4 +206,5 @@ def _profile(target: Target, server_args: Any) -> None:
         len(config.candidate_steps),
         cfg.max_running_requests or BATCH_SIZES[-1],
         cfg.context_length or 512,
+        cfg.dp_size,
     )

@@ -109,3 +109,17 @@ def refuse_unsupported(cfg: Any) -> None:
     reason = unsupported_reason(cfg)
     if reason is not None:
         raise ConfigError(reason)
+
+
+def refuse_recurrent(role: str, model_config: Any) -> None:
+    """Refuse a target or draft that keeps a state per request beside its KV cache (Mamba,
+    GatedDeltaNet, ...): a token that is read twice advances it twice, and that it survives a change
+    of depth was never shown. ``model_config``: SGLang's, None where there is no such model."""
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+
+    if model_config is not None and mambaish_config(model_config) is not None:
+        raise ConfigError(
+            f"SpecKV cannot serve {role} {model_config.model_path!r}: "
+            f"{model_config.hf_config.architectures[0]} has layers with recurrent state (Mamba, "
+            "linear attention); remove --speckv, or use a model with attention layers only"
+        )

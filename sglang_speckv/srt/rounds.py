@@ -1,8 +1,10 @@
 """From launches and results to finished rounds: whose tier, whose time, whose signals.
 
-Round times come from the scheduler's own rhythm, the wall time between two consecutive results. In
-steady decoding that is what a round costs the user, host work included, with and without the
-overlap scheduler; no event and no synchronisation is added.
+A round's time is the wall time from the result before it to its own: what a round costs the user,
+host work included. No event and no synchronisation is added. Under the overlap scheduler the host
+launches the next round, or a prefill, between the two results. Where the device is the bottleneck,
+so that the host has to wait for both results, that is hidden. Elsewhere the time holds that launch,
+and counts only if it was of the same work.
 
 Signals and outcomes are joined by request object, never by row: batches are reshuffled between a
 launch and its result.
@@ -27,13 +29,19 @@ FIRST_PROB = "speckv_first_prob"
 """Attribute of a request: the newest known top-1 probability of its next first draft token. It
 lives and dies with the request, so nothing has to be cleaned up after aborts."""
 
+SECONDS, DIGEST, TROUBLE = range(3)
+HEAD = 3
+"""Numbers in front of a payload's signals, for the other ranks: rank 0's time of the newest
+finished round (NaN where there is none), rank 0's digest of the decision that this launch follows,
+and how many ranks cannot trust their decisions. Not written where one rank decides alone."""
+
 
 @dataclass(slots=True, eq=False)
 class Launch:
     """What is remembered of a forward between its launch and its result.
 
-    ``payload`` holds the signals, flattened, behind one number, rank 0's time of the newest
-    finished round (NaN where there is none); on the device until the result is copied.
+    ``payload`` holds the signals, flattened, behind :data:`HEAD`; on the device until the result
+    is copied.
     """
 
     reqs: tuple[Any, ...]
@@ -45,16 +53,21 @@ class Launch:
     told: bool = False
     """The requests know of their next first draft."""
 
+    def on_host(self) -> np.ndarray:
+        """The payload, once it is there."""
+        if self.ready is not None:
+            self.ready.synchronize()
+            self.ready = None
+        return self.payload.numpy()
+
     def signals(self) -> np.ndarray:
-        """[bs, num_steps + 1, 2] of a decode round, [bs, 1, 2] of a prefill; host side."""
-        return self.payload.numpy()[1:].reshape(self.shape)
+        """[bs, num_steps + 1, 2] of a decode round, [bs, 1, 2] of a prefill."""
+        return self.on_host()[HEAD:].reshape(self.shape)
 
     def tell(self) -> None:
         """Each request's next first-token probability, unless a newer one was told."""
         if self.told:
             return
-        if self.ready is not None:
-            self.ready.synchronize()
         self.told = True
         for req, prob in zip(self.reqs, self.signals()[:, -1, 0].tolist(), strict=True):
             setattr(req, FIRST_PROB, prob)
@@ -62,15 +75,27 @@ class Launch:
 
 @dataclass(slots=True, eq=False)
 class DecodeLaunch(Launch):
-    """``clean``: nothing but the previous decode round was launched before it, so the time between
-    their results is its own. ``settles``: rounds whose shared time rides in this payload."""
+    """``follows``: a decode round was launched before it and nothing else since. ``overlapped``:
+    the result of that one was not here yet. ``other_behind``: other work was launched before this
+    one's result. ``digest``: of the decision, on this rank. ``settles``: rounds whose shared time
+    rides in this payload."""
 
     num_steps: int = 0
-    clean: bool = False
+    follows: bool = False
+    overlapped: bool = False
+    other_behind: bool = False
+    host_waits: bool = False
+    """The host waits for this launch's signals before the next one."""
     batch: Batch | None = None
     decision: Decision | None = None
+    digest: int = 0
     asleep: bool = False
     settles: tuple[FinishedRound, ...] = ()
+
+    @property
+    def work(self) -> tuple[int, int, bool, bool]:
+        """Rounds of equal work take equally long, apart from noise."""
+        return self.num_steps, len(self.reqs), self.asleep, self.host_waits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,17 +112,21 @@ class FinishedRound:
 class RoundTracker:
     """Follows rounds from launch to result.
 
-    ``share``: where several ranks decide, broadcasts a tensor from rank 0 in place and in stream
-    order. Ranks that decided on their own clocks or signals would choose different depths and
-    hang. A round's time is then settled by the payload of a later launch, with no host waiting.
+    ``share``: where several ranks decide, returns the payload that all of them are to see: rank
+    0's, and the sum of what every rank wrote at :data:`TROUBLE`; in stream order. Ranks that
+    decided on their own clocks or signals would choose different depths and hang. A round's time
+    is then settled by the payload of a later launch, with no host waiting.
     ``early_copy``: copies a tensor to the host on the spot and returns it with the event after
     which it may be read; None where tensors are on the host anyway.
+    ``alarm`` is called at the same result on every rank once one of them has reason to distrust
+    its decisions.
     """
 
     def __init__(
         self,
-        share: Callable[[Tensor], None] | None = None,
+        share: Callable[[Tensor], Tensor] | None = None,
         early_copy: Callable[[Tensor], tuple[Tensor, Any]] | None = None,
+        alarm: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.log_vocab = 1.0
@@ -106,35 +135,41 @@ class RoundTracker:
         """Let :meth:`next_batch` wait for the coming round's first-token signal."""
         self._share = share
         self._early_copy = early_copy
+        self._alarm = alarm
         self._clock = clock
         self._flying: deque[Launch] = deque(maxlen=4)
         self._unsettled: list[FinishedRound] = []
         self._last_was_decode = False
         self._last_result: float | None = None
+        self._waited_for_last = False
+        self._in_trouble = False
 
     # -- launches
 
     def next_batch(self, reqs: Sequence[Any]) -> Batch:
-        """What is known of ``reqs`` before their round. Under overlap the tokens of the round in
-        flight are not counted yet."""
+        """What is known of ``reqs`` before their round."""
         if self.waits_for_signals:
             for launch in self._flying:
                 if launch.early:
                     launch.tell()
         firsts = np.array([getattr(req, FIRST_PROB, math.nan) for req in reqs])
-        return Batch(len(reqs), firsts, sum(map(_context_len, reqs)))
+        return Batch(len(reqs), firsts)
 
     def disturbed(self) -> None:
-        """The time of the next decode round will not be its own."""
+        """Something else than a decode round is launched: the time of the next round is not its
+        own, and that of the round in flight may not be."""
         self._last_was_decode = False
+        self._launch_behind(None)
 
-    def prefilled(self, reqs: Sequence[Any], first: Tensor | None) -> Launch | None:
-        """A prefill was launched; ``first`` [bs, 2] are its first-token signals. The next decode
-        round's time is not its own."""
+    def _launch_behind(self, work: tuple[Any, ...] | None) -> None:
+        for launch in self._flying:
+            if isinstance(launch, DecodeLaunch) and launch.work != work:
+                launch.other_behind = True
+
+    def prefilled(self, reqs: Sequence[Any], first: Tensor) -> Launch:
+        """A prefill was launched; ``first`` [bs, 1, 2] are its first-token signals."""
         self.disturbed()
-        if first is None:
-            return None
-        launch = Launch(tuple(reqs), self._pack(first, None), (len(reqs), 1, first.shape[-1]))
+        launch = Launch(tuple(reqs), self._pack(first), tuple(first.shape))
         self._fly(launch)
         return launch
 
@@ -145,34 +180,43 @@ class RoundTracker:
         signals: Tensor,
         batch: Batch | None = None,
         decision: Decision | None = None,
+        digest: int = 0,
         asleep: bool = False,
     ) -> DecodeLaunch:
-        """A decode round was launched; ``signals`` [bs, num_steps + 1, 2]."""
+        """A decode round was launched; ``signals`` [bs, num_steps + 1, 2]. ``digest``: at most 24
+        bits that differ where ``decision`` or what it followed from does."""
         settles = tuple(self._unsettled)
         self._unsettled.clear()
         newest = settles[-1].outcome.seconds if settles else None
         launch = DecodeLaunch(
             tuple(reqs),
-            self._pack(signals, newest),
+            self._pack(signals, newest, digest),
             tuple(signals.shape),
             num_steps=num_steps,
-            clean=self._last_was_decode,
+            follows=self._last_was_decode,
+            overlapped=bool(self._flying),
+            host_waits=self.waits_for_signals,
             batch=batch,
             decision=decision,
+            digest=digest,
             asleep=asleep,
             settles=settles,
         )
         self._last_was_decode = True
+        self._launch_behind(launch.work)
         self._fly(launch)
         return launch
 
-    def _pack(self, signals: Tensor, seconds: float | None) -> Tensor:
-        payload = torch.empty(1 + signals.numel(), device=signals.device)
-        payload[0].fill_(math.nan if seconds is None else seconds)
-        payload[1:] = signals.flatten()
-        if self._share is not None:
-            self._share(payload)
-        return payload
+    def _pack(self, signals: Tensor, seconds: float | None = None, digest: int = 0) -> Tensor:
+        numbers = HEAD + signals.numel()
+        payload = torch.empty(numbers, dtype=torch.float32, device=signals.device)
+        payload[HEAD:] = signals.flatten()
+        if self._share is None:
+            return payload
+        payload[SECONDS].fill_(math.nan if seconds is None else seconds)
+        payload[DIGEST].fill_(digest)
+        payload[TROUBLE].fill_(self._in_trouble)
+        return self._share(payload)
 
     def _fly(self, launch: Launch) -> None:
         if self._early_copy is None:
@@ -186,24 +230,51 @@ class RoundTracker:
 
     def landed(self, launch: Launch) -> None:
         """The result of ``launch`` is on the host; results come in order."""
+        if self._share is not None:
+            self._listen(launch)
         if launch in self._flying:
             while self._flying.popleft() is not launch:
                 pass  # never processed: its requests are gone
         launch.tell()
 
+    def _listen(self, launch: Launch) -> None:
+        """Whether the ranks still decide alike."""
+        _, digest, trouble = launch.on_host()[:HEAD].tolist()
+        if isinstance(launch, DecodeLaunch) and digest != launch.digest:
+            self.distrust()
+        if trouble:
+            self._in_trouble = False
+            self._alarm()
+
+    def distrust(self) -> None:
+        """This rank's decisions may not be those of the others, or follow from nothing true."""
+        if self._share is None:
+            self._alarm()
+        else:
+            self._in_trouble = True
+
     def finished(
-        self, launch: DecodeLaunch, num_correct_drafts: Sequence[int]
+        self, launch: DecodeLaunch, num_correct_drafts: Sequence[int], waited: bool = False
     ) -> list[FinishedRound]:
-        """The rounds that can be learned from, now that the result of ``launch`` is here."""
+        """The rounds that can be learned from, now that the result of ``launch`` is here.
+        ``waited``: the host had to wait for it, so the device finished just now."""
         self.landed(launch)
-        now, last = self._clock(), self._last_result
-        self._last_result = now
-        seconds = now - last if launch.clean and last is not None else None
+        seconds = self._own_time(launch, waited)
         done = self._join(launch, num_correct_drafts, seconds)
         if self._share is None:
             return [done]
         self._unsettled.append(done)
         return self._settle(launch)
+
+    def _own_time(self, launch: DecodeLaunch, waited: bool) -> float | None:
+        """Seconds since the last result where they are this round's own."""
+        now, last = self._clock(), self._last_result
+        by_device = waited and self._waited_for_last
+        self._last_result, self._waited_for_last = now, waited
+        # One launch lies between the two results: this round's own or that of the next one.
+        one_launch = launch.overlapped == bool(self._flying)
+        own = launch.follows and one_launch and (by_device or not launch.other_behind)
+        return now - last if own and last is not None else None
 
     def _join(
         self, launch: DecodeLaunch, num_correct_drafts: Sequence[int], seconds: float | None
@@ -234,10 +305,12 @@ class RoundTracker:
 
     def _settle(self, launch: DecodeLaunch) -> list[FinishedRound]:
         """Of the rounds that rode in ``launch`` only the newest has a shared time."""
-        shared = float(launch.payload[0])
-        newest = len(launch.settles) - 1
+        shared = float(launch.on_host()[SECONDS])
+        # Taken out of the launch: each would keep the launch before it alive, for ever.
+        settles, launch.settles = launch.settles, ()
+        newest = len(settles) - 1
         settled = []
-        for index, done in enumerate(launch.settles):
+        for index, done in enumerate(settles):
             seconds = shared if index == newest and shared == shared else None
             settled.append(replace(done, outcome=replace(done.outcome, seconds=seconds)))
         return settled

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import socket
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.srt import arguments, carrier, compat, cpu, memory, patches_present
@@ -116,7 +119,7 @@ def diagnose(argv: Sequence[str]) -> dict[str, Any]:
     """
     report: dict[str, Any] = {"adaptive": False, "problem": None, **_machine()}
     try:
-        server_args = parse(argv)
+        server_args = _parse_or_refuse(argv)
         compat.check_installation()
         report["hooks"] = "applied"
         server_args._speckv_from_cli = False
@@ -124,9 +127,35 @@ def diagnose(argv: Sequence[str]) -> dict[str, Any]:
         report |= _resolved(server_args)
         if not report["adaptive"]:
             report["problem"] = "SpecKV was not asked for; add --speckv"
-    except (ConfigError, ValueError, AssertionError, OSError) as error:
+    except Exception as error:  # whatever would stop the server is what was asked for
         report["problem"] = str(error).strip() or repr(error)
     return report
+
+
+def _parse_or_refuse(argv: Sequence[str]) -> Any:
+    """:func:`parse`, where an error that a parser prints before it exits is raised instead."""
+    stderr = _Overheard(sys.stderr)
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return parse(argv)
+    except SystemExit as exit:
+        said = stderr.newest.strip().splitlines() or [f"exit code {exit.code}"]
+        raise ConfigError(said[-1].removeprefix("speckv: ")) from None
+
+
+class _Overheard(io.TextIOBase):
+    """Hands on to ``stream``; SGLang's log, set up while parsing, goes on writing here."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.newest = ""
+
+    def write(self, text: str) -> int:
+        self.newest = (self.newest + text)[-4096:]
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _machine() -> dict[str, Any]:
@@ -150,7 +179,7 @@ def _resolved(server_args: Any) -> dict[str, Any]:
     cfg = resolving_view(server_args)
     config = carrier.read(cfg.speculative_adaptive_config)
     adaptive = arguments.is_active(server_args) and bool(cfg.speculative_adaptive)
-    extra_mib = memory.further_depths_mib(server_args)
+    taken = memory.planned(server_args)
     return {
         "adaptive": adaptive,
         "target": cfg.model_path,
@@ -161,5 +190,10 @@ def _resolved(server_args: Any) -> dict[str, Any]:
         "policy": config.policy if config else None,
         "candidate_steps": list(config.candidate_steps) if config else None,
         "launch_steps": cfg.speculative_num_steps,
-        "memory_of_further_depths_gib": round(extra_mib / 1024, 2) if extra_mib else None,
+        "memory_of_further_depths_gib": _gib(taken.further_device_mib),
+        "pinned_host_memory_gib_per_rank": _gib(taken.pinned_host_mib),
     }
+
+
+def _gib(mib: float) -> float | None:
+    return round(mib / 1024, 2) if mib else None

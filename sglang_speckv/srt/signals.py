@@ -13,16 +13,19 @@ host is involved and batches may be reshuffled in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.reduction import reduce_logits
 
 SIGNALS = 2
 """Per draft position: top-1 probability, entropy in nats."""
+TAP = "reading the draft's signals"
 
 
 class SignalTap:
@@ -32,12 +35,17 @@ class SignalTap:
     captured graph, ``slots`` the request slots (``req_pool_indices``).
     """
 
-    def __init__(self, draft_worker: Any, max_steps: int, max_batch: int, slots: int) -> None:
+    def __init__(
+        self, draft_worker: Any, max_steps: int, max_batch: int, slots: int, fuse: Fuse
+    ) -> None:
         device = draft_worker.device
         self.draft_vocab_size = 0
         self._draft = draft_worker
-        self._steps = torch.zeros((max(max_steps - 1, 0), max_batch, SIGNALS), device=device)
-        self._first = torch.full((slots, SIGNALS), float("nan"), device=device)
+        self._fuse = fuse
+        # The dtype is named: torch's default may be that of a model that was just loaded.
+        number = {"dtype": torch.float32, "device": device}
+        self._steps = torch.zeros((max(max_steps - 1, 0), max_batch, SIGNALS), **number)
+        self._first = torch.full((slots, SIGNALS), math.nan, **number)
         self._phase = ""
         self._step = 0
         self._output: Any = None
@@ -54,15 +62,18 @@ class SignalTap:
 
     # -- one round, as the worker sees it
 
-    def begin_round(self, slots: Tensor) -> None:
-        """Before a decode round of the requests in ``slots`` [bs]."""
+    def begin_round(self, slots: Tensor, strangers: Sequence[int] = ()) -> None:
+        """Before a decode round of the requests in ``slots`` [bs]. ``strangers``: rows of requests
+        that were prefilled elsewhere; their slots hold what the last owner left."""
         self._round_first, self._next_first = self._first[slots], None
+        if strangers:
+            self._round_first[list(strangers)] = math.nan
 
     def finish_round(self, slots: Tensor, num_steps: int) -> Tensor:
         """[bs, num_steps + 1, 2]: this round's draft positions, then the coming round's first."""
         assert self._round_first is not None
         if self._next_first is None:  # SGLang was told to skip draft-extend
-            self._next_first = self._first[slots] = torch.full_like(self._round_first, float("nan"))
+            self._next_first = self._first[slots] = torch.full_like(self._round_first, math.nan)
         parts = [self._next_first[:, None]]
         if num_steps > 0:
             steps = self._steps[: num_steps - 1, : len(slots)].transpose(0, 1)
@@ -70,10 +81,14 @@ class SignalTap:
         self._round_first = None
         return torch.cat(parts, dim=1)
 
-    def take_first(self) -> Tensor | None:
-        """[bs, 2] of the prefill that just ran; None where it drew no first draft."""
+    def take_first(self, size: int) -> Tensor:
+        """[size, 1, 2] of the prefill that just ran; NaN where it drew no first draft."""
         first, self._next_first = self._next_first, None
-        return first
+        return self.nothing(size, 1) if first is None else first[:, None]
+
+    def nothing(self, size: int, positions: int) -> Tensor:
+        """[size, positions, 2] of NaN: signals that are unknown."""
+        return self._first.new_full((size, positions, SIGNALS), math.nan)
 
     # -- inside the draft worker
 
@@ -90,27 +105,33 @@ class SignalTap:
     def _tapped_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            if self._phase == "draft":
-                logits = result.logits_output.next_token_logits
-                reduce_logits(logits, self._steps[self._step, : logits.shape[0]])
-                self._step += 1
-            elif self._phase == "extend":
-                self._output = result.logits_output
+            with self._fuse.guard(TAP):
+                self._look_at(result)
             return result
 
         return forward
+
+    def _look_at(self, result: Any) -> None:
+        if self._phase == "draft":
+            logits = result.logits_output.next_token_logits
+            reduce_logits(logits, self._steps[self._step, : logits.shape[0]])
+            self._step += 1
+        elif self._phase == "extend":
+            self._output = result.logits_output
 
     def _extending(self, original: Callable[..., Any]) -> Callable[..., Any]:
         run = self._during("extend", original)
 
         def extend(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            self._tap_graph(getattr(self._draft, "cuda_graph_runner_for_draft_extend", None))
+            with self._fuse.guard(TAP):
+                self._tap_graph(getattr(self._draft, "cuda_graph_runner_for_draft_extend", None))
             self._output = None
             result = run(batch, *args, **kwargs)
-            if self._output is not None:
+            output, self._output = self._output, None
+            if output is not None:
                 # Read only now: the eager path selects each request's row after its forward.
-                self._note_first(self._output.next_token_logits, batch.req_pool_indices)
-                self._output = None
+                with self._fuse.guard(TAP):
+                    self._note_first(output.next_token_logits, batch.req_pool_indices)
             return result
 
         return extend
@@ -132,7 +153,7 @@ class SignalTap:
 
     def _note_first(self, logits: Tensor, slots: Tensor) -> None:
         rows = len(slots)
-        first = torch.empty((rows, SIGNALS), device=logits.device)
+        first = torch.empty((rows, SIGNALS), dtype=torch.float32, device=logits.device)
         reduce_logits(logits[:rows], first)
         self.draft_vocab_size = logits.shape[-1]
         self._first[slots] = first

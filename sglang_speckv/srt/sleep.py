@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sglang_speckv.srt.fuse import Fuse
+
 WINDOW = 64
 """Tokens per request that the draft may be behind."""
 BEHIND = "speckv_behind"
@@ -41,6 +43,7 @@ class DraftSleep:
     def __init__(self, worker: Any, slots: int, window: int = WINDOW) -> None:
         self._worker = worker
         self._draft = worker._draft_worker
+        self._fuse: Fuse = worker.speckv.fuse
         self._window = window
         self.slept = False
         """Whether the draft slept through the round that was launched last."""
@@ -74,19 +77,26 @@ class DraftSleep:
 
     def _unless_asleep(self, extend: Callable[..., None]) -> Callable[..., None]:
         def sleep_or_extend(batch: Any, result: Any, **kwargs: Any) -> None:
-            # Without the lengths on the host, catching up would have to wait for the device.
-            drafts = self._worker.speculative_num_steps > 0
-            self.slept = not (drafts or self._wanted_awake or batch.seq_lens_cpu is None)
+            self.slept = False
+            with self._fuse.guard("letting the draft sleep"):
+                self.slept = self._sleeps(batch, result)
             if not self.slept:
                 extend(batch, result, **kwargs)
-                return
-            self._worker._stub_skipped_draft_extend(batch, result)
-            tokens = result.next_draft_input.bonus_tokens
-            self._next[batch.req_pool_indices, batch.seq_lens % self._window] = tokens.long()
-            for req in batch.reqs:
-                setattr(req, BEHIND, _behind(req) + 1)
 
         return sleep_or_extend
+
+    def _sleeps(self, batch: Any, result: Any) -> bool:
+        """Leave the draft out of this round, unless it is wanted, and note what it misses."""
+        # Without the lengths on the host, catching up would have to wait for the device.
+        drafts = self._worker.speculative_num_steps > 0
+        if drafts or self._wanted_awake or batch.seq_lens_cpu is None:
+            return False
+        self._worker._stub_skipped_draft_extend(batch, result)
+        tokens = result.next_draft_input.bonus_tokens
+        self._next[batch.req_pool_indices, batch.seq_lens % self._window] = tokens.long()
+        for req in batch.reqs:
+            setattr(req, BEHIND, _behind(req) + 1)
+        return True
 
     def _awake(self, draft: Callable[..., Any]) -> Callable[..., Any]:
         def catch_up_and_draft(batch: Any, **kwargs: Any) -> Any:
@@ -119,15 +129,20 @@ class DraftSleep:
             self.catch_up(batch)
 
     def catch_up(self, batch: Any) -> None:
-        """Let the draft read what ``batch``, about to decode, has and it has not."""
+        """Let the draft read what ``batch``, about to decode, has and it has not. Where that fails
+        it is not tried again: the draft guesses worse, and the text stays the same."""
         behind = [_behind(req) for req in batch.reqs]
         if not any(behind):
             return
+        self.prefilled(batch.reqs)
+        with self._fuse.guard("catching up with a draft that slept"):
+            self._read(batch, behind)
+
+    def _read(self, batch: Any, behind: list[int]) -> None:
         drafted = self._draft._draft_extend_for_prefill(
             self._as_prefill(batch, behind), None, batch.spec_info.bonus_tokens
         )
         batch.spec_info.topk_p, batch.spec_info.topk_index = drafted.topk_p, drafted.topk_index
-        self.prefilled(batch.reqs)
         self._worker.draft_caught_up(batch)
 
     def _as_prefill(self, batch: Any, behind: list[int]) -> Any:

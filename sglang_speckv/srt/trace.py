@@ -2,18 +2,22 @@
 
 The serving thread only puts references into the queue; a full queue drops the round and counts
 it. The compressed stream is flushed every second, so that after a kill -9 everything up to the
-last flush can be read. Trouble with the disk ends the trace, not the server.
+last flush can be read. Trouble with the disk ends the trace, not the server. A full file is
+followed by another, and the oldest of this server's files is deleted once there are too many.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
 import queue
+import socket
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +35,12 @@ CAPACITY = 4096
 """Rounds that may wait for the disk."""
 FLUSH_SECONDS = 1.0
 DIGITS = 5
+FILE_BYTES = 64 << 20
+"""Compressed size from which the next file is begun: about 1.3 million records."""
+FILES = 16
+"""Files that are kept: 1 GiB in all."""
+ID_CHARS = 128
+"""Of a request's id, which a client may choose as long as it likes."""
 
 
 def check_directory(path: str) -> None:
@@ -47,19 +57,21 @@ def check_directory(path: str) -> None:
 
 
 class TraceWriter:
-    """Writes one file of a trace; see :mod:`sglang_speckv.offline.records`."""
+    """Writes one server's trace; see :mod:`sglang_speckv.offline.records`."""
 
     def __init__(self, directory: str, header: Header, capacity: int = CAPACITY) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        self.path = Path(directory) / f"{stamp}-{os.getpid()}.jsonl.gz"
+        host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
+        self._stem = f"{stamp}-{host}-{os.getpid()}"  # nodes may share the folder
+        self._directory = Path(directory)
+        self._files: deque[Path] = deque()
         self.written = 0
         self.dropped = 0
         self.failed = ""
+        self._told = False
         self._round = 0
         self._header = header
-        self._queue: queue.Queue[tuple[int, str, float, FinishedRound] | None] = queue.Queue(
-            capacity
-        )
+        self._queue: queue.Queue[_Item | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._run, name="speckv-trace", daemon=True)
         self._thread.start()
 
@@ -75,13 +87,18 @@ class TraceWriter:
             self.dropped += 1
 
     def close(self) -> None:
-        """Write what is queued and end the file."""
-        self._queue.put(None)
+        """Write what is queued and end the file; at once where writing has failed."""
+        while self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=0.1)
+                break
+            except queue.Full:
+                continue
         self._thread.join()
 
     def snapshot(self) -> dict[str, Any]:
         return {
-            "path": str(self.path),
+            "path": str(self._files[-1]) if self._files else None,
             "records": self.written,
             "dropped_rounds": self.dropped,
             "failed": self.failed or None,
@@ -89,32 +106,59 @@ class TraceWriter:
 
     def _run(self) -> None:
         try:
-            with self.path.open("xb") as file:
-                self._write_all(file)
-        except OSError as error:
-            self.failed = f"{error}"
-            logger.error("SpecKV: the trace ends here, %s cannot be written (%s)", self.path, error)
+            number = 1
+            while self._write_file(self._directory / f"{self._stem}-{number:04}.jsonl.gz"):
+                number += 1
+        except Exception as error:
+            self.failed = f"{error}" or repr(error)
+            logger.error("SpecKV: the trace in %s ends here (%r)", self._directory, error)
 
-    def _write_all(self, file: IO[bytes]) -> None:
-        deflate = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-        file.write(deflate.compress(_line(self._header)))
+    def _write_file(self, path: Path) -> bool:
+        """One file until it is full (True) or the writer is closed (False)."""
+        with path.open("xb") as file:
+            self._keep(path)
+            deflate = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+            file.write(deflate.compress(_line(self._header)))
+            open_ended = self._write_rounds(file, deflate)
+            file.write(deflate.flush())
+        return open_ended
+
+    def _keep(self, path: Path) -> None:
+        self._files.append(path)
+        if len(self._files) > FILES:
+            self._files.popleft().unlink(missing_ok=True)
+
+    def _write_rounds(self, file: IO[bytes], deflate: Any) -> bool:
         flushed = 0.0
-        while True:
+        while file.tell() < FILE_BYTES:
             try:
                 item = self._queue.get(timeout=FLUSH_SECONDS)
-            except queue.Empty:
-                item = ()  # type: ignore[assignment]
-            if item is None:
-                file.write(deflate.flush())
-                return
-            if item:
-                for record in _records(*item):
-                    file.write(deflate.compress(_line(record)))
+                if item is None:
+                    return False
+                for record in self._records(item):
+                    file.write(deflate.compress(record))
                     self.written += 1
+            except queue.Empty:
+                pass
             if time.monotonic() - flushed > FLUSH_SECONDS:
                 file.write(deflate.flush(zlib.Z_SYNC_FLUSH))
                 file.flush()
                 flushed = time.monotonic()
+        return True
+
+    def _records(self, item: _Item) -> list[bytes]:
+        """A round's lines, all or none: one that cannot be told is dropped and counted."""
+        try:
+            return [_line(record) for record in _records(*item)]
+        except Exception as error:
+            if not self._told:
+                self._told = True
+                logger.error("SpecKV: a round could not be traced (%r)", error)
+            self.dropped += 1
+            return []
+
+
+_Item = tuple[int, str, float, FinishedRound]
 
 
 def _line(struct: msgspec.Struct) -> bytes:
@@ -129,7 +173,7 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
         req = launch.reqs[row]
         yield Record(
             round=number,
-            request=str(req.rid),
+            request=bounded_id(str(req.rid)),
             batch_size=outcome.batch_size,
             context_len=done.context_lens[i],
             num_steps=outcome.num_steps,
@@ -144,6 +188,14 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
             reason=decision.reason if decision else "pinned",
             expected_accept_length=decision.expected_accept_length if decision else None,
         )
+
+
+def bounded_id(rid: str) -> str:
+    """``rid`` in at most ID_CHARS characters that can be encoded; a hash keeps cut ones apart."""
+    clean = rid.encode("utf-8", "replace")
+    if len(rid) <= ID_CHARS:
+        return clean.decode()
+    return f"{clean.decode()[: ID_CHARS - 17]}~{hashlib.sha256(clean).hexdigest()[:16]}"
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:

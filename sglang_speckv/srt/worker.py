@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_speckv.srt import arguments, carrier, compat, identity
+from sglang_speckv.srt import arguments, carrier, compat, identity, weights
 from sglang_speckv.srt.metrics import Metrics
-from sglang_speckv.srt.rounds import DecodeLaunch, Launch, RoundTracker
+from sglang_speckv.srt.rounds import TROUBLE, DecodeLaunch, Launch, RoundTracker
 from sglang_speckv.srt.signals import SignalTap
 from sglang_speckv.srt.sleep import DraftSleep
 from sglang_speckv.srt.trace import TraceWriter
@@ -42,14 +42,16 @@ def create_worker(original: Callable[..., type], self: Any, server_args: Any) ->
 def _hook_scheduler() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt import state
+    from sglang_speckv.srt import request_checks, state
 
     for target, hook, kind in (
-        (compat.RESOLVE_TOKENS, note_result, HookType.BEFORE),
+        (compat.RESULT_DECODE, note_result, HookType.BEFORE),
         (compat.RESULT_PREFILL, note_prefill, HookType.AFTER),
         (compat.COPY_TO_CPU, copy_launch, HookType.BEFORE),
         (compat.ADD_SPECULATIVE, state.add_speckv, HookType.AFTER),
         (compat.UPDATE_HANDLERS, state.add_handlers, HookType.AFTER),
+        (compat.VALIDATE_LENGTH, request_checks.reason_to_abort, HookType.AFTER),
+        (compat.SELECT_RUNNERS, weights.select_runners, HookType.AROUND),
     ):
         HookRegistry.register(target.path, hook, kind)
     HookRegistry.apply_hooks()
@@ -72,17 +74,23 @@ class SpecKVMixin(_Worker):
             config, self.speculative_num_steps, overlap=not get_schedule().disable_overlap_schedule
         )
         self._config = config
+        self.draft_weights_are_its_own = weights.draft_has_its_own(self.server_args)
         self.adaptive_controller = AdaptiveController(self, self.speckv)
         # Read for batches that mix prefill in under attention DP, which SpecKV refuses;
         # StandaloneWorkerV2 lacks it.
         self.enable_dp_spec_prefill_coordination = False
         self._chain_buffers: dict[int, tuple[Any, Any]] = {}
         self._rounds = RoundTracker(
-            share=_broadcast if get_parallel().tp_size > 1 else None,
+            share=_share if get_parallel().tp_size > 1 else None,
             early_copy=None if self.device == "cpu" else _early_copy,
+            alarm=self.speckv.hold,
         )
+        self._fuse = self.speckv.fuse
+        self._fuse.blown = self._rounds.distrust
         self._reqs: list[Any] = []
+        self._round_slots: Tensor | None = None
         self._result: Any = None
+        self._waited = False
 
     # -- launching a round
 
@@ -102,6 +110,7 @@ class SpecKVMixin(_Worker):
             )
         self._set_depth(self.speculative_num_steps)
         self._observe_from_outside()
+        self._fuse.armed = True
         logger.info(
             "SpecKV is on: policy %s, candidate steps %s, launch steps %d",
             self.speckv.policy_name,
@@ -119,6 +128,7 @@ class SpecKVMixin(_Worker):
             max_steps=max(self.speckv.candidate_steps),
             max_batch=get_cuda_graph_max_batch_size(slots),  # what captured batches are padded to
             slots=slots,
+            fuse=self._fuse,
         )
 
     def _slots(self) -> int:
@@ -129,45 +139,68 @@ class SpecKVMixin(_Worker):
         from sglang.srt.runtime_context import get_observability, get_parallel
 
         self._trace: TraceWriter | None = None
-        self._metrics: Metrics | None = None
         if get_parallel().tp_rank != 0:
             return
         if self._config.trace is not None:
             self._trace = TraceWriter(self._config.trace, identity.trace_header(self))
             self.speckv.trace = self._trace
         if get_observability().enable_metrics:
-            self._metrics = Metrics(self.speckv)
+            Metrics(self.speckv).start()
 
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
             result = super().forward_batch_generation(batch, *args, **kwargs)
-            if self._sleep is not None:
-                self._sleep.prefilled(batch.reqs)
-            result.speckv_launch = self._rounds.prefilled(batch.reqs, self._tap.take_first())
-            return result
-        slots, self._reqs = batch.req_pool_indices, batch.reqs
+            launched = self._prefill_launched
+        else:
+            self._round_begins(batch)
+            result = super().forward_batch_generation(batch, *args, **kwargs)
+            launched = self._round_launched
+        result.speckv_launch, result.speckv_fuse = None, self._fuse
+        with self._fuse.guard("noting a launch"):
+            result.speckv_launch = launched(batch)
+        return result
+
+    def _round_begins(self, batch: Any) -> None:
+        # Kept: what the batch holds changes while it is run.
+        self._round_slots, self._reqs = batch.req_pool_indices, batch.reqs
         self._rounds.waits_for_signals = self.speckv.lag.waits
-        self._tap.begin_round(slots)
-        result = super().forward_batch_generation(batch, *args, **kwargs)
+        with self._fuse.guard("preparing a round"):
+            self._tap.begin_round(self._round_slots, _newcomers(batch.reqs))
+
+    def _prefill_launched(self, batch: Any) -> Launch:
+        if self._sleep is not None:
+            self._sleep.prefilled(batch.reqs)
+        _newcomers(batch.reqs)
+        return self._rounds.prefilled(batch.reqs, self._tap.take_first(len(batch.reqs)))
+
+    def _round_launched(self, batch: Any) -> DecodeLaunch:
+        """The payload goes out whatever failed before: every rank takes part in sharing it."""
         num_steps = self.speculative_num_steps
-        result.speckv_launch = self._rounds.launched(
+        signals: Tensor | None = None
+        with self._fuse.guard("collecting a round's signals"):
+            signals = self._tap.finish_round(self._round_slots, num_steps)
+        if signals is None:
+            signals = self._tap.nothing(len(batch.reqs), num_steps + 1)
+        return self._rounds.launched(
             batch.reqs,
             num_steps,
-            self._tap.finish_round(slots, num_steps),
+            signals,
             self.speckv.coming,
             self.speckv.decision,
+            self.speckv.digest,
             asleep=self._sleep is not None and self._sleep.slept,
         )
-        return result
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """Called by SGLang first thing in a decode round."""
-        self.speckv.coming = self._rounds.next_batch(self._reqs)
+        self.speckv.coming = None
+        with self._fuse.guard("describing the coming batch"):
+            self.speckv.coming = self._rounds.next_batch(self._reqs)
         super().activate_step_by_batch(batch_size)
 
     def draft_caught_up(self, batch: Any) -> None:
-        """The draft read what it had slept through: it has news, and this round's time is not its
-        own."""
+        """The draft read what it had slept through: there is a new first-draft signal, and this
+        round's time is not its own."""
         self._tap.begin_round(batch.req_pool_indices)
         self._rounds.disturbed()
         self.speckv.counters.draft_catch_ups += 1
@@ -179,11 +212,12 @@ class SpecKVMixin(_Worker):
         from sglang.srt.runtime_context import get_spec
 
         if self._sleep is not None:
-            self._sleep.before_depth_0(batch)
+            with self._fuse.guard("catching up with a draft that slept"):
+                self._sleep.before_depth_0(batch)
         verify = super()._build_trivial_verify_input(batch)
         if get_spec().speculative_use_rejection_sampling:
             shape = (len(verify.positions), 0, self._target_worker.model_config.vocab_size)
-            verify.draft_probs = torch.empty(shape, device=self.device)
+            verify.draft_probs = torch.empty(shape, dtype=torch.float32, device=self.device)
         return verify
 
     # -- learning from its result
@@ -195,13 +229,17 @@ class SpecKVMixin(_Worker):
         launch: DecodeLaunch | None = getattr(noted, "speckv_launch", None)
         if launch is None:  # another path of SGLang's made this result
             return
+        with self._fuse.guard("learning from a round"):
+            self._learn(launch, num_correct_drafts_per_req)
+
+    def _learn(self, launch: DecodeLaunch, num_correct_drafts: list[int]) -> None:
         self._rounds.log_vocab = math.log(max(self._tap.draft_vocab_size, 2))
-        for done in self._rounds.finished(launch, num_correct_drafts_per_req):
-            self.speckv.observe(done.outcome)
-            if self._trace is not None and not self.speckv.profiling:
-                self._trace.write(done, self.speckv.policy_name, self._rounds.log_vocab)
-        if self._metrics is not None:
-            self._metrics.tick(dropped=0 if self._trace is None else self._trace.dropped)
+        profiling = self.speckv.profiling
+        for done in self._rounds.finished(launch, num_correct_drafts, self._waited):
+            self.speckv.observe(done.outcome, done.launch.host_waits)
+            if self._trace is not None and not profiling:
+                with self._fuse.guard("tracing a round", holds=False):
+                    self._trace.write(done, self.speckv.policy_name, self._rounds.log_vocab)
 
     # -- switching tiers
 
@@ -210,6 +248,14 @@ class SpecKVMixin(_Worker):
         which grows by an entry with every switch."""
         if self.speculative_num_steps == state.speculative_num_steps:
             return
+        switched = False
+        with self._fuse.guard("switching the depth"):
+            self._switch(state)
+            switched = True
+        if not switched:
+            super().apply_runtime_state(state)
+
+    def _switch(self, state: Any) -> None:
         started = time.perf_counter()
         draft, target = self._draft_worker, self._target_worker.model_runner
         draft.draft_attn_backend = state.draft_attn_backend
@@ -241,18 +287,22 @@ class SpecKVMixin(_Worker):
 # ---------------------------------------------------------------------------- scheduler hooks
 
 
-def note_result(self: Any, result: Any, batch: Any) -> None:
-    """BEFORE ``_resolve_spec_v2_tokens``, which hands the worker the counts but not the result."""
+def note_result(self: Any, batch: Any, result: Any) -> None:
+    """BEFORE ``process_batch_result_decode``, which waits for the result and hands the worker the
+    counts, but not whose they are."""
     worker = self.model_worker
     if isinstance(worker, SpecKVMixin):
-        worker._result = result
+        with worker._fuse.guard("noting a result"):
+            worker._result = result
+            worker._waited = result.copy_done is not None and not result.copy_done.query()
 
 
 def note_prefill(result: None, self: Any, batch: Any, prefill: Any) -> None:
     """AFTER ``process_batch_result_prefill``: its first-token signals are on the host."""
     launch: Launch | None = getattr(prefill, "speckv_launch", None)
     if launch is not None:
-        self.model_worker._rounds.landed(launch)
+        with prefill.speckv_fuse.guard("reading a prefill's signals"):
+            self.model_worker._rounds.landed(launch)
 
 
 def copy_launch(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -261,13 +311,20 @@ def copy_launch(self: Any, *args: Any, **kwargs: Any) -> None:
     if launch is not None and launch.payload.device.type != "cpu":
         from sglang.srt.managers.utils import _async_d2h
 
-        launch.payload = _async_d2h(launch.payload)
+        with self.speckv_fuse.guard("copying a round's signals"):
+            launch.payload = _async_d2h(launch.payload)
 
 
-def _broadcast(payload: Tensor) -> None:
+def _share(payload: Tensor) -> Tensor:
+    """Rank 0's numbers on every rank, and the sum of what each wrote at ``TROUBLE``."""
     from sglang.srt.runtime_context import get_parallel
 
-    get_parallel().tp_group.broadcast(payload, src=0)
+    group = get_parallel().tp_group
+    if group.rank_in_group != 0:
+        trouble = payload[TROUBLE].clone()
+        payload.zero_()
+        payload[TROUBLE] = trouble
+    return group.all_reduce(payload)
 
 
 def _early_copy(payload: Tensor) -> tuple[Tensor, Any]:
@@ -279,3 +336,16 @@ def _early_copy(payload: Tensor) -> tuple[Tensor, Any]:
     event = torch.get_device_module(payload.device).Event()
     event.record()
     return host, event
+
+
+KNOWN = "speckv_known"
+"""Attribute of a request that this worker has launched before. It lives and dies with it."""
+
+
+def _newcomers(reqs: list[Any]) -> list[int]:
+    """Rows of requests that are launched for the first time; at a decode round these were
+    prefilled elsewhere (PD disaggregation)."""
+    new = [row for row, req in enumerate(reqs) if not hasattr(req, KNOWN)]
+    for row in new:
+        setattr(reqs[row], KNOWN, True)
+    return new

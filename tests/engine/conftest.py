@@ -15,8 +15,13 @@ import requests
 import torch
 
 from sglang_speckv.bench.server import Server
+from tests import forked
 from tests.engine.tiny_models import tiny_eagle2_head, tiny_eagle3_head, tiny_llama
+from tests.forked import ForkedServer
 
+torch.set_num_threads(
+    1
+)  # the references here are tiny, and waiting threads cost the servers a core
 READY_S = 900 if torch.cuda.is_available() else 300
 """On a GPU the first start compiles kernels and captures graphs."""
 STEPS = (0, 1, 3, 5)
@@ -28,6 +33,8 @@ PAIRS = {
     "eagle2": ("EAGLE", "eagle2"),
 }
 """Shared servers by name: algorithm and draft."""
+SPAWNED = "eagle3"
+"""The one that is started as a user starts it."""
 PROMPTS = [
     "In the beginning was the word",
     "def add(a, b):",
@@ -129,14 +136,25 @@ class Serving:
 
 
 @contextmanager
-def serving(tmp_path: Path, *args: str, command: Sequence[str] | None = None) -> Iterator[Serving]:
-    server = Server("under test", args, tmp_path / "server.log", command)
+def serving(
+    tmp_path: Path, *args: str, command: Sequence[str] | None = None, fork: bool = True
+) -> Iterator[Serving]:
+    """A server until the block ends. ``fork``: SGLang need not be imported anew."""
+    kind = ForkedServer if fork and forked.possible() else Server
+    server = kind("under test", args, tmp_path / "server.log", command)
     server.start()
     try:
         asyncio.run(server.wait_ready(READY_S))
         yield Serving(server.url, server.log)
     finally:
         server.stop()
+
+
+@pytest.fixture
+def forked_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that our own code starts in this process are forked too."""
+    if forked.possible():
+        monkeypatch.setattr(Server, "_spawn", ForkedServer._spawn)
 
 
 def flags(models: dict[str, str], algorithm: str | None = None, draft: str = "") -> list[str]:
@@ -176,8 +194,9 @@ def server(
     """
     folder = tmp_path_factory.mktemp(request.param)
     asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
-    asked += ["--speckv-trace", str(folder / "trace"), "--speckv-profile", "20", "--enable-metrics"]
-    with serving(folder, *flags(models, *PAIRS[request.param]), *asked) as running:
+    asked += ["--speckv-trace", str(folder / "trace"), "--speckv-profile", "4", "--enable-metrics"]
+    fork = request.param != SPAWNED
+    with serving(folder, *flags(models, *PAIRS[request.param]), *asked, fork=fork) as running:
         running.pair, running.trace = request.param, folder / "trace"
         yield running
 

@@ -1,10 +1,13 @@
-"""The scripts of ``examples/gpu``, run whole on the CPU engine with tiny models."""
+"""The scripts of ``examples/gpu``, run whole on the CPU engine with tiny models: the first one as a
+user runs it, the others in this process."""
 
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +18,41 @@ FOLDER = Path(__file__).parents[2] / "examples" / "gpu"
 TINY = "--layers 2 --hidden 256 --vocab 1024 --dtype float32 --draft standalone --compression plain"
 
 
-def told_by(script: str, *arguments: str) -> dict[str, Any]:
-    """The JSON object that the script ends with."""
-    command = [sys.executable, str(FOLDER / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def test_smoke(models: dict[str, str]) -> None:
     pair = ["--target", models["target"], "--draft", f"EAGLE3={models['eagle3']}"]
-    told = told_by("smoke.py", *pair)
+    command = [sys.executable, str(FOLDER / "smoke.py"), *pair]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
     (draft,) = told["drafts"].values()
     assert told["ok"] and all(draft["checks"].values())
     assert draft["switches"] > 0 and draft["signal_ages"]
 
 
-def test_overhead(models: dict[str, str]) -> None:
+@pytest.fixture
+def told_by(
+    forked_servers: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, Any]]:
+    """The JSON object that a script ends with."""
+
+    def told(script: str, *arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(FOLDER / script), run_name="__main__")
+        assert not end.value.code
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return told
+
+
+def test_overhead(models: dict[str, str], told_by: Callable[..., Any]) -> None:
     pair = ["--target", models["target"], "--draft", f"STANDALONE={models['alike']}"]
     told = told_by("overhead.py", *pair, "--batch-size", "1")
     (row,) = told["tap"]
     assert 0 < row["host_share"] < 1 and told["switch_microseconds"] > 0
 
 
-def test_cost_curves(tmp_path: Path) -> None:
+def test_cost_curves(tmp_path: Path, told_by: Callable[..., Any]) -> None:
     cells = ["--batch-size", "2", "--context", "32", "--steps", "0,1", "--rounds", "8"]
     told = told_by("cost_curves.py", *TINY.split(), *cells, "--out", str(tmp_path / "cost.json"))
     off, draft = told["servers"]

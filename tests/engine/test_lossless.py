@@ -53,7 +53,16 @@ def test_counts_add_up(server: Serving) -> None:
         assert correct >= 0.9 * 3 * rounds
 
 
-def test_switching_is_quiet_and_leaves_nothing_behind(server: Serving) -> None:
+def test_switching_is_quiet(server: Serving) -> None:
+    """No line of the log for a switch, the requests that ask for it aside."""
+    already, switches = len(log_lines(server)), server.speckv()["switches"]
     with server.shuffled_depths([0, 5, 1, 3]):
-        server.generate(PROMPTS, max_new_tokens=64)
-    assert "Switch adaptive runtime state" not in server.log.read_text(errors="replace")
+        server.generate(PROMPTS, max_new_tokens=200)
+    switches = server.speckv()["switches"] - switches
+    assert switches > 10
+    assert len(log_lines(server)) - already < switches / 2
+
+
+def log_lines(server: Serving) -> list[str]:
+    lines = server.log.read_text(errors="replace").splitlines()
+    return [line for line in lines if "HTTP/1.1" not in line]

@@ -29,7 +29,7 @@ SPARSE = ["1", "2", "4", "8", "16", "24", "32", "48"]
 def facts(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of every server, by name."""
     folder = tmp_path_factory.mktemp("h100")
-    lines = {**user_lines(models, folder / "window"), **script_lines(models, folder)}
+    lines = {**user_lines(models, folder), **script_lines(models, folder)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.pretend_h100"],
         input=json.dumps(list(lines.values())),
@@ -42,16 +42,27 @@ def facts(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
     return dict(zip(lines, json.loads(done.stdout), strict=True))
 
 
-def user_lines(models: dict[str, str], window: Path) -> dict[str, list[str]]:
-    """``window``: where a target with a sliding window can be put."""
+def another_target(target: str, folder: Path, kind: str, **more: Any) -> str:
+    """``target`` with the config of another ``kind`` of model."""
+    shutil.copytree(target, folder / kind)
+    config = json.loads((folder / kind / "config.json").read_text())
+    config |= {"architectures": [f"{kind}ForCausalLM"], "model_type": kind.lower(), **more}
+    (folder / kind / "config.json").write_text(json.dumps(config))
+    return str(folder / kind)
+
+
+def user_lines(models: dict[str, str], folder: Path) -> dict[str, list[str]]:
+    """``folder``: where other targets can be put."""
     head = ["--model-path", models["target"], "--speculative-algorithm", "EAGLE3"]
     head += ["--speculative-draft-model-path", models["eagle3"]]
-    shutil.copytree(models["target"], window)
-    config = json.loads((window / "config.json").read_text())
-    config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
-    (window / "config.json").write_text(json.dumps(config | {"sliding_window": 512}))
+    window = another_target(models["target"], folder, "Mistral", sliding_window=512)
+    qwen = another_target(models["target"], folder, "Qwen3")
+    exact = [*head, "--speckv", "--enable-deterministic-inference"]
     return {
-        "window": ["--model-path", str(window), *head[2:], "--speckv"],
+        "window": ["--model-path", window, *head[2:], "--speckv"],
+        "qwen": ["--model-path", qwen, *head[2:], "--speckv"],
+        "exact": exact,
+        "exact-flashinfer": [*exact, "--attention-backend", "flashinfer"],
         "alone": head,
         "speckv": [*head, "--speckv"],
         "sparse": [*head, "--speckv", "--cuda-graph-bs-decode", *SPARSE],
@@ -95,6 +106,7 @@ def test_every_server_resolves(facts: dict[str, Any]) -> None:
 
 def test_flashinfer_unless_another_is_named(facts: dict[str, Any]) -> None:
     expected = {"alone": "fa3", "speckv": "flashinfer", "fa3": "fa3", "window": "fa3"}
+    expected |= {"qwen": "flashinfer", "exact": "fa3", "exact-flashinfer": "flashinfer"}
     assert {name: facts[name]["attention_backend"] for name in expected} == expected
 
 
@@ -104,6 +116,19 @@ def test_further_depths_are_reserved(facts: dict[str, Any]) -> None:
     assert gib["speckv"] == pytest.approx(7.2, abs=0.2)
     assert gib["fewer"] < 1.1 and gib["sparse"] < 4.5
     assert gib["fa3"] == gib["alone"] == 0
+    assert gib["exact"] == 0
+    further = 5  # of the six default candidates
+    assert gib["qwen"] - gib["speckv"] == pytest.approx(further * (512 - 384) / 1024, abs=0.02)
+    assert gib["exact-flashinfer"] - gib["speckv"] == pytest.approx(
+        further * (2048 - 384) / 1024, abs=0.02
+    )
+    pinned = {
+        name: fact["pinned_host_memory_gib_per_rank"]
+        for name, fact in facts.items()
+        if name != "full"
+    }
+    assert pinned["speckv"] == pytest.approx(649 * 8 / 1024, abs=0.01)
+    assert pinned["sparse"] < 2.5 and pinned["fa3"] is pinned["alone"] is None
     assert facts["fraction"]["mem_fraction_static"] == 0.8
     less = facts["alone"]["mem_fraction_static"] - facts["speckv"]["mem_fraction_static"]
     assert less * H100_MIB / 1024 == pytest.approx(gib["speckv"], abs=0.1)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sglang_speckv import Engine
+from sglang_speckv.offline.records import read_trace
 from tests.engine.conftest import PROMPTS
 
 pytestmark = pytest.mark.engine
@@ -26,6 +27,10 @@ def main():
     try:
         sampling = {"temperature": 0, "max_new_tokens": 48, "ignore_eos": True}
         if kind == "Engine":
+            try:
+                running.generate("", sampling)
+            except ValueError as error:
+                assert "prompt is empty" in str(error)
             answers = running.generate(prompts, sampling)
             state = running.get_server_info()["internal_states"][0]
         else:
@@ -51,6 +56,7 @@ def run(kind: str, speckv: dict[str, Any], arguments: dict[str, Any], tmp_path: 
         text=True,
         timeout=300,
         check=False,
+        cwd=tmp_path,
     )
     assert done.stdout.strip(), done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -78,13 +84,16 @@ def test_serves_losslessly(
     tmp_path: Any,
 ) -> None:
     asked = arguments(models, algorithm, draft)
-    settings = {"candidate_steps": [0, 2], "policy": "static:2"}
+    settings = {"candidate_steps": [0, 2], "policy": "static:2", "trace": "new/trace"}
     shown = run(kind, settings, asked, tmp_path)
     speckv = shown["state"]["speckv"]
     assert shown["tokens"] == plain_answers["batch"]
     assert speckv["candidate_steps"] == [0, 2]
     assert speckv["rounds"]["2"] > 0
     assert 0 < speckv["correct_drafts"] < speckv["proposed_drafts"]
+    (trace,) = (tmp_path / "new" / "trace").iterdir()
+    _, records = read_trace(trace)
+    assert {record.num_steps for record in records} == {2}
 
 
 def test_refuses_in_python_with_a_value_error(models: dict[str, str]) -> None:

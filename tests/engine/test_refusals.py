@@ -15,8 +15,10 @@ from sglang_speckv.config import ConfigError
 from sglang_speckv.srt import arguments, compat
 from sglang_speckv.srt.engine import prepare, with_speckv
 from sglang_speckv.srt.serve import diagnose
+from tests import forked
 from tests.engine.conftest import flags
 from tests.engine.tiny_models import tiny_llama
+from tests.forked import Forked
 
 pytestmark = pytest.mark.engine
 
@@ -170,14 +172,15 @@ def test_arguments_resolved_without_the_plugin(
         record.check_server_args()
 
 
-def speckv(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sglang_speckv", *args],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def speckv(log: Path, *args: str) -> tuple[int, str]:
+    """Exit code of the command and all that it prints, in ``log``."""
+    command = [sys.executable, "-m", "sglang_speckv", *args]
+    if forked.possible():
+        code = Forked(command, log).wait(240)
+    else:
+        with log.open("wb") as file:
+            code = subprocess.call(command, stdout=file, stderr=file, timeout=240)
+    return code, log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -193,34 +196,47 @@ def speckv(*args: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_the_command_says_one_sentence_and_exits_with_2(
-    models: dict[str, str], extra: list[str], names: str
+    models: dict[str, str], tmp_path: Path, extra: list[str], names: str
 ) -> None:
-    done = speckv("serve", *flags(models, "STANDALONE", "alike"), *extra)
-    assert done.returncode == 2
-    sentence = done.stderr.strip().splitlines()[-1]
+    asked = [*flags(models, "STANDALONE", "alike"), *extra]
+    code, output = speckv(tmp_path / "log", "serve", *asked)
+    assert code == 2
+    sentence = output.strip().splitlines()[-1]
     assert sentence.startswith("speckv: ")
     assert names in sentence
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in output
 
 
-def test_a_missing_target() -> None:
-    done = speckv("serve", "--model-path", "/no/such/target")
-    assert done.returncode == 2
-    assert "/no/such/target" in done.stderr.strip().splitlines()[-1]
+def test_a_missing_target(tmp_path: Path) -> None:
+    code, output = speckv(tmp_path / "log", "serve", "--model-path", "/no/such/target")
+    assert code == 2
+    assert "/no/such/target" in output.strip().splitlines()[-1]
 
 
-def test_a_port_in_use(models: dict[str, str]) -> None:
+def test_a_port_in_use(models: dict[str, str], tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = speckv("serve", *flags(models), "--port", port)
-    assert done.returncode == 2
-    assert port in done.stderr.strip().splitlines()[-1]
+        code, output = speckv(tmp_path / "log", "serve", *flags(models), "--port", port)
+    assert code == 2
+    assert port in output.strip().splitlines()[-1]
+
+
+def test_the_command_itself(models: dict[str, str]) -> None:
+    """Started as a user starts it: the sentence goes to stderr."""
+    command = [sys.executable, "-m", "sglang_speckv", "serve", *flags(models)]
+    done = subprocess.run(
+        [*command, "--speckv-policy", "magic"], capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("speckv: ") and done.stderr.count("\n") == 1
 
 
 def test_doctors_exit_code(models: dict[str, str]) -> None:
-    done = speckv("doctor", "--json", *flags(models, "STANDALONE", "/no/where/else"), "--speckv")
+    asked = [*flags(models, "STANDALONE", "/no/where/else"), "--speckv"]
+    command = [sys.executable, "-m", "sglang_speckv", "doctor", "--json", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["adaptive"] is False

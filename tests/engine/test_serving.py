@@ -39,6 +39,7 @@ def test_aborted_streams_leave_a_healthy_server(server: Serving) -> None:
         with requests.post(server.url + "/generate", json=body, stream=True, timeout=60) as answer:
             next(answer.iter_lines())
 
+    before = server.speckv()
     threads = [threading.Thread(target=hang_up) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -46,10 +47,19 @@ def test_aborted_streams_leave_a_healthy_server(server: Serving) -> None:
     for thread in threads:
         thread.join()
     deadline = time.monotonic() + 30
-    while server.state().get("num_running_reqs", 0) and time.monotonic() < deadline:
+    while running_requests(server) and time.monotonic() < deadline:
         time.sleep(0.2)
+    assert running_requests(server) == 0
     assert server.tokens(PROMPTS) == expected
-    assert server.speckv()["fallbacks"] == 0
+    after = server.speckv()
+    served = sum(after[key] - before[key] for key in ("request_rounds", "correct_drafts"))
+    assert served < len(threads) * 1000, "they were not decoded to their end"
+    assert after["fallbacks"] == 0
+
+
+def running_requests(server: Serving) -> int:
+    loads = requests.get(server.url + "/v1/loads", timeout=60).json()["loads"]
+    return sum(load["num_running_reqs"] for load in loads)
 
 
 def test_sampling_follows_the_targets_distribution(server: Serving) -> None:
@@ -103,11 +113,4 @@ def test_server_info_shows_what_was_chosen(server: Serving) -> None:
     assert sum(shown["rounds"].values()) >= len(shown["recent"]) > 0
     assert shown["correct_drafts"] <= shown["proposed_drafts"]
     assert shown["decisions"] > 0
-    assert shown["policy_state"]
-
-
-def test_the_override_log_does_not_grow(server: Serving) -> None:
-    """SGLang keeps every switch in a list that each /server_info replays; SpecKV's leave none."""
-    log = server.log.read_text(errors="replace")
-    assert "SpecKV is on" in log
-    assert "Adaptive spec params updated" not in log
+    assert shown["policy_state"]["calibration"]["brier"] > 0

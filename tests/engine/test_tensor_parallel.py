@@ -1,5 +1,6 @@
 """Two ranks on one machine choose alike, also where their own signals differ: they would hang at
-the first different depth, which the last test shows."""
+the first different depth, which the last test shows. Where they only believe otherwise they find
+out before that."""
 
 import os
 from pathlib import Path
@@ -17,16 +18,17 @@ ASKED = ["--speckv", "--speckv-profile", "0", "--tp-size", "2"]
 
 @pytest.fixture
 def ranks_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process of the server loads the plugin in `rank_noise/`."""
-    folder = str(Path(__file__).parent / "rank_noise")
+    """Every process of the server loads the plugins in `rank_noise/` and `live_objects/`."""
+    folders = [str(Path(__file__).parent / name) for name in ("rank_noise", "live_objects")]
     path = os.environ.get("PYTHONPATH", "")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, path])))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [*folders, path])))
 
 
 def test_ranks_with_different_signals_agree(
     models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path, ranks_differ: None
 ) -> None:
-    """First with the default policy, then with one that follows nothing but the signals."""
+    """First with the default policy, then with one that follows nothing but the signals, at last
+    with one whose ranks differ in what they believe."""
     with serving(tmp_path, *flags(models, "STANDALONE", "alike"), *ASKED) as server:
         for _ in range(3):
             assert server.tokens(PROMPTS) == plain_answers["batch"]
@@ -34,6 +36,16 @@ def test_ranks_with_different_signals_agree(
         server.select("ema")
         assert server.tokens(PROMPTS) == plain_answers["batch"]
         then = server.speckv()
+        server.select("confidence")
+        assert server.tokens(PROMPTS) == plain_answers["batch"]
+        apart = server.speckv()
+        server.select("ema")
+        assert server.tokens(PROMPTS) == plain_answers["batch"]
+        again = server.speckv()
+    assert (then["held"], apart["held"], again["held"]) == (False, True, False)
+    assert apart["rounds"]["5"] > then["rounds"]["5"]  # until they found out
+    assert apart["rounds"]["3"] > then["rounds"]["3"]  # the launch depth, all of them
+    assert then["failures"] == {} and apart["alive"]["DecodeLaunch"] <= 4
     assert shown["active"] and then["fallbacks"] == 0
     assert sum(count > 0 for count in shown["rounds"].values()) >= 3
     assert shown["policy_state"]["timed_rounds"] > 0

@@ -66,6 +66,7 @@ DEVICE_KINDS = [
 REHEARSED_KINDS = [Kind(pair, "triton") for pair in ("eagle3", "standalone-self")]
 """The CPU engine has an attention backend of its own, whatever is said here."""
 KINDS = REHEARSED_KINDS if REHEARSAL else DEVICE_KINDS
+PROFILE_S = "4" if REHEARSAL else "20"
 COMMAND = overlap.COMMAND if REHEARSAL else None
 """What serves; None is ``speckv serve``."""
 
@@ -94,7 +95,7 @@ def server_flags(
         *schedule,
         *("--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))),
         *("--speckv-signal-lag", kind.lag, "--speckv-trace", str(trace)),
-        *("--speckv-profile", "20" if kind.lag == "auto" else "0"),
+        *("--speckv-profile", PROFILE_S if kind.lag == "auto" else "0"),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.reduction import reduce_logits, reduce_torch
 from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
@@ -70,7 +71,7 @@ def test_signals_of_a_replayed_graph_are_those_of_its_logits() -> None:
     steps, size = 5, 3
     pool = torch.zeros(steps - 1, size, 8192, device="cuda")
     draft = DeviceDraft(False, pool)
-    tap = SignalTap(draft, max_steps=steps, max_batch=8, slots=10)
+    tap = SignalTap(draft, max_steps=steps, max_batch=8, slots=10, fuse=Fuse(lambda: None))
     slots = torch.tensor([3, 7, 1], device="cuda")
     draft.draft_forward(steps, size)  # compiles the kernels
     draft.seen.clear()
@@ -100,7 +101,7 @@ def test_nothing_waits_for_the_device(graph: bool, waiting_is_an_error: Any) -> 
     with torch.device("cuda"):
         batch = SimpleNamespace(req_pool_indices=torch.tensor([3, 7]))
         draft, tracker = DeviceDraft(graph), RoundTracker()
-        tap = SignalTap(draft, max_steps=5, max_batch=8, slots=10)
+        tap = SignalTap(draft, max_steps=5, max_batch=8, slots=10, fuse=Fuse(lambda: None))
         reqs: list[Any] = [SimpleNamespace(), SimpleNamespace()]
         _one_of_each(tap, tracker, draft, batch, reqs)  # compiles the kernels
         waiting_is_an_error()
@@ -113,7 +114,7 @@ def _one_of_each(
     """A prefill and rounds of several depths, from launch to launch."""
     slots = batch.req_pool_indices
     draft._draft_extend_for_prefill(batch)
-    tracker.prefilled(reqs, tap.take_first())
+    tracker.prefilled(reqs, tap.take_first(2))
     for num_steps in (0, 1, 5):
         tap.begin_round(slots)
         if num_steps:
@@ -142,7 +143,7 @@ def sleeper() -> Any:
     worker = SimpleNamespace(
         device="cuda",
         _draft_worker=draft,
-        speckv=SimpleNamespace(awake=False),
+        speckv=SimpleNamespace(awake=False, fuse=Fuse(lambda: None)),
         _stub_skipped_draft_extend=lambda batch, result: None,
         caught_up=0,
     )

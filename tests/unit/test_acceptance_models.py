@@ -25,6 +25,7 @@ def test_models_are_judged_on_prompts_they_have_not_seen(
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads((tmp_path / "models.json").read_text()) == told
     assert told["brier"]["table"] < told["brier"]["constant"]
+    assert told["tok_per_s_vs_best_static"]
     for row in told["tok_per_s_vs_best_static"].values():
         assert set(row) == {"constant", "table", "logistic"}
         assert all(0.95 < low <= value <= high for value, low, high in row.values())

@@ -65,7 +65,7 @@ def test_any_value_is_taken_or_refused(key: str, value: Any) -> None:
         config = SpecKVConfig.from_dict({key: value})
     except ConfigError:
         return
-    assert config.policy == "throughput" or key == "policy"
+    assert config.policy == (value if key == "policy" else "throughput")
     assert all(type(step) is int for step in config.candidate_steps)
 
 
@@ -97,6 +97,9 @@ def test_defaults() -> None:
             "add 4 to the candidate steps 0,1",
         ),
         ({"policy": "static:1 "}, "unknown policy"),
+        ({"policy": "static:1\n"}, "unknown policy"),
+        ({"policy": "static:\u0663"}, "unknown policy"),
+        ({"policy": "static:" + 5000 * "9"}, "unknown policy"),
         ({"candidate_steps": []}, "not a non-empty list of integers"),
         ({"candidate_steps": "0,1"}, "not a non-empty list of integers"),
         ({"candidate_steps": [-1]}, "candidate step -1 is not an integer in 0..16"),
@@ -114,14 +117,36 @@ def test_refusals_name_the_value_and_the_remedy(values: Any, sentence: str) -> N
         SpecKVConfig.from_dict(values)
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,,2", "1;2", "1.5", "0x1"])
+def test_steps_may_stand_apart() -> None:
+    assert parse_steps("0, 1 , 3") == (0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "1,,2",
+        "1;2",
+        "1.5",
+        "0x1",
+        "-1",
+        "+1",
+        "1_0",
+        "1\n",
+        "\u0661,3",
+        "\u00b2",
+        5000 * "9",
+    ],
+)
 def test_steps_that_are_no_list(text: str) -> None:
     with pytest.raises(ConfigError, match="comma-separated integers"):
         parse_steps(text)
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"), [("static:0", 0), ("static:12", 12), ("static:", None), ("ema", None)]
+    ("policy", "expected"),
+    [("static:0", 0), ("static:12", 12), ("static:", None), ("static:\u0663", None), ("ema", None)],
 )
 def test_static_steps(policy: str, expected: int | None) -> None:
     assert static_steps(policy) == expected

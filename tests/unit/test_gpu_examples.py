@@ -108,18 +108,27 @@ def test_models_are_read_by_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "hidden", "vocab"), [(2, 100, None), (2, 64, None), (None, None, 100)]
+    ("layers", "hidden", "vocab", "named"),
+    [(2, 100, None, "hidden 100"), (2, 64, None, "hidden 64"), (None, None, 100, "vocab 100")],
 )
-def test_shapes_that_are_none(layers: int | None, hidden: int | None, vocab: int | None) -> None:
-    with pytest.raises(ConfigError):
+def test_shapes_that_are_none(
+    layers: int | None, hidden: int | None, vocab: int | None, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"--{named} is"):
         cost_curves.scaled(cost_curves.Plan(), layers, hidden, vocab)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"drafts": ("x",)}, {"compressions": ("int3",)}, {"contexts": (20000,)}], ids=str
+    ("wrong", "named"),
+    [
+        ({"drafts": ("x",)}, "draft 'x'"),
+        ({"compressions": ("int3",)}, "compression 'int3'"),
+        ({"contexts": (20000,)}, "more than 16384 positions"),
+    ],
+    ids=str,
 )
-def test_plans_that_are_none(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
+def test_plans_that_are_none(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
         cost_curves.Plan(**wrong)
 
 

@@ -1,6 +1,7 @@
 """Each patch applies to the pinned SGLang alone and with the others, and can be undone."""
 
 import ast
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sglang_speckv.srt import compat, patches_present
+from sglang_speckv.srt.patches_present import installed_package
 from tests.patched_sglang import PATCHES, copy_touched, git_apply, patched_package, touched
 
 pytestmark = [
@@ -63,12 +65,30 @@ def test_the_seams_stay_where_they_are(patch: Path, tmp_path: Path) -> None:
     """Every function that SpecKV hooks or overrides keeps its parameters."""
     copy_touched(tmp_path / "sglang", [patch])
     git_apply(tmp_path, patch, "-p2")
-    targets = (*compat.LAUNCHER_HOOKS, *compat.SCHEDULER_HOOKS, *compat.WORKER_SEAMS)
+    targets = (
+        *compat.LAUNCHER_HOOKS,
+        *compat.SCHEDULER_HOOKS,
+        *compat.CPU_HOOKS,
+        *compat.WORKER_SEAMS,
+    )
     for target in targets:
         module, names = _split(target.path)
         if f"{module}.py" in touched(patch):
             source = (tmp_path / "sglang" / f"{module}.py").read_text()
             assert _parameters(source, names) == target.parameters, target.path
+
+
+@EACH
+def test_what_the_worker_restates_is_known(patch: Path, tmp_path: Path) -> None:
+    module, names = _split(compat.APPLY_STATE)
+    file = f"{module}.py"
+    stock = (installed_package() / file).read_text()
+    assert _digest(stock, names) in compat.APPLY_STATE_SOURCES
+    if file in touched(patch):
+        copy_touched(tmp_path / "sglang", [patch])
+        git_apply(tmp_path, patch, "-p2")
+        patched = (tmp_path / "sglang" / file).read_text()
+        assert _digest(patched, names) in compat.APPLY_STATE_SOURCES
 
 
 def _split(path: str) -> tuple[str, list[str]]:
@@ -78,11 +98,22 @@ def _split(path: str) -> tuple[str, list[str]]:
     return "/".join(parts[:first]), parts[first:]
 
 
-def _parameters(source: str, names: list[str]) -> tuple[str, ...]:
+def _function(source: str, names: list[str]) -> ast.FunctionDef:
     node: ast.AST = ast.parse(source)
     for name in names:
         node = next(child for child in ast.iter_child_nodes(node) if _named(child, name))
     assert isinstance(node, ast.FunctionDef)
+    return node
+
+
+def _digest(source: str, names: list[str]) -> str:
+    node = _function(source, names)
+    lines = source.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _parameters(source: str, names: list[str]) -> tuple[str, ...]:
+    node = _function(source, names)
     arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
     return tuple(a.arg for a in arguments if a.arg not in ("self", "cls"))
 

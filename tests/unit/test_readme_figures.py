@@ -36,11 +36,13 @@ def test_the_papers_figures() -> None:
 @pytest.mark.parametrize("draft", ["eagle3", "standalone"])
 def test_the_replayed_table(draft: str) -> None:
     lines = (ROOT / "docs" / "offline.md").read_text().splitlines()
-    for row in json.loads((RESULTS / f"replay-{draft}.json").read_text())["rows"]:
-        if row["draft_cost"] is None:
-            value, low, high = row["arms"]["throughput"]["of_best_static"]
-            best = row["best_static"].removeprefix("static:")
-            start = f"| {draft} | {row['batch']} | {row['traffic']} | {best} | "
-            assert any(
-                line.startswith(f"{start}{value:.3f} [{low:.3f}, {high:.3f}]") for line in lines
-            )
+    rows = json.loads((RESULTS / f"replay-{draft}.json").read_text())["rows"]
+    recorded = [row for row in rows if row["draft_cost"] is None]
+    assert len(recorded) == sum(line.startswith(f"| {draft} | ") for line in lines) > 0
+    for row in recorded:
+        value, low, high = row["arms"]["throughput"]["of_best_static"]
+        best = row["best_static"].removeprefix("static:")
+        others = ("throughput_aware", "ema", "confidence", "oracle")
+        ratios = " | ".join(f"{row['arms'][arm]['of_best_static'][0]:.3f}" for arm in others)
+        start = f"| {draft} | {row['batch']} | {row['traffic']} | {best} | "
+        assert f"{start}{value:.3f} [{low:.3f}, {high:.3f}] | {ratios} |" in lines

@@ -22,6 +22,7 @@ from examples.train_drafts.target import Cache, Shape, Target, read_shape
 from examples.train_drafts.train_eagle3 import Batch, unroll
 from examples.train_drafts.train_standalone import LastAttention
 from examples.train_drafts.training import Item, frequent, soft_cross_entropy
+from sglang_speckv.bench.prompts import load_prompts
 
 VOCAB, HIDDEN = 96, 32
 
@@ -222,7 +223,5 @@ def test_subjects_are_not_prompts_of_the_comparison() -> None:
     """Held out by construction; this guards against pasting one into the other."""
     root = Path(__file__).resolve().parents[2] / "examples"
     subjects = (root / "train_drafts" / "subjects.json").read_text().lower()
-    for file in (root / "prompts").glob("*.jsonl"):
-        for line in file.read_text().splitlines():
-            prompt = json.dumps(json.loads(line)["prompt"], ensure_ascii=False)[1:-1]
-            assert prompt.lower() not in subjects
+    for prompt in load_prompts():
+        assert json.dumps(prompt.prompt, ensure_ascii=False)[1:-1].lower() not in subjects

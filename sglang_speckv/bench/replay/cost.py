@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.files import read_bounded
+from sglang_speckv.files import BAD_JSON, read_bounded
 from sglang_speckv.offline.columns import Columns, read_columns
 from sglang_speckv.offline.round_cost import (
     EXACT,
@@ -67,7 +67,7 @@ def _from_json(path: Path) -> CostPrior:
     content = read_bounded(path, _MAX_BYTES, "check --cost")
     try:
         rows = msgspec.json.decode(content, type=_File).rows
-    except msgspec.MsgspecError as error:
+    except BAD_JSON as error:
         raise ConfigError(
             f'--cost {path} is not {{"rows": [{{"batch_size", "num_steps", "seconds"}}]}} ({error})'
         ) from error

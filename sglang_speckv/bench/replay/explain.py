@@ -24,7 +24,7 @@ def explain(name: str, at: Setting, number: int) -> dict[str, Any]:
     def witness(i: int, batch: Batch, decision: Decision, policy: StepPolicy) -> None:
         if i == place:
             explained = getattr(policy, "explain", None)
-            seen["saw"] = _batch(batch)
+            seen["saw"] = _saw(batch, int(at.rounds.context_len[i]))
             seen["chose"] = _decision(decision)
             seen["because"] = explained(batch) if explained else None
             seen["state"] = policy.snapshot()
@@ -58,11 +58,11 @@ def _place(at: Setting, number: int) -> int:
     return int(places[0])
 
 
-def _batch(batch: Batch) -> dict[str, Any]:
+def _saw(batch: Batch, context_len: int) -> dict[str, Any]:
     first = None if batch.first_probs is None else np.round(batch.first_probs, 4).tolist()
     return {
         "batch_size": batch.size,
-        "context_len": batch.context_len,
+        "context_len": context_len,
         "first_probs": first and [None if p != p else p for p in first],
     }
 

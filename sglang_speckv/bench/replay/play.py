@@ -100,11 +100,8 @@ class _Feed:
 
     def batch(self, i: int) -> Batch:
         first = self._first_probs
-        return Batch(
-            self._size[i],
-            None if first is None else first[self._start[i] : self._start[i + 1]],
-            self._context[i],
-        )
+        rows = slice(self._start[i], self._start[i + 1])
+        return Batch(self._size[i], None if first is None else first[rows])
 
     def window(self, i: int) -> np.ndarray:
         if self._signals is None:
@@ -123,7 +120,7 @@ class _Feed:
             seconds if seconds > 0 else None,  # NaN is not
             batch.first_probs,
             None if self._signals is None else self._signals[a:b, :k],
-            batch.context_len,
+            self._context[i],
         )
 
 

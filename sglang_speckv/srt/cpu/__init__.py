@@ -6,7 +6,9 @@ Cheap to import; :func:`enable` comes before anything of SGLang's runtime.
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -32,11 +34,36 @@ TUNING = {
 """Environment of the spawned processes, where the user has not set it."""
 
 
+OTHER_ACCELERATORS = {
+    "/dev/kfd": "an AMD GPU",
+    "+rocm": "an AMD GPU",
+    "+xpu": "an Intel GPU",
+    "/dev/davinci_manager": "an Ascend NPU",
+    "torch_npu": "an Ascend NPU",
+    "habana-torch-plugin": "a Gaudi accelerator",
+    "torch_musa": "a Moore Threads GPU",
+}
+"""By what shows them: a file of the driver, a build of torch, or a distribution that extends it."""
+
+
 def wanted() -> bool:
-    """No usable CUDA device here; SPECKV_CPU=1 or 0 decides instead of looking."""
+    """No usable CUDA device here; SPECKV_CPU=1 or 0 decides instead of looking.
+
+    Raises:
+        ConfigError: there is another accelerator, which must not idle while the CPU serves.
+    """
     forced = os.environ.get("SPECKV_CPU")
     if forced is None:
-        return not _cuda_usable()
+        if _cuda_usable():
+            return False
+        other = other_accelerator()
+        if other is not None:
+            raise ConfigError(
+                f"this machine has {other} and no CUDA device, and SpecKV was tested on CUDA and "
+                "CPUs only; set SPECKV_CPU=1 to serve on the CPU, or SPECKV_CPU=0 to let SGLang "
+                "choose the device"
+            )
+        return True
     if forced not in ("0", "1"):
         raise ConfigError(f"SPECKV_CPU={forced!r} is neither 0 nor 1; unset it to let us look")
     return forced == "1"
@@ -97,6 +124,28 @@ def default_server_args() -> dict[str, object]:
 
 def _first(paths: list[str]) -> list[str]:
     return [SHIM, *(path for path in paths if path != SHIM)]
+
+
+def other_accelerator() -> str | None:
+    """The accelerator that this machine or its torch was made for, other than CUDA's; asked
+    without importing torch."""
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return "an Apple GPU"
+    return next((name for sign, name in OTHER_ACCELERATORS.items() if _is_here(sign)), None)
+
+
+def _is_here(sign: str) -> bool:
+    if sign.startswith("/"):
+        return Path(sign).exists()
+    return sign in _version("torch") if sign.startswith("+") else bool(_version(sign))
+
+
+def _version(distribution: str) -> str:
+    """As installed, with its local part (``2.9.1+rocm6.4``); empty where it is not."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _cuda_usable() -> bool:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from sglang_speckv.srt import compat, request_checks, weights
 from sglang_speckv.srt.cpu.kernels import linear, sampling
 from sglang_speckv.srt.cpu.kernels.attention import PLANS
 
 _applied = False
-_BACKEND = "sglang.srt.layers.attention.intel_amx_backend."
 
 
 def apply() -> None:
@@ -27,25 +28,27 @@ def apply() -> None:
     _applied = True
     _keep_attention_backend()
     _supply_sampling()
-    around = HookType.AROUND
-    HookRegistry.register(
-        "sglang.srt.speculative.eagle_utils._verify_uses_greedy", _greedy_if_asked, around
-    )
-    HookRegistry.register(
-        "sglang.srt.distributed.parallel_state.init_model_parallel_group", _no_nccl, around
-    )
-    HookRegistry.register("sglang.srt.utils.numa_utils.init_threads_binding", _share_cores, around)
-    HookRegistry.register(
-        "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod.apply", _linear, around
-    )
-    HookRegistry.register(
-        "sglang.srt.layers.logits_processor.LogitsProcessor._compute_lm_head", _lm_head, around
-    )
-    HookRegistry.register("sglang.srt.mem_cache.memory_pool._set_kv_buffer_impl", _store_kv, around)
-    for backend in ("IntelAMXAttnBackend", "IntelAMXMultiStepDraftBackend"):
-        HookRegistry.register(
-            f"{_BACKEND}{backend}.init_forward_metadata", _forget_plans, HookType.BEFORE
-        )
+    for target, hook, kind in (
+        (compat.VERIFY_GREEDY, _greedy_if_asked, HookType.AROUND),
+        (compat.PARALLEL_GROUP, _no_nccl, HookType.AROUND),
+        (compat.BIND_THREADS, _share_cores, HookType.AROUND),
+        (compat.LINEAR, _linear, HookType.AROUND),
+        (compat.LM_HEAD, _lm_head, HookType.AROUND),
+        (compat.STORE_KV, _store_kv, HookType.AROUND),
+        (compat.PLAN_ATTENTION, _forget_plans, HookType.BEFORE),
+        (compat.PLAN_DRAFT_ATTENTION, _forget_plans, HookType.BEFORE),
+        *((target, _share_plans, HookType.AROUND) for target in compat.CPU_ATTENTION),
+        (compat.VALIDATE_LENGTH, request_checks.reason_to_abort, HookType.AFTER),
+        (compat.SELECT_RUNNERS, weights.select_runners, HookType.AROUND),
+        (compat.CREATE_WORKER, _check_applied, HookType.BEFORE),
+    ):
+        HookRegistry.register(target.path, hook, kind)
+
+
+def _check_applied(*args: Any, **kwargs: Any) -> None:
+    """In a scheduler: SGLang only logs a hook that it could not apply, and would go on to verify
+    greedily whatever the temperature. The launcher has asked the same of its own process."""
+    compat.check_applied(compat.CPU_HOOKS)
 
 
 def _keep_attention_backend() -> None:
@@ -63,13 +66,19 @@ def _supply_sampling() -> None:
     from sglang.srt.speculative import eagle_utils, spec_utils
 
     for name in ("top_k_renorm_prob", "top_p_renorm_prob"):
-        setattr(renorm, name, getattr(sampling, name))
-        setattr(eagle_utils, name, getattr(sampling, name))
+        _supply(name, getattr(sampling, name), renorm, eagle_utils)
     name = "tree_speculative_sampling_target_only"
-    setattr(verify_sampling, name, getattr(sampling, name))
-    setattr(eagle_utils, name, getattr(sampling, name))
-    eagle_utils.chain_speculative_sampling_triton = sampling.chain_speculative_sampling
-    spec_utils.row_argmax = partial(torch.argmax, dim=-1)
+    _supply(name, getattr(sampling, name), verify_sampling, eagle_utils)
+    _supply("chain_speculative_sampling_triton", sampling.chain_speculative_sampling, eagle_utils)
+    _supply("row_argmax", partial(torch.argmax, dim=-1), spec_utils)
+
+
+def _supply(name: str, op: Callable[..., Any], *modules: ModuleType) -> None:
+    """Only a name that SGLang has can be one that it uses: another raises, which keeps the plugin
+    from loading and the launcher from serving."""
+    for module in modules:
+        getattr(module, name)
+        setattr(module, name, op)
 
 
 def _greedy_if_asked(original: Callable[..., bool], **facts: Any) -> bool:
@@ -138,3 +147,9 @@ def _store_kv(
 
 def _forget_plans(*args: Any, **kwargs: Any) -> None:
     PLANS.start()
+
+
+def _share_plans(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """This backend's layers, whose forward was announced above."""
+    with PLANS.shared():
+        return original(*args, **kwargs)

@@ -10,13 +10,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 from collections import Counter
 
 from aiohttp import web
 
-FAULTS = ("refuses", "crashes", "dies", "hangs", "garbage", "inactive", "unequal", "lossy")
+FAULTS = (
+    *("refuses", "crashes", "dies", "hangs", "garbage", "inactive", "unequal", "lossy"),
+    "biased",
+)
 DIES_AFTER = 12  # requests
+SAMPLED, BIASED = (0.4, 0.3, 0.2, 0.1), (0.55, 0.25, 0.15, 0.05)
+"""How likely tokens 0 to 3 are at a temperature."""
 
 
 def flag(name: str, default: str = "") -> str:
@@ -40,7 +46,8 @@ def fault() -> str:
 
 
 class Fake:
-    """Answers token t with (t * 7 + 1) % 50 after the last, so that text depends on the prompt."""
+    """Answers token t with (t * 7 + 1) % 50 after the last, so that text depends on the prompt; at
+    a temperature with tokens drawn from one distribution, the same in every run of a test."""
 
     def __init__(self) -> None:
         self.fault = fault()
@@ -115,12 +122,15 @@ class Fake:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         count = body["sampling_params"]["max_new_tokens"]
+        sampled = body["sampling_params"]["temperature"] > 0
+        weights = BIASED if self.fault == "biased" else SAMPLED
+        chance = random.Random(f"{kind()}-{self.served}")
         token, ids, verifies, correct = sum(body["input_ids"]) % 50, [], 0, 0
         while len(ids) < count:
             await asyncio.sleep(0.001 * (1 + 0.1 * self.steps))
             accepted = min(self.steps, 1 + len(ids) % 2, count - len(ids) - 1)
             for _ in range(1 + accepted):
-                token = (token * 7 + 1) % 50
+                token = chance.choices(range(4), weights)[0] if sampled else (token * 7 + 1) % 50
                 ids.append(token)
             verifies, correct = verifies + 1, correct + accepted
             self.count(accepted)

@@ -1,4 +1,4 @@
-"""Cells and what is concluded from them: figures, JSON, tables, pictures."""
+"""Cells and what is concluded from them: figures, JSON, tables."""
 
 import io
 import json
@@ -7,16 +7,23 @@ import pytest
 from rich.console import Console
 
 from sglang_speckv.bench.arms import NO_DRAFT, Arm
-from sglang_speckv.bench.cells import cells_for, pair_up, rounded_shares
+from sglang_speckv.bench.cells import (
+    capped,
+    cells_for,
+    pair_up,
+    percentiles,
+    rounded_shares,
+    sample_of,
+)
 from sglang_speckv.bench.counters import Counters
 from sglang_speckv.bench.describe import cell_detail
 from sglang_speckv.bench.load import Completion
 from sglang_speckv.bench.lossless import Verdict
 from sglang_speckv.bench.page import accept_by_class
-from sglang_speckv.bench.plot import draw, rates_figure, svg
 from sglang_speckv.bench.prompts import Prompt
 from sglang_speckv.bench.report import headroom_line, print_tables
 from sglang_speckv.bench.results import BlockResult, Results, tok_per_s
+from sglang_speckv.bench.stats import Ratio
 from sglang_speckv.bench.sweep import sweep_for
 from sglang_speckv.bench.traffic import Block, Condition, Segment
 
@@ -141,6 +148,46 @@ def test_open_loops_count_the_requests_own_time():
     assert cell.tok_per_s == pytest.approx(64 / 1.4)  # latency, not the block's wall time
 
 
+@pytest.mark.parametrize(
+    ("latencies", "shares"), [((1.0, 3.0), [2.0, 6.0]), ((0.0, 0.0), [4.0, 4.0])]
+)
+def test_a_prompts_time_is_its_requests_share_of_the_blocks(
+    latencies: tuple[float, float], shares: list[float]
+):
+    """Two blocks of the same two prompts; requests that took no time share alike."""
+    prompts = tuple(Prompt(name, "code", "x") for name in "ab")
+    done = tuple(
+        Completion((), tokens=n, latency_s=s) for n, s in zip((10, 30), latencies, strict=True)
+    )
+    at = Condition("mixed", 2)
+    results = [BlockResult(Block(i, at, (Segment(2, prompts),)), 4.0, done) for i in range(2)]
+    found = sample_of({NONE: results})
+    assert found.prompts.ids == ("a", "b")
+    assert found.prompts.tokens.tolist() == [[20.0, 60.0]]
+    assert found.prompts.seconds.tolist() == [shares]
+    assert found.blocks.tokens.tolist() == [[40.0, 40.0]]
+    assert found.blocks.seconds.tolist() == [[4.0, 4.0]]
+
+
+def test_rounds_and_time_per_depth_are_summed_over_blocks():
+    (cell,) = cells_for(
+        "eagle3", {SPECKV: blocks(1.4, 1, count=1) + blocks(1.4, 3, count=3)[1:]}, {}
+    )
+    for shares in (cell.steps, cell.step_time):
+        assert shares == pytest.approx({"1": 1 / 3, "3": 2 / 3})
+
+
+def test_what_was_not_timed_has_no_percentiles():
+    assert percentiles([]) is None
+    assert percentiles([1.0, 2.0, 3.0]) == {"p50": 2.0, "p90": 2.8, "p99": 2.98}
+
+
+def test_one_of_several_is_at_most_their_best():
+    assert capped(Ratio(1.1, 1.05, 1.2), True) == Ratio(1.0, 1.0, 1.0)
+    assert capped(Ratio(0.9, 0.8, 1.2), True) == Ratio(0.9, 0.8, 1.0)
+    assert capped(Ratio(1.1, 1.05, 1.2), False) == Ratio(1.1, 1.05, 1.2)
+
+
 def test_one_setting_for_the_whole_sweep():
     four = ran(FOUR) | {NONE: blocks(1.0, at=FOUR), SPECKV: blocks(1.0, 0, at=FOUR)}
     cells = [*cells_for("eagle3", ran(), {}), *cells_for("eagle3", four, {})]
@@ -176,9 +223,3 @@ def test_table_shows_ties_and_losses(cells):
 
 def test_accept_length_by_class(cells):
     assert accept_by_class(cells) == {"ema": {"code": 2.0}}
-
-
-def test_pictures(cells, tmp_path):
-    draw(cells, tmp_path / "steps.png", "title")
-    assert (tmp_path / "steps.png").read_bytes().startswith(b"\x89PNG")
-    assert svg(rates_figure, cells, "title").startswith("<svg")

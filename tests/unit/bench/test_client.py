@@ -202,6 +202,29 @@ def test_policy_switch_and_its_refusal():
     assert seen == [{"speckv_policy:static:3": 1}, {"speckv_policy:ema": 1}]
 
 
+def test_a_switch_is_one_of_every_data_parallel_rank():
+    answers = iter([[True, True], [True, False], []])
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(next(answers))
+
+    async def use(client: Client) -> None:
+        await client.set_policy("ema")
+        for _ in range(2):
+            with pytest.raises(ServerError, match="refused the policy 'ema'"):
+                await client.set_policy("ema")
+
+    run(handler, use)
+
+
+def test_one_rank_is_not_taken_for_all():
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"internal_states": [{}, {}]})
+
+    with pytest.raises(ServerError, match="2 data-parallel ranks"):
+        run(handler, lambda client: client.internal_state())
+
+
 def test_flush_asks_again_while_the_scheduler_is_busy():
     answers = iter([400, 400, 200])
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sglang_speckv.bench import compare, drafts
+from sglang_speckv.bench import compare, drafts, prepare
 from sglang_speckv.bench.arms import Draft, arms_for, servers_for
 from sglang_speckv.bench.compare import Comparison, server_groups
-from sglang_speckv.bench.options import Options
+from sglang_speckv.bench.options import Options, options_from
 from sglang_speckv.bench.prepare import find_drafts, with_artifacts
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.traffic import Workload
@@ -76,6 +76,24 @@ def test_a_demo_draft_that_is_absent_is_skipped_with_a_line(tmp_path, monkeypatc
     assert (tmp_path / "said").read_text().count("\n") == 1
     with pytest.raises(ConfigError, match="standalone"):
         find_drafts(("standalone",), tmp_path, screen(tmp_path / "said"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "absent"),
+    [
+        ((), "eagle3, standalone"),
+        (("standalone",), "standalone"),
+        (("EAGLE3=mine", "eagle3"), "eagle3"),
+    ],
+)
+def test_absent_demo_drafts_are_refused_before_anything_is_fetched(
+    tmp_path, monkeypatch, asked, absent
+):
+    monkeypatch.setattr(drafts, "_MODELS", tmp_path)
+    monkeypatch.setattr(prepare, "resolve_target", lambda *_: pytest.fail("fetched"))
+    options = options_from({"drafts": asked}, "test")
+    with pytest.raises(ConfigError, match=rf"drafts \({absent}\) come with a clone.* --draft PATH"):
+        prepare.prepare(options, screen(tmp_path / "said"))
 
 
 def test_an_artifact_goes_with_its_draft(tmp_path):

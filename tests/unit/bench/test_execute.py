@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from sglang_speckv.bench.page import write_report
 from sglang_speckv.bench.prepare import server_flags
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.prompts import Prompt
+from sglang_speckv.bench.sampling import LEAST_P
 from sglang_speckv.bench.traffic import Workload
 from sglang_speckv.config import ConfigError
 
@@ -98,9 +100,21 @@ def test_everything_that_was_promised_is_there(tmp_path: Path):
     kinds = {(check["kind"], check["arm"]) for check in line["checks"]}
     assert kinds == {("same arm twice", "static:3#2"), ("own server", "fresh:3")}
     page = report.read_text()
-    assert page.count("<svg") == 5 and "http" not in page.replace("http://www.w3.org", "")
+    assert "http" not in page.replace("http://www.w3.org", "")
+    check_pictures(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     for server_facts in done.results["servers"].values():
         assert server_facts["ready_s"] > 0 and server_facts["memory_gb"] is not None
+
+
+def check_pictures(pictures: list[str]) -> None:
+    """Rates of both kinds of traffic, steps over time, accept length by class, calibration."""
+    shown = [set(re.findall(r"<text[^>]*>([^<]+)</text>", picture)) for picture in pictures]
+    phases, mixed, steps, classes, calibration = shown
+    for rates in (phases, mixed):
+        assert {*ARMS, "fresh:3", "1 at a time", "2 at a time", "50 requests/s"} <= rates
+    assert {"eagle3: mixed, concurrency 2", "eagle3: phases, concurrency 1"} <= steps
+    assert {"code", "qa", "static:1", "speckv"} <= classes
+    assert "eagle3 speckv" in calibration
 
 
 @pytest.mark.parametrize(
@@ -141,10 +155,22 @@ def test_answers_that_are_not_the_targets_fail_the_run(
     assert not lossy(done.results | {"dtype": "bfloat16"})
 
 
-def test_sampled_answers_are_judged_by_their_distribution(tmp_path: Path):
-    done = run(tmp_path, concurrency=(2,), rounds=1, arms=("none", "speckv"), temperature=1.0)
-    assert done.results["sampling_p_values"] == {"eagle3 speckv": 1.0}
+@pytest.mark.parametrize("fault", ["", "speckv=biased"])
+def test_sampled_answers_are_judged_by_their_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+):
+    monkeypatch.setenv("FAKE_SERVER", fault)
+    arms = ("none", "speckv", "ema")
+    done = run(tmp_path, concurrency=(2,), rounds=1, arms=arms, temperature=1.0)
     assert all(cell["lossless"] is None for cell in done.results["cells"])
+    found = done.results["sampling_p_values"]
+    assert set(found) == {"eagle3 speckv", "eagle3 ema"}
+    assert LEAST_P < found["eagle3 ema"] < 1, "drawn anew, so never quite alike"
+    assert (found["eagle3 speckv"] < LEAST_P) == bool(fault)
+    said = [line.partition(" (p")[0] for line in lossy(done.results)]
+    assert said == ["eagle3 speckv: sampled answers are not the target's distribution"] * bool(
+        fault
+    )
 
 
 def test_nothing_that_works_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,10 +1,19 @@
 """Divergences are found where they start, and ties are told from losses."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 
+from sglang_speckv.bench import lossless
 from sglang_speckv.bench.load import Completion
-from sglang_speckv.bench.lossless import GapMeter, Verdict, divergences, first_difference, judge
+from sglang_speckv.bench.lossless import (
+    TIE_GAP,
+    GapMeter,
+    Verdict,
+    divergences,
+    first_difference,
+    judge,
+)
 from sglang_speckv.bench.prompts import Prompt
 from sglang_speckv.bench.results import BlockResult
 from sglang_speckv.bench.traffic import Block, Condition, Segment
@@ -62,3 +71,15 @@ def test_a_tie_is_shown_but_no_loss():
     found, _ = verdict(1e-4, [1, 2, 3], [4, 8, 8])
     assert found.ties == 2
     assert found.lossless
+
+
+def test_a_gap_as_wide_as_the_bound_is_a_loss():
+    assert not verdict(TIE_GAP, [1, 2, 3], [4, 8, 8])[0].lossless
+    assert verdict(0.999 * TIE_GAP, [1, 2, 3], [4, 8, 8])[0].lossless
+
+
+def test_questions_are_bounded_and_what_was_not_asked_is_a_loss(monkeypatch):
+    monkeypatch.setattr(lossless, "_MAX_CHECKS", 1)
+    found, server = verdict(1e-4, [9, 2, 3], [4, 8, 8])
+    assert found.gaps == (1e-4, math.inf, 1e-4, math.inf)
+    assert len(server.asked) == 1 and not found.lossless

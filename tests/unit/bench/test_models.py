@@ -194,7 +194,7 @@ def test_a_hub_target_cannot_complete_a_draft(frozen_draft):
 
 def test_missing_drafts_say_how_to_name_one(tmp_path, monkeypatch):
     monkeypatch.setattr(drafts, "_MODELS", tmp_path)
-    with pytest.raises(ConfigError, match="pass --draft PATH"):
+    with pytest.raises(ConfigError, match=r"drafts \(standalone\).* with --draft PATH"):
         resolve_draft("standalone", tmp_path)
     with pytest.raises(ConfigError, match=r"holds no config\.json"):
         resolve_draft(str(tmp_path), tmp_path)

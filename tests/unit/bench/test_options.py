@@ -115,7 +115,7 @@ def test_every_option_has_a_flag_or_is_for_files_only():
 
 @pytest.mark.parametrize("seconds", [5, float("nan")])
 def test_demo_options_that_make_no_sense(seconds: float):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=f"{seconds} seconds are not in 60"):
         demo_options(seconds=seconds)
 
 

@@ -1,10 +1,12 @@
 """Order of the comparison."""
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise, permutations, product
+
+import pytest
 
 from sglang_speckv.bench.arms import Draft, arms_for
-from sglang_speckv.bench.plan import order_of, rotated, tasks
+from sglang_speckv.bench.plan import balanced, order_of, tasks
 from sglang_speckv.bench.prompts import Prompt
 from sglang_speckv.bench.traffic import Workload
 
@@ -14,25 +16,29 @@ WORKLOAD = Workload(PROMPTS, (1, 4))
 TRAFFIC = [WORKLOAD.conditions("phases"), WORKLOAD.conditions("mixed")]
 
 
-def test_rotation_gives_every_item_every_place():
-    items = "abcde"
-    places = {item: set() for item in items}
-    for turn in range(10):
-        for place, item in enumerate(rotated(items, turn)):
-            places[item].add(place)
-    assert all(len(seen) == 5 for seen in places.values())
+@pytest.mark.parametrize("count", range(1, 18))
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_every_item_is_in_every_place_and_after_every_other_as_often(count: int, start: int):
+    items = range(count)
+    orders = [balanced(items, turn) for turn in range(start, start + 2 * count)]
+    places = Counter(pair for order in orders for pair in enumerate(order))
+    neighbours = Counter(pair for order in orders for pair in pairwise(order))
+    assert places == dict.fromkeys(product(items, items), 2)
+    assert neighbours == dict.fromkeys(permutations(items, 2), 2)
 
 
-def test_every_condition_sees_the_arms_forwards_and_backwards():
-    arms = arms_for([Draft("e", "/e", "EAGLE3")], ("none", "static:1", "speckv"))
-    for number in range(4):
-        orders = [order_of(arms, number, index) for index in range(4)]
-        assert all(sorted(order, key=arms.index) == arms for order in orders)
-        assert len({order[0] for order in orders}) > 1
-        # a drift over time adds up to nothing over two neighbouring blocks, but for one place
-        for arm in arms:
-            places = [order.index(arm) for order in orders]
-            assert abs(places[0] + places[1] - 2) <= 2
+@pytest.mark.parametrize("names", [("none", "static:1", "speckv"), ("none", "ema")])
+def test_a_drift_over_time_adds_up_to_the_same_for_every_arm(names: tuple[str, ...]):
+    """The first two blocks of a condition of even number are each other's reverse."""
+    arms = arms_for([Draft("e", "/e", "EAGLE3")], names)
+    for number in (0, 2, 4):
+        first, second = (order_of(arms, number, index) for index in (0, 1))
+        assert first == second[::-1] and sorted(first, key=arms.index) == arms
+
+
+def test_conditions_begin_with_different_arms():
+    arms = arms_for([Draft("e", "/e", "EAGLE3")], ("none", "static:1", "speckv", "ema"))
+    assert len({order_of(arms, number, 0)[0] for number in range(0, 8, 2)}) == len(arms)
 
 
 def test_a_balanced_set_of_the_first_traffic_comes_before_the_next():

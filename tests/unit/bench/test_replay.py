@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import msgspec
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -151,12 +153,40 @@ def test_one_decision_laid_open(traces: Path) -> None:
     assert explained["chose"]["reason"] and explained["state"]
 
 
-def test_the_picture_and_the_file(traces: Path, tmp_path: Path) -> None:
-    picture, out = tmp_path / "replay.png", tmp_path / "replay.json"
-    last = run(traces / "deep.jsonl.gz", "--draft-cost", 0.1, "--plot", picture, "--out", out)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+def test_the_picture_and_the_file(
+    traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(plt, "close", closed.append)
+        picture, out = tmp_path / "replay.png", tmp_path / "replay.json"
+        last = run(traces / "deep.jsonl.gz", "--draft-cost", 0.1, "--plot", picture, "--out", out)
     written = json.loads(out.read_text())
     assert written.pop("provenance")["versions"] and written == last
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (figure,) = closed
+    check_picture(figure, {arm["arm"]: arm for arm in last["arms"]})
+    plt.close(figure)
+
+
+def check_picture(figure: Any, arms: dict[str, Any]) -> None:
+    """Every arm's regret; depth over time and calibration of every policy."""
+    regret, depths, calibration = figure.axes
+    (bars,) = regret.containers
+    names = [label.get_text() for label in regret.yaxis.get_ticklabels()]
+    assert set(names) == set(arms) - {"oracle"}
+    lengths = [bar.get_width() for bar in bars]
+    assert lengths == sorted(lengths, reverse=True)
+    for name, length in zip(names, lengths, strict=True):
+        assert length == pytest.approx(100 * arms[name]["regret"], abs=0.01)
+    policies = [text.get_text() for text in depths.get_legend().get_texts()]
+    assert {"throughput", "ema", "confidence"} <= set(policies) <= set(arms)
+    for name, line in zip(policies, depths.lines, strict=True):
+        mean = sum(int(k) * share for k, share in arms[name]["steps"].items())
+        assert np.mean(line.get_ydata()) == pytest.approx(mean, abs=0.2)
+    (throughput,) = (line for line in calibration.lines if line.get_label() == "throughput")
+    expected, came = throughput.get_data()
+    assert len(expected) > 1 and np.corrcoef(expected, came)[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Ratios of throughput and their intervals."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,13 @@ from sglang_speckv.bench import stats
 from sglang_speckv.bench.stats import Ratio, Resampled, Sample, Units, spread
 
 
-def sample(seconds: np.ndarray, cell: str = "c") -> Sample:
-    """Arms x blocks of 64 tokens each; every block has a prompt of its own."""
+def sample(seconds: np.ndarray, cell: str = "c", ran: Sequence[int] | None = None) -> Sample:
+    """Arms x blocks of 64 tokens each; every block has a prompt of its own. ``ran`` says how many
+    of the blocks each arm ran, all where it is not given."""
     seconds = np.asarray(seconds, float)
-    tokens = np.full(seconds.shape, 64.0)
+    if ran is not None:
+        seconds = seconds * (np.arange(seconds.shape[1]) < np.array(ran)[:, None])
+    tokens = np.where(seconds > 0, 64.0, 0.0)
     blocks = tuple(f"{cell}/{i}" for i in range(seconds.shape[1]))
     prompts = tuple(f"p{i}" for i in range(seconds.shape[1]))
     return Sample(Units(tokens, seconds, blocks), Units(tokens, seconds, prompts))
@@ -54,17 +59,25 @@ def test_prompts_that_repeat_in_every_block_widen_the_interval():
     assert ratio.low < 0.9 and ratio.high > 1.1
 
 
-def test_picking_the_best_of_equals_is_corrected():
-    """An arm equal to five others looks worse than the best of them; less so corrected."""
+@pytest.mark.parametrize(("blocks", "spared"), [(4, 0), (8, 0), (24, 0), (8, 3)])
+def test_picking_the_best_of_equals_is_corrected_by_a_third(blocks: int, spared: int):
+    """An arm equal to five others looks worse than the best of them. The correction takes off
+    about a third of that and never more than all; three slow arms that ran two blocks change
+    nothing. The interval holds the truth, 1, in 91 to 95 % of 600 trials; here are fewer."""
     rng = np.random.default_rng(5)
-    raw, corrected = [], []
-    for trial in range(60):
-        drawn = Resampled([sample(rng.lognormal(0.0, 0.1, (6, 8)))], seed=trial)
-        statistic = stats.over_best(0, range(1, 6))
+    raw, corrected, covered = [], [], []
+    for trial in range(150):
+        seconds = rng.lognormal(0.0, 0.1, (6 + spared, blocks))
+        seconds[6:] *= 1.5
+        drawn = Resampled([sample(seconds, ran=[blocks] * 6 + [2] * spared)], seed=trial)
+        statistic = stats.over_best(0, range(1, len(seconds)))
+        ratio = drawn.ratio(statistic, picks_best=True)
         raw.append(np.log(drawn.ratio(statistic).value))
-        corrected.append(np.log(drawn.ratio(statistic, picks_best=True).value))
-    assert np.mean(raw) < -0.03
-    assert abs(np.mean(corrected)) < 0.8 * abs(np.mean(raw))
+        corrected.append(np.log(ratio.value))
+        covered.append(ratio.low <= 1 <= ratio.high)
+    assert np.mean(raw) < -0.02
+    assert 0.55 < np.mean(corrected) / np.mean(raw) < 0.75
+    assert 0.86 <= np.mean(covered) <= 0.98
 
 
 def test_means_over_cells_and_headroom():
@@ -95,6 +108,7 @@ def test_same_seed_same_interval():
 def test_spread():
     assert spread([1.0]) is None
     assert spread([1.0, 1.0, 1.0]) == 0
+    assert spread([1.0, 3.0]) == pytest.approx(2**0.5 / 2)
 
 
 def test_what_an_arm_was_spared_is_filled_in_by_the_first_arm():

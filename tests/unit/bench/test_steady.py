@@ -31,6 +31,11 @@ def test_counting_ends_when_a_slot_stays_empty() -> None:
     assert found.seconds == pytest.approx([1.0, 1.0])
 
 
+def test_a_request_without_a_token_by_the_end_has_none() -> None:
+    found = counted(block((2, 2)), [answer(0, 10), answer(0, 0.9)], wall_s=12.0)
+    assert found.tokens.tolist() == [10, 0]
+
+
 def test_a_round_counts_for_all_of_its_requests() -> None:
     """Their tokens arrive one after the other, and the first to arrive ends the count."""
     rounds = [(1.0, 3), (2.0, 6)]

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang_speckv.config import ConfigError
+from sglang_speckv.offline import artifact as artifact_module
 from sglang_speckv.offline.artifact import (
     ARRAYS,
     JSON,
@@ -88,6 +89,16 @@ def test_what_is_no_artifact_is_not_overwritten(tmp_path: Path, content: str) ->
     with pytest.raises(ConfigError, match="no artifact"):
         save_artifact(artifact(), path)
     assert path.read_text() == "mine" if content == "file" else (path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("bound", ["MAX_JSON_BYTES", "MAX_ARRAY_BYTES"])
+def test_what_could_not_be_read_back_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(artifact_module, bound, 100)
+    with pytest.raises(ConfigError, match="too large to be read back"):
+        save_artifact(artifact(), tmp_path / "artifact")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mismatch_is_refused_with_what_differs(tmp_path: Path) -> None:

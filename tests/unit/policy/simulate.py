@@ -7,7 +7,7 @@ that a comparison needs no thousand seeds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -52,26 +52,37 @@ class Noise:
     content: float = 0.0
     """Standard deviation of what a request's acceptance has of this round alone, in log-odds."""
     signal: str = ""
-    """What ``first_probs`` say of position one's acceptance: "true", "inverted" (one minus it),
-    "random" or, where empty, nothing."""
+    """What the draft's top-1 probabilities, ``first_probs`` and ``signals``, say of acceptance at
+    their positions: "true", "inverted" (one minus it), "random" or, where empty, nothing."""
 
 
 @dataclass
 class Result:
-    """``tokens``, ``seconds`` and ``work`` (request-rounds) are per phase."""
+    """Per phase: ``work`` (request-rounds), ``tokens`` and ``seconds`` of what was chosen, and
+    those of each depth kept throughout, ``fixed_tokens`` and ``fixed_seconds`` [depths]."""
 
-    work: list[int]
-    tokens: list[float]
-    seconds: list[float]
-    steps: list[int]
-    reasons: list[str]
+    work: list[int] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    fixed_tokens: list[np.ndarray] = field(default_factory=list)
+    fixed_seconds: list[np.ndarray] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
         """Tokens per second over phases of fixed work. (With a fixed number of rounds instead,
         running slowly where tokens are cheap would count as a merit.)"""
-        phases = zip(self.work, self.tokens, self.seconds, strict=True)
-        return sum(self.work) / sum(work * time / tokens for work, tokens, time in phases)
+        return self._rate(self.tokens, self.seconds)
+
+    def fixed_rate(self, steps: int) -> float:
+        """That of one depth on the same requests."""
+        columns = self.fixed_tokens, self.fixed_seconds
+        return self._rate(*([row[steps] for row in column] for column in columns))
+
+    def _rate(self, tokens: list[float], seconds: list[float]) -> float:
+        phases = zip(self.work, tokens, seconds, strict=True)
+        return sum(self.work) / sum(work * time / made for work, made, time in phases)
 
 
 class Engine:
@@ -84,78 +95,85 @@ class Engine:
         self._rng = np.random.default_rng([seed, 2])
 
     def run(self, policy: StepPolicy) -> Result:
-        result, late = Result([], [], [], [], []), []
+        result, late = Result(), []
+        depth = max(1, *policy.candidate_steps)
         n = 0
         for phase in self.phases:
             result.work.append(phase.rounds * phase.size)
-            result.tokens.append(0.0)
-            result.seconds.append(0.0)
+            for sums in (result.tokens, result.seconds):
+                sums.append(0.0)
+            for sums in (result.fixed_tokens, result.fixed_seconds):
+                sums.append(np.zeros(depth + 1))
+            odds = _log_odds(phase.conditional, depth)
+            times = np.array([phase.cost.seconds(phase.size, k) for k in range(depth + 1)])
             effects = self._requests.normal(0, self.noise.spread, phase.size)
             for _ in range(phase.rounds):
                 ended = self._requests.random(phase.size) < 1 / 60
                 fresh = self._requests.normal(0, self.noise.spread, phase.size)
                 effects = np.where(ended, fresh, effects)
                 now = effects + self._requests.normal(0, self.noise.content, phase.size)
-                probs = self._first_probs(phase, now)
-                decision = policy.decide(Batch(phase.size, probs))
-                late.append(self._round(phase, now, decision.num_steps, n, result, probs))
+                accept = 1.0 / (1.0 + np.exp(-(odds + now[:, None])))
+                told = self._top1_probs(accept)
+                decision = policy.decide(Batch(phase.size, None if told is None else told[:, 0]))
+                drift = 1.0 + self.noise.drift * np.sin(n / 60.0)
+                _score(result, accept, times * drift, decision.num_steps)
                 result.reasons.append(decision.reason)
+                late.append(self._round(accept, times * drift, decision.num_steps, told))
                 if len(late) > self.noise.lag:
                     policy.observe(late.pop(0))
                 n += 1
         return result
 
-    def _first_probs(self, phase: Phase, effects: np.ndarray) -> np.ndarray | None:
-        first = _accept(phase.conditional, effects, 1)[:, 0]
+    def _top1_probs(self, accept: np.ndarray) -> np.ndarray | None:
+        """What the draft says of itself at positions that are accepted with these probabilities."""
         if self.noise.signal == "random":
-            return self._requests.random(phase.size)
-        return {"true": first, "inverted": 1.0 - first}.get(self.noise.signal)
+            return self._requests.random(accept.shape)
+        return {"true": accept, "inverted": 1.0 - accept}.get(self.noise.signal)
 
     def _round(
-        self,
-        phase: Phase,
-        effects: np.ndarray,
-        steps: int,
-        n: int,
-        result: Result,
-        first_probs: np.ndarray | None,
+        self, accept: np.ndarray, times: np.ndarray, steps: int, told: np.ndarray | None
     ) -> Round:
-        accept = _accept(phase.conditional, effects, steps)
-        drift = 1.0 + self.noise.drift * np.sin(n / 60.0)
-        seconds = phase.cost.seconds(phase.size, steps) * drift
-        result.tokens[-1] += phase.size + float(np.cumprod(accept, axis=1).sum())
-        result.seconds[-1] += seconds
-        result.steps.append(steps)
-        correct = np.cumprod(self._rng.random(accept.shape) < accept, axis=1).sum(axis=1)
+        size = len(accept)
+        hits = self._rng.random((size, steps)) < accept[:, :steps]
+        correct = np.cumprod(hits, axis=1).sum(axis=1).tolist()
         clean = self._rng.random() >= self.noise.unclean
-        time = self._measured(seconds) if clean else None
-        return Round(steps, phase.size, correct.tolist(), time, first_probs)
+        time = self._measured(times[steps]) if clean else None
+        if told is None:
+            return Round(steps, size, correct, time)
+        signals = np.stack([told[:, :steps], 1.0 - told[:, :steps]], axis=2)
+        return Round(steps, size, correct, time, told[:, 0], signals)
 
     def _measured(self, seconds: float) -> float:
         spike = 2.0 if self._rng.random() < self.noise.spikes else 1.0
         return float(seconds * spike * np.exp(self._rng.normal(0, self.noise.jitter)))
 
 
-def _accept(conditional: Sequence[float], effects: np.ndarray, steps: int) -> np.ndarray:
-    """P(accept) of shape (requests, steps)."""
-    base = [conditional[min(i, len(conditional) - 1)] for i in range(steps)]
-    odds = np.log(np.array(base) / (1 - np.array(base) + 1e-12) + 1e-12)
-    return 1.0 / (1.0 + np.exp(-(odds[None, :] + effects[:, None])))
+def _log_odds(conditional: Sequence[float], depth: int) -> np.ndarray:
+    base = np.array([conditional[min(i, len(conditional) - 1)] for i in range(depth)])
+    return np.log(base / (1 - base + 1e-12) + 1e-12)
+
+
+def _score(result: Result, accept: np.ndarray, times: np.ndarray, steps: int) -> None:
+    tokens = np.empty(len(times))
+    tokens[0] = len(accept)
+    tokens[1:] = len(accept) + np.cumprod(accept, axis=1).sum(axis=0).cumsum()
+    result.fixed_tokens[-1] += tokens
+    result.fixed_seconds[-1] += times
+    result.tokens[-1] += float(tokens[steps])
+    result.seconds[-1] += float(times[steps])
+    result.steps.append(steps)
 
 
 def versus_best_static(
     create: Callable[[], StepPolicy],
-    static: Callable[[int], StepPolicy],
     phases: Sequence[Phase],
     noise: Noise = Noise(),
     seed: int = 0,
 ) -> float:
     """Rate of a policy over the rate of the best single tier on the same trace."""
     policy = create()
-    rates = [
-        Engine(phases, noise, seed).run(static(steps)).rate for steps in policy.candidate_steps
-    ]
-    return Engine(phases, noise, seed).run(policy).rate / max(rates)
+    result = Engine(phases, noise, seed).run(policy)
+    return result.rate / max(map(result.fixed_rate, policy.candidate_steps))
 
 
 WEAK, STRONG, USELESS = (0.45, 0.45, 0.4, 0.4), (0.9, 0.9, 0.88, 0.85), (0.02, 0.02)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 
 from sglang_speckv.policy.cost import CostModel, bucket_of
-from sglang_speckv.policy.prior import CostPrior
+from sglang_speckv.policy.prior import OFF, CostPrior
 from tests.unit.policy.simulate import Cost
 
 TRUTH = Cost()
@@ -154,6 +157,42 @@ def test_a_profile_beside_other_work_is_not_believed_where_that_ran() -> None:
     slowed = [(1, 3, 32, 3 * TRUTH.seconds(1, 3))] * 5
     model.profiled([row for row in rows if row[1] != 3] + rows[24:27] + slowed)
     assert ratios(model, 1) == pytest.approx([1.0] * 8, rel=0.1)
+
+
+ASLEEP = [(size, OFF, 0, 0.9 * TRUTH.seconds(size, 0)) for size in (1, 4) for _ in range(3)]
+
+
+def test_asleep_rounds_alone_tell_the_scale_of_the_others() -> None:
+    model = CostModel(7)
+    model.profiled(ASLEEP)
+    assert ratios(model, 4) == pytest.approx([1.0] * 8, rel=0.3)
+    assert model.off_time(4) == pytest.approx(ASLEEP[-1][-1], rel=0.05)
+    feed(model, [(4, 3)], 40)
+    assert ratios(model, 4) == pytest.approx([1.0] * 8, rel=0.15)
+    assert (model.level, model.noise) == pytest.approx((1.0, 0.1), abs=0.1)
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0, -1.0, math.nan, math.inf, 1e300, "0.1"])
+def test_what_no_clock_measures_is_not_learned(seconds: Any) -> None:
+    model, untold = CostModel(7), CostModel(7)
+    for each in (model, untold):
+        each.profiled([(1, 3, 0, 0.05)])
+    model.profiled([(1, 3, 0, seconds), (seconds, 3, 0, 0.1)])
+    assert model.update(1, 3, seconds) is None
+    assert model.seconds(1) == untold.seconds(1)
+
+
+@pytest.mark.parametrize("steps", [OFF, 3])
+def test_swings_between_two_scales_stay_finite(steps: int) -> None:
+    model = CostModel(7)
+    for n in range(2500):
+        model.update(1, steps, 1e-8 if n // 11 % 2 else 9e5)
+    assert all(0.0 < time < 1e9 for time in model.seconds(1))
+
+
+def test_a_cost_table_of_less_than_a_round_tells_nothing() -> None:
+    row = (np.array([each]) for each in (1, 3, 0.05, 0.5, 0))
+    assert not CostModel(7, CostPrior(*row)).samples
 
 
 def test_a_cost_table_is_where_it_starts() -> None:

@@ -116,6 +116,12 @@ def test_default_slots_are_trimmed_to_the_tiers_that_exist(candidates: tuple[int
     assert {policy.decide(Batch(size)).num_steps for size in (1, 8, 40, 100)} <= set(candidates)
 
 
+@pytest.mark.parametrize("key", ["\u00b2", "\u0661", "+1", "1_0", " 1", 5000 * "9"])
+def test_what_is_no_batch_size_is_no_slot(key: str) -> None:
+    policy = EmaPolicy(ALL, 3, {"5": {"candidate_steps": [1]}, key: {"candidate_steps": [8]}})
+    assert list(policy.snapshot()) == ["5"]
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -125,6 +131,8 @@ def test_default_slots_are_trimmed_to_the_tiers_that_exist(candidates: tuple[int
         {"1": {"candidate_steps": [-1]}},
         {"1": 3},
         {"1": {"candidate_steps": [1], "ema_alpha": "x"}},
+        {"1": {"candidate_steps": [1], "ema_alpha": 5}},
+        {"1": {"candidate_steps": [1], "ceiling_coeff": 10**400}},
         {"1": {"candidate_steps": [1], "update_interval": 0}},
     ],
 )

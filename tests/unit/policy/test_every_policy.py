@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from sglang_speckv.policy import Batch, Round
-from tests.policies import CASES, Case, every_policy
+from sglang_speckv.policy.prior import OFF
+from tests.policies import Case, every_policy
 from tests.unit.policy.simulate import TRACES, Engine, Noise
+
+SEEN = Noise(lag=2, content=0.5, signal="true")
+BLIND = replace(SEEN, signal="")
 
 
 @every_policy
 @pytest.mark.parametrize("trace", TRACES)
 def test_the_protocol_holds(case: Case, trace: str) -> None:
     policy = case.create()
-    result = Engine(TRACES[trace], Noise(lag=2)).run(policy)
+    result = Engine(TRACES[trace], SEEN).run(policy)
     assert set(result.steps) <= set(case.candidate_steps)
     assert all(reason.isidentifier() for reason in result.reasons)
     assert len(json.dumps(policy.snapshot(), allow_nan=False)) < 2000
+    if case.spec.startswith(("confidence", "paper")):
+        assert result.steps != Engine(TRACES[trace], BLIND).run(case.create()).steps
+    if case.spec.startswith("paper"):
+        assert set(result.reasons[SEEN.lag + 1 :]) == {"predicted"}
 
 
 @every_policy
@@ -48,12 +57,15 @@ def test_nothing_grows(case: Case) -> None:
     policy = case.create()
     rng = np.random.default_rng(0)
     sizes = []
-    for n in range(6000):
-        batch_size = int(rng.integers(1, 300))
-        steps = policy.decide(Batch(batch_size)).num_steps
-        correct = rng.integers(0, steps + 1, batch_size).tolist()
-        policy.observe(Round(steps, batch_size, correct, float(rng.lognormal())))
-        if n % 250 == 249:
+    for n in range(3000):
+        size = int(rng.integers(1, 300))
+        firsts, context = rng.random(size), 100 * size
+        steps = policy.decide(Batch(size, firsts)).num_steps
+        correct = rng.integers(0, steps + 1, size).tolist()
+        signals = rng.random((size, steps, 2))
+        time, asleep = float(rng.lognormal()), steps == 0 and n % 2 == 0
+        policy.observe(Round(steps, size, correct, time, firsts, signals, context, asleep))
+        if n % 125 == 124:
             sizes.append(len(pickle.dumps(vars(policy))))
     assert max(sizes[12:]) <= max(sizes[:12]) * 1.05
 
@@ -66,38 +78,92 @@ anything = st.one_of(
     st.floats(),
     st.sampled_from([np.int64(3), np.float32(0.1), np.nan, -1, 10**400]),
 )
-rounds = st.builds(
-    Round,
-    num_steps=st.one_of(st.integers(0, 7), anything),
-    batch_size=st.one_of(st.integers(1, 64), anything),
-    num_correct_drafts=st.lists(anything, max_size=5),
-    seconds=st.one_of(st.floats(0.001, 1), anything),
+numbers = st.one_of(
+    anything,
+    st.lists(anything, max_size=5),
+    arrays(float, array_shapes(min_dims=1, max_dims=3, max_side=4), elements=st.floats()),
 )
+sizes, depths = st.integers(1, 64), st.integers(0, 7)
+"""Depths of :data:`CASES` and others."""
+times = st.floats(1e-8, 1e5)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=["usual", "deep"])
-@given(outcomes=st.lists(rounds, max_size=30), size=st.integers(1, 2000))
-@settings(max_examples=60, deadline=None)
-def test_any_input_is_survived(case: Case, outcomes: list[Any], size: int) -> None:
+def shares(*shape: int) -> st.SearchStrategy[np.ndarray]:
+    return arrays(float, shape, elements=st.floats(0, 1) | st.just(np.nan))
+
+
+@st.composite
+def true_rounds(draw: st.DrawFn) -> Round:
+    """What an engine may say, at any scale of time."""
+    live, steps = draw(st.integers(0, 4)), draw(depths)
+    return Round(
+        steps,
+        max(1, live),
+        draw(st.lists(st.integers(0, steps), min_size=live, max_size=live)),
+        draw(st.none() | times),
+        draw(st.none() | shares(live)),
+        draw(st.none() | shares(live, steps, 2)),
+        draw(st.integers(0, 1 << 20)),
+        asleep=steps == 0 and draw(st.booleans()),
+    )
+
+
+garbled_rounds = st.builds(
+    Round,
+    num_steps=depths | anything,
+    batch_size=sizes | anything,
+    num_correct_drafts=st.lists(anything, max_size=5),
+    seconds=st.floats(0.001, 1) | anything,
+    first_probs=numbers,
+    signals=numbers,
+    context_len=anything,
+    asleep=st.booleans(),
+)
+garbled_batches = st.builds(Batch, size=sizes | anything, first_probs=numbers)
+true_rows = st.tuples(sizes, depths | st.just(OFF), st.integers(0, 1 << 20), times)
+garbled_rows = st.tuples(sizes | anything, st.integers(-2, 9) | anything, anything, anything)
+asleep_rows = st.tuples(sizes, st.just(OFF), st.just(0), times)
+"""All there is where the profile of a draft that sleeps was cut short."""
+
+
+def profiles(*rows: st.SearchStrategy[tuple[Any, ...]]) -> st.SearchStrategy[list[Any]]:
+    """In any order: a profile hands them over sorted, asleep ones first."""
+    return st.one_of(*(st.lists(row, max_size=8) for row in (asleep_rows, *rows)))
+
+
+def tell(policy: Any, news: Any) -> None:
+    if isinstance(news, Round):
+        policy.observe(news)
+    elif hasattr(policy, "profiled"):
+        policy.profiled(news)
+
+
+@every_policy
+@given(
+    news=st.lists(garbled_rounds | true_rounds() | profiles(garbled_rows), max_size=12),
+    batches=st.lists(garbled_batches, min_size=1, max_size=3),
+)
+@settings(max_examples=20, deadline=None)
+def test_any_input_is_survived(case: Case, news: list[Any], batches: list[Batch]) -> None:
     policy = case.create()
-    for outcome in outcomes:
-        policy.observe(outcome)
-        assert policy.decide(Batch(size)).num_steps in case.candidate_steps
+    for item in news:
+        tell(policy, item)
+        for batch in batches:
+            assert policy.decide(batch).num_steps in case.candidate_steps
     assert json.dumps(policy.snapshot(), allow_nan=False)
 
 
-@given(outcomes=st.lists(st.builds(
-    Round,
-    num_steps=st.integers(0, 7),
-    batch_size=st.integers(1, 64),
-    num_correct_drafts=st.lists(st.integers(0, 7), max_size=9),
-    seconds=st.one_of(st.none(), st.floats(1e-8, 1e5)),
-), max_size=60))  # fmt: skip
-@settings(max_examples=60, deadline=None)
-def test_beliefs_stay_finite_at_any_scale(outcomes: list[Round]) -> None:
-    policy = CASES[4].create()
-    for outcome in outcomes:
-        policy.observe(outcome)
-        expected = policy.decide(Batch(outcome.batch_size)).expected_accept_length
-        assert expected is not None and math.isfinite(expected)
+@every_policy
+@given(
+    news=st.lists(true_rounds() | profiles(true_rows), max_size=30), firsts=st.none() | shares(3)
+)
+@settings(max_examples=20, deadline=None)
+def test_beliefs_stay_finite_at_any_scale(
+    case: Case, news: list[Any], firsts: np.ndarray | None
+) -> None:
+    policy = case.create()
+    for item in news:
+        tell(policy, item)
+        expected = policy.decide(Batch(3, firsts)).expected_accept_length
+        assert expected is None or 1.0 <= expected <= case.candidate_steps[-1] + 1
     json.dumps(policy.snapshot(), allow_nan=False)

@@ -66,6 +66,16 @@ def test_as_published_it_drafts_as_deep_as_it_can_and_with_cost_it_does_not() ->
     assert (published.name, priced.name) == ("paper", "paper:throughput")
 
 
+def test_a_draft_that_sleeps_does_not_make_depth_0_cheaper() -> None:
+    """What it saves it pays when it wakes."""
+    policy = PaperPolicy(TIERS, 4, by_confidence(), "throughput")
+    policy.profiled([(1, k, 0, 0.02 + 0.01 * k) for k in TIERS for _ in range(8)])
+    assert seen(policy, window(0.9)) == 8
+    for steps in 50 * (0, 8, 8, 8):
+        policy.observe(Round(steps, 1, [steps], 0.1 if steps else 0.006, asleep=not steps))
+    assert policy.decide(Batch(1)).num_steps == 8
+
+
 def test_it_sees_the_last_window_unless_it_is_shown_the_coming_one() -> None:
     policy = PaperPolicy(TIERS, 4, by_confidence())
     assert policy.decide(Batch(1)).reason == "launch"

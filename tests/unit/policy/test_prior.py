@@ -52,6 +52,9 @@ def test_wrong_counts(
         (([0], [3], [0.1], [1.0], [0.0]), "batch size below 1"),
         (([1], [17], [0.1], [1.0], [0.0]), "step count"),
         (([1], [3], [0.0], [1.0], [0.0]), "not positive"),
+        (([1], [3], [float("nan")], [1.0], [0.0]), "not positive"),
+        (([1], [3], [float("inf")], [1.0], [0.0]), "1e12 or more"),
+        (([1], [3], [0.1], [1.0], [1e300]), "1e12 or more"),
         (([1], [3], [0.1], [-1.0], [0.0]), "negative"),
     ],
 )
@@ -66,6 +69,8 @@ def test_wrong_weights() -> None:
         MlpWeights(np.ones((5, 16)), np.ones(16), np.ones(16), np.asarray(0.0))
     with pytest.raises(ConfigError, match="shapes"):
         MlpWeights(np.ones((6, 16)), np.ones(16), np.ones(15), np.asarray(0.0))
+    with pytest.raises(ConfigError, match="1e6 or more"):
+        MlpWeights(np.full((6, 16), 1e300), np.ones(16), np.ones(16), np.asarray(0.0))
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,7 @@ def regret_free(
     create: Callable[[], StepPolicy] = throughput,
 ) -> float:
     """Mean rate over that of the best single depth."""
-    return mean(
-        versus_best_static(
-            create, lambda k: create_policy(f"static:{k}", TIERS, k), phases, noise, seed
-        )
-        for seed in range(seeds)
-    )
+    return mean(versus_best_static(create, phases, noise, seed) for seed in range(seeds))
 
 
 @pytest.mark.parametrize(("size", "width"), [(1, 0.02), (4, 0.01), (64, 0.002)])
@@ -319,6 +314,42 @@ def test_a_draft_wakes_when_it_became_good() -> None:
     decisions, earned = with_a_draft_that_sleeps((0.8, 0.8), at_first=(0.1, 0.1), rounds=900)
     assert sum(d.num_steps == 1 for d in decisions) > 0.9 * len(decisions)
     assert earned > 0.97 * 1.8 / DRAFTED_S
+
+
+def test_a_profile_of_asleep_rounds_alone_does_not_end_drafting() -> None:
+    policy = ThroughputPolicy(TIERS, 3)
+    policy.profiled([(1, OFF, 32, 0.9 * DEMO.seconds(1, 0))] * 3)
+    phases = [Phase(600, 1, STRONG, DEMO)]
+    assert regret_free(phases, seeds=1, create=lambda: policy) >= 0.97
+    assert 0.5 < policy.snapshot()["level"] < 2.0  # type: ignore[operator]
+
+
+def test_a_probe_is_made_at_the_load_that_it_was_priced_for() -> None:
+    """Drafting deep is cheap for one request and dear for sixteen, and both take turns."""
+    policy = ThroughputPolicy((0, 7), 0)
+    seconds = {(1, 0): 1.0, (1, 7): 1.05, (16, 0): 1.0, (16, 7): 9.0}
+    policy.profiled([(*cell, 0, time) for cell, time in sorted(seconds.items()) for _ in range(8)])
+    probed = {1: 0, 16: 0}
+    for n in range(2000):
+        size = (1, 16)[n // 3 % 2]
+        decision = policy.decide(Batch(size))
+        probed[size] += decision.reason == "probe"
+        outcome = [0] * size
+        policy.observe(Round(decision.num_steps, size, outcome, seconds[size, decision.num_steps]))
+    assert probed[1] > 10
+    assert not probed[16]
+
+
+def test_a_load_is_planned_for_requests_as_long_as_the_last_ones() -> None:
+    policy = ThroughputPolicy((1, 3), 3)
+    for context in (0, 1000, 1000):
+        size_1, size_16 = (
+            (size, 1, size * context, 0.04 + 1e-6 * size * context) for size in (1, 16)
+        )
+        policy.profiled([size_1, size_16])
+    policy.observe(Round(1, 1, [1], 0.05, context_len=10_000))
+    told = policy.explain(Batch(16))
+    assert told["seconds"]["1"] == pytest.approx(0.04 + 1e-6 * 160_000, rel=0.1)  # type: ignore[index]
 
 
 def test_without_a_draft_that_sleeps_nothing_is_off() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sglang_speckv.policy import Batch, Round
-from sglang_speckv.policy.prior import CostPrior
+from sglang_speckv.policy.prior import OFF, CostPrior
 from sglang_speckv.policy.throughput_aware import ThroughputAwarePolicy
 
 TIERS = (0, 1, 3, 5)
@@ -85,6 +85,18 @@ def test_without_a_table_times_are_learned(learned: str) -> None:
             policy.observe(Round(k, 1, [k], seconds))
     assert run(policy, [5], 20) == 1
     assert run(ThroughputAwarePolicy(TIERS, 3), [5], 20) == 3, "no time yet, no decision"
+
+
+def test_a_draft_that_sleeps_is_timed_apart() -> None:
+    """A profile comes sorted, asleep rounds first; so does what is served at no draft."""
+    times = {OFF: 0.9} | {k: 1.0 + 0.1 * k for k in TIERS}
+    asked, told = (ThroughputAwarePolicy(TIERS, 3) for _ in range(2))
+    asked.profiled([(1, k, 100, times[k]) for k in sorted(times) for _ in range(24)])
+    told.profiled([(1, k, 100, times[k]) for k in TIERS for _ in range(24)])
+    for _ in range(100):
+        asked.observe(Round(0, 1, [0], times[OFF], asleep=True))
+    assert run(asked, [5], 20) == run(told, [5], 20) == 5
+    assert asked._times(1) == pytest.approx(told._times(1), rel=1e-2)
 
 
 def test_a_missing_price_keeps_the_depth() -> None:

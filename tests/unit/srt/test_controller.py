@@ -3,6 +3,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 
 from sglang_speckv.config import ConfigError, SpecKVConfig
@@ -89,7 +90,7 @@ def test_a_draft_can_be_kept_awake_at_a_pinned_depth() -> None:
     engine.pin(1)
     engine.get_steps_for_batch(1)
     assert not engine.awake
-    engine.kept_awake = True
+    engine.keep_awake(True)
     assert engine.awake and engine.snapshot()["kept_awake"]
 
 
@@ -98,3 +99,59 @@ def test_every_tier_gets_every_graph_size() -> None:
     assert engine.cuda_graph_bs_for_step(3) is None
     engine.set_cuda_graph_bs([4, 1, 2])
     assert engine.cuda_graph_bs_for_step(0) == [1, 2, 4]
+
+
+def test_a_round_that_fell_back_says_so() -> None:
+    engine = controller()
+    engine.policy = Broken(None)
+    engine.get_steps_for_batch(1)
+    assert engine.decision is not None
+    assert (engine.decision.num_steps, engine.decision.reason) == (1, "fallback")
+    engine.pin(3)
+    engine.get_steps_for_batch(1)
+    assert engine.decision is None
+
+
+def test_a_fault_of_the_adapter_itself_serves_the_launch_depth() -> None:
+    engine = controller()
+    engine.fuse.armed = True
+    engine.counters = None  # type: ignore[assignment]
+    assert engine.get_steps_for_batch(1) == 1
+    assert engine.held and engine.fuse.failures == {"choosing a depth": 1}
+
+
+def test_a_digest_tells_decisions_and_beliefs_apart() -> None:
+    engine = controller()
+    digests = set()
+    for decision in (
+        None,
+        Decision(1, "best"),
+        Decision(1, "best", 1.5),
+        Decision(1, "best", np.nextafter(1.5, 2)),
+        Decision(1, "best", 1.5, False, 100.0),
+    ):
+        engine.decision = decision
+        digests.add(engine.digest)
+        assert np.float32(engine.digest) == engine.digest
+    assert len(digests) == 4  # nothing believed is nothing believed
+    engine.num_steps = 3
+    assert engine.digest not in digests
+
+
+def test_the_default_policy_says_what_it_believes() -> None:
+    engine = controller("throughput")
+    engine.policy.profiled([(1, steps, 0, 0.01 + 0.001 * steps) for steps in (0, 1, 3)])
+    engine.get_steps_for_batch(1)
+    assert engine.decision is not None and engine.decision.tokens_per_s is not None
+
+
+def test_a_draft_that_is_kept_awake_is_priced_awake() -> None:
+    """Asleep, a round without drafts would be the cheapest by far."""
+    engine = controller("throughput")
+    rows = [(1, steps, 0, seconds) for steps, seconds in ((-1, 0.01), (0, 0.1), (1, 0.1), (3, 0.1))]
+    engine.policy.profiled(rows)
+    assert engine.get_steps_for_batch(1) == 0
+    engine.keep_awake(True)
+    assert engine.get_steps_for_batch(1) == 3
+    engine.keep_awake(False)
+    assert engine.get_steps_for_batch(1) == 0

@@ -1,5 +1,10 @@
 """Counts that add up, and the metrics that carry them."""
 
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -45,7 +50,20 @@ def test_the_recent_rounds_are_bounded() -> None:
     assert len(counters.snapshot()["recent"]) == RECENT_ROUNDS
 
 
-def test_metrics_carry_the_counters_once_a_second() -> None:
+def test_decisions_and_switches_are_shown_with_their_times() -> None:
+    counters = Counters(TIERS)
+    assert counters.snapshot()["switch_microseconds"] == 0
+    for seconds in (3e-6, 1e-6):
+        counters.decided(seconds)
+        counters.switched(2 * seconds)
+    shown = counters.snapshot()
+    assert (shown["decisions"], shown["switches"]) == (2, 2)
+    assert shown["decision_microseconds"] == pytest.approx(2)
+    assert shown["slowest_decision_microseconds"] == pytest.approx(3)
+    assert shown["switch_microseconds"] == pytest.approx(4)
+
+
+def test_metrics_carry_the_counters() -> None:
     engine = EnginePolicy(SpecKVConfig(policy="static:3", candidate_steps=TIERS), 3)
     registry = CollectorRegistry()
     metrics = Metrics(engine, registry)
@@ -55,7 +73,11 @@ def test_metrics_carry_the_counters_once_a_second() -> None:
 
     engine.get_steps_for_batch(2)
     engine.observe(Round(3, 2, [3, 1]))
-    metrics.tick(now=10.0, dropped=4)
+    engine.trace = SimpleNamespace(dropped=4)  # type: ignore[assignment]
+    engine.fuse.armed = True
+    with engine.fuse.guard("a seam"):
+        raise RuntimeError
+    metrics.carry()
     assert value("rounds_total", num_steps="3") == 1
     assert value("active") == 1
     assert value("num_steps") == 3
@@ -64,8 +86,30 @@ def test_metrics_carry_the_counters_once_a_second() -> None:
     assert value("drafted_tokens_total") == 6
     assert value("decisions_total") == 1
     assert value("trace_dropped_rounds_total") == 4
+    assert value("failures_total", seam="a seam") == 1
     engine.observe(Round(3, 1, [0]))
-    metrics.tick(now=10.5)
-    assert value("rounds_total", num_steps="3") == 1
-    metrics.tick(now=11.5)
+    metrics.carry()
     assert value("rounds_total", num_steps="3") == 2
+
+
+def test_metrics_are_carried_while_nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a failure in between does not end that."""
+    engine = EnginePolicy(SpecKVConfig(policy="static:3", candidate_steps=TIERS), 3)
+    engine.fuse.armed = True
+    registry = CollectorRegistry()
+    metrics = Metrics(engine, registry)
+    monkeypatch.setattr("sglang_speckv.srt.metrics.EVERY_SECONDS", 0.01)
+    counters, engine.counters = engine.counters, None  # type: ignore[assignment]
+    metrics.start()
+    _until(lambda: engine.fuse.failures.get("metrics", 0) > 0)
+    engine.counters = counters
+    engine.observe(Round(3, 1, [0]))
+    _until(lambda: registry.get_sample_value("speckv:rounds_total", {"num_steps": "3"}) == 1)
+    assert not engine.held
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,13 +1,16 @@
 """The start-up profile: every tier gets its rounds, within the time that was given."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.policy.base import Batch, Round
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.lag import SignalLag
-from sglang_speckv.srt.profile import STATE_KEY, ProfileRun, summary
-from sglang_speckv.srt.profile_load import BATCH_SIZES, run
+from sglang_speckv.srt.profile import ROUNDS, STATE_KEY, WALKS, ProfileRun, summary
+from sglang_speckv.srt.profile_load import BATCH_SIZES, HttpTarget, run
 
 TIERS = (0, 1, 3)
 
@@ -17,14 +20,15 @@ def walk(profile: ProfileRun, rounds: int, size: int = 2, slow_wait: float = 1.0
         decision = profile.decide(Batch(size))
         seconds = 0.1 + 0.01 * decision.num_steps
         seconds *= slow_wait if profile._lag.waits else 1.0
-        profile.observe(Round(decision.num_steps, size, [0] * size, seconds, context_len=40))
+        outcome = Round(decision.num_steps, size, [0] * size, seconds, context_len=40)
+        profile.observe(outcome, profile._lag.waits)
 
 
 def test_rows_are_rounds_by_batch_size_and_tier() -> None:
     profile = ProfileRun(TIERS, SignalLag("auto", overlap=False))
     walk(profile, 48)
-    profile.observe(Round(3, 2, [0, 0], 99.0, context_len=40))  # a pause
-    profile.observe(Round(1, 2, [0, 0], None))  # not clean
+    profile.observe(Round(3, 2, [0, 0], 99.0, context_len=40), False)  # a pause
+    profile.observe(Round(1, 2, [0, 0], None), False)  # not clean
     rows = profile.finish()
     assert [row[:3] for row in rows] == sorted(row[:3] for row in rows)
     assert len(rows) == 49
@@ -37,7 +41,8 @@ def test_a_draft_that_can_sleep_is_timed_both_ways_at_depth_0() -> None:
         decision = profile.decide(Batch(1))
         asleep = decision.num_steps == 0 and not decision.awake
         seconds = 0.08 if asleep else 0.1
-        profile.observe(Round(decision.num_steps, 1, [0], seconds, asleep=asleep))
+        outcome = Round(decision.num_steps, 1, [0], seconds, asleep=asleep)
+        profile.observe(outcome, False)
     assert summary(profile.finish())[:2] == [[1, -1, 80.0], [1, 0, 100.0]]
 
 
@@ -49,6 +54,36 @@ def test_auto_keeps_what_costs_less_than_it_gains(slow: float, waits: bool) -> N
     rows = profile.finish()
     assert (lag.waits, lag.rounds) == (waits, 0 if waits else 1)
     assert rows[0][3] == pytest.approx(0.1 * (slow if waits else 1.0))
+
+
+def test_a_round_has_the_mode_that_it_ran_in_though_its_result_is_late() -> None:
+    """The mode changes while results are two rounds behind."""
+    lag = SignalLag("auto", overlap=True)
+    profile = ProfileRun(TIERS, lag)
+    flying: list[tuple[Round, bool]] = []
+    for _ in range(24 * 4):
+        waited = lag.waits  # as the worker launches: before the decision moves it
+        steps = profile.decide(Batch(2)).num_steps
+        seconds = 0.1 + 0.01 * steps + (1.0 if waited else 0.0)
+        flying.append((Round(steps, 2, [0, 0], seconds), waited))
+        if len(flying) > 2:
+            profile.observe(*flying.pop(0))
+    late = [
+        time for (_, _, waits), times in profile._seconds.items() if not waits for time in times
+    ]
+    assert late and max(late) < 0.2
+    profile.finish()
+    assert not lag.waits
+
+
+def test_the_launchers_load_fits_into_what_a_profile_takes() -> None:
+    """A profile ends by itself only where nobody ended it."""
+    rounds = 0
+    target = FakeTarget(1e-4)
+    for _, tokens in profiled(target, 600.0, requests=64).calls:
+        rounds += tokens
+    profile = ProfileRun(TIERS, SignalLag("auto", overlap=True), sleeps=True)
+    assert 1.5 * rounds < WALKS * ROUNDS * len(profile._order)
 
 
 def test_auto_compares_every_tier_and_a_walk_that_ended_early_leaves_none_out() -> None:
@@ -164,6 +199,26 @@ def test_every_load_is_walked_before_any_is_walked_again() -> None:
     walks = [size for size, tokens in target.calls if tokens > 4]
     assert walks == [1, 4, 16]
     assert profiled(FakeTarget(0.02), 10.0, 16).calls[-3:] == [(1, 32), (4, 32), (16, 32)]
+
+
+def test_every_data_parallel_rank_gets_as_many_requests() -> None:
+    """SGLang hands them out in turn; what one rank can run limits what each gets."""
+    alone, pair = FakeTarget(0.02), FakeTarget(0.02)
+    profiled(alone, seconds=10.0, requests=16)
+    run(pair, 10.0, len(TIERS), 16, 512, ranks=2, clock=lambda: pair.now)
+    assert pair.calls == [(2 * size, tokens) for size, tokens in alone.calls]
+
+
+@pytest.mark.parametrize("answers", [[], [False], [True, False]])
+def test_a_rank_that_does_not_profile_costs_the_profile(
+    answers: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Answering(HttpTarget):
+        def _post(self, path: str, body: dict[str, Any]) -> Any:
+            return SimpleNamespace(json=lambda: answers)
+
+    run(Answering("", None, None), 10.0, len(TIERS), 16, 512)
+    assert "no start-up profile" in caplog.text
 
 
 @pytest.mark.parametrize("per_token", [0.05, 0.3, 2.0])

@@ -1,7 +1,9 @@
 """Rounds: which times are a round's own, whose clock counts, and which signals belong to whom,
 with the orderings of the overlap scheduler (results up to two decisions late) replayed."""
 
+import gc
 import math
+import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +11,13 @@ import pytest
 import torch
 
 from sglang_speckv.policy.base import Batch
-from sglang_speckv.srt.rounds import FIRST_PROB, DecodeLaunch, FinishedRound, RoundTracker
+from sglang_speckv.srt.rounds import (
+    FIRST_PROB,
+    TROUBLE,
+    DecodeLaunch,
+    FinishedRound,
+    RoundTracker,
+)
 
 
 class Clock:
@@ -47,6 +55,10 @@ def signals(num_steps: int, *rows: float) -> torch.Tensor:
     return table
 
 
+UNKNOWN = torch.full((1, 1, 2), math.nan)
+"""A prefill's signals that say nothing."""
+
+
 def launch(tracker: RoundTracker, num_steps: int, reqs: list[Req]) -> DecodeLaunch:
     batch = tracker.next_batch(reqs)
     return tracker.launched(reqs, num_steps, signals(num_steps, *[0.5] * len(reqs)), batch)
@@ -62,7 +74,7 @@ def finish(tracker: RoundTracker, flying: DecodeLaunch) -> list[FinishedRound]:
 def test_time_between_results_is_the_rounds_own() -> None:
     clock, reqs = Clock(), [Req(), Req()]
     tracker = RoundTracker(clock=clock)
-    tracker.prefilled(reqs, None)
+    tracker.prefilled(reqs, UNKNOWN.expand(len(reqs), 1, 2))
     first = launch(tracker, 3, reqs)
     clock.now = 1.0
     assert finish(tracker, first)[0].outcome.seconds is None  # a prefill came before
@@ -74,43 +86,51 @@ def test_time_between_results_is_the_rounds_own() -> None:
     assert outcome.num_correct_drafts == [5, 1]
 
 
-def test_under_overlap_a_prefill_spoils_the_round_launched_after_it() -> None:
+def test_under_overlap_a_prefill_spoils_the_rounds_on_both_sides() -> None:
+    """The time between the results of `warm` and `ahead` holds the prefill's launch."""
     clock, reqs = Clock(), [Req()]
     tracker = RoundTracker(clock=clock)
     warm = launch(tracker, 1, reqs)
     ahead = launch(tracker, 1, reqs)  # launched before the result of `warm` is here
-    tracker.prefilled(reqs, None)
-    late = launch(tracker, 1, reqs)
-    clock.now = 1.0
     finish(tracker, warm)
+    tracker.prefilled(reqs, UNKNOWN)
     clock.now = 1.5
-    assert finish(tracker, ahead)[0].outcome.seconds == 0.5
+    assert finish(tracker, ahead)[0].outcome.seconds is None
+    late, then = launch(tracker, 1, reqs), launch(tracker, 1, reqs)
     clock.now = 9.0
     assert finish(tracker, late)[0].outcome.seconds is None
+    launch(tracker, 1, reqs)
+    clock.now = 9.5
+    assert finish(tracker, then)[0].outcome.seconds == 0.5
 
 
 # ---------------------------------------------------------------------------- several ranks
 
 
-class RankZero:
-    """Remembers what rank 0 broadcast; the other ranks get it in place of their own."""
+class Ranks:
+    """Two ranks in lockstep: what `_share` of the worker does, rank 0 first."""
 
     def __init__(self) -> None:
         self.sent: list[torch.Tensor] = []
+        self.received = 0
 
-    def send(self, payload: torch.Tensor) -> None:
+    def zero(self, payload: torch.Tensor) -> torch.Tensor:
         self.sent.append(payload.clone())
+        return payload
 
-    def receiver(self):
-        pending = iter(self.sent)
-        return lambda payload: payload.copy_(next(pending))
+    def one(self, payload: torch.Tensor) -> torch.Tensor:
+        """Rank 0's numbers. (Its payload cannot show rank 1's trouble: it is sent already.)"""
+        shared = self.sent[self.received].clone()
+        shared[TROUBLE] += payload[TROUBLE]
+        self.received += 1
+        return shared
 
 
 def learned(share, noise: float, seconds: float) -> list[tuple]:
     """Everything a rank could decide on, with its own clock and its own signals."""
     clock, reqs = Clock(), [Req(), Req()]
     tracker = RoundTracker(share=share, clock=clock)
-    tracker.prefilled(reqs, torch.full((2, 2), 0.5 + noise))
+    tracker.prefilled(reqs, torch.full((2, 1, 2), 0.5 + noise))
     seen = []
     for num_steps in (3, 5, 1, 0):
         batch = tracker.next_batch(reqs)
@@ -125,24 +145,86 @@ def learned(share, noise: float, seconds: float) -> list[tuple]:
 
 
 def test_every_rank_learns_what_rank_zero_measured() -> None:
-    zero = RankZero()
-    first = learned(zero.send, noise=0.0, seconds=0.125)
-    other = learned(zero.receiver(), noise=0.1, seconds=0.5)
+    ranks = Ranks()
+    first = learned(ranks.zero, noise=0.0, seconds=0.125)
+    other = learned(ranks.one, noise=0.1, seconds=0.5)
     np.testing.assert_equal(other, first)
     assert [entry[:2] for entry in first if len(entry) == 3][1:] == [(5, 0.125), (1, 0.125)]
 
 
 def test_ranks_would_differ_without_the_broadcast() -> None:
-    def alone(payload: torch.Tensor) -> None:
-        pass
+    def alone(payload: torch.Tensor) -> torch.Tensor:
+        return payload
 
     assert learned(alone, 0.0, 0.125) != learned(alone, 0.1, 0.5)
 
 
+def test_nothing_keeps_rounds_alive_that_are_over() -> None:
+    """Every launch held the one before it through the rounds whose time it settled."""
+    tracker = RoundTracker(share=Ranks().zero)
+    alive: list[weakref.ref] = []
+    for _ in range(50):
+        reqs = [Req(), Req()]
+        alive += map(weakref.ref, reqs)
+        finish(tracker, launch(tracker, 3, reqs))
+        del reqs
+    gc.collect()
+    launches = sum(type(thing) is DecodeLaunch for thing in gc.get_objects())
+    assert sum(ref() is not None for ref in alive) <= 4
+    assert launches <= 2
+
+
+def test_ranks_that_decide_alike_raise_no_alarm() -> None:
+    ranks, alarms = Ranks(), []
+    for share in (ranks.zero, ranks.one):
+        tracker = RoundTracker(share=share, alarm=lambda: alarms.append(1))
+        for digest in (3, 0xFFFFFF, 0):
+            finish(tracker, tracker.launched([Req()], 1, signals(1, 0.5), digest=digest))
+    assert not alarms
+
+
+def test_a_rank_that_decided_by_other_beliefs_alarms_every_rank() -> None:
+    """It finds out with the result, tells the others with its next launch, and all of them are
+    alarmed by that one's result."""
+    ranks: list[tuple[RoundTracker, list[int]]] = []
+    round_of: list[int] = []
+    payloads: list[torch.Tensor] = []
+
+    def share(rank: int):
+        def shared(payload: torch.Tensor) -> torch.Tensor:
+            if rank == 0:
+                payloads.append(payload)
+            payloads[-1][TROUBLE] += payload[TROUBLE] if rank else 0
+            return payloads[-1]
+
+        return shared
+
+    for rank in (0, 1):
+        alarms: list[int] = []
+        note = lambda alarms=alarms: alarms.append(len(round_of))  # noqa: E731
+        ranks.append((RoundTracker(share=share(rank), alarm=note), alarms))
+    for number in range(4):
+        round_of.append(number)
+        digests = (7, 8 if number == 1 else 7)
+        flying = [
+            tracker.launched([Req()], 1, signals(1, 0.5), digest=digest)
+            for (tracker, _), digest in zip(ranks, digests, strict=True)
+        ]
+        for (tracker, _), launched in zip(ranks, flying, strict=True):
+            finish(tracker, launched)
+    assert [alarms for _, alarms in ranks] == [[3], [3]]
+
+
+def test_one_rank_alone_is_alarmed_at_once() -> None:
+    alarms: list[int] = []
+    RoundTracker(alarm=lambda: alarms.append(1)).distrust()
+    assert alarms == [1]
+
+
 def test_a_round_without_an_own_time_stays_without_one() -> None:
     clock, reqs = Clock(), [Req()]
-    tracker = RoundTracker(share=lambda payload: None, clock=clock)
-    tracker.prefilled(reqs, None)
+    tracker = RoundTracker(share=Ranks().zero, clock=clock)
+    tracker.prefilled(reqs, UNKNOWN.expand(len(reqs), 1, 2))
     assert finish(tracker, launch(tracker, 3, reqs)) == []
     (done,) = finish(tracker, launch(tracker, 3, reqs))
     assert done.outcome.seconds is None
@@ -214,8 +296,7 @@ def test_a_rounds_context_is_that_of_its_beginning_though_results_are_late() -> 
 
 def test_a_prefills_signal_reaches_its_requests_first_round() -> None:
     tracker, reqs = RoundTracker(), [Req(), Req()]
-    flying = tracker.prefilled(reqs, torch.tensor([[0.7, 1.0], [0.2, 1.0]]))
-    assert flying is not None
+    flying = tracker.prefilled(reqs, torch.tensor([[[0.7, 1.0]], [[0.2, 1.0]]]))
     assert np.isnan(tracker.next_batch(reqs).first_probs).all()
     tracker.landed(flying)
     np.testing.assert_allclose(tracker.next_batch(reqs).first_probs, [0.7, 0.2], rtol=1e-6)
@@ -236,7 +317,7 @@ def test_signals_follow_the_request_when_rows_move() -> None:
     setattr(a, FIRST_PROB, 0.11), setattr(c, FIRST_PROB, 0.33)
     batch = tracker.next_batch([d, c, a])
     np.testing.assert_allclose(batch.first_probs, [math.nan, 0.33, 0.11])
-    assert (batch.size, batch.context_len) == (3, 30)
+    assert batch.size == 3
     two = tracker.launched([d, c, a], 1, signals(1, 0.9, 0.8, 0.7), batch)
     c.is_retracted = True
     (done,) = tracker.finished(two, [1, 1, 0])

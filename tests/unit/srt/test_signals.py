@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sglang_speckv.srt import signals as tapped
+from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.reduction import reduce_torch
 from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
 
 VOCAB = 17
+FUSE = Fuse(lambda: None)
 
 
 class Graph:
@@ -91,10 +94,10 @@ def decode(tap: SignalTap, draft: Draft, num_steps: int, *slots: int) -> np.ndar
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 5])
 def test_every_position_is_where_its_logits_were_made(graph: bool, num_steps: int) -> None:
     draft = Draft(graph)
-    tap = SignalTap(draft, max_steps=5, max_batch=8, slots=10)
+    tap = SignalTap(draft, max_steps=5, max_batch=8, slots=10, fuse=FUSE)
     draft._draft_extend_for_prefill(batch(3, 7))
     first = of(draft.seen[-1])
-    np.testing.assert_array_equal(tap.take_first().numpy(), first)
+    np.testing.assert_array_equal(tap.take_first(2)[:, 0].numpy(), first)
     signals = decode(tap, draft, num_steps, 3, 7)
     assert signals.shape == (2, num_steps + 1, 2)
     expected = [of(logits) for logits in draft.seen]
@@ -107,7 +110,7 @@ def test_every_position_is_where_its_logits_were_made(graph: bool, num_steps: in
 @pytest.mark.parametrize("graph", [False, True])
 def test_first_drafts_follow_their_request_slot(graph: bool) -> None:
     draft = Draft(graph)
-    tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10)
+    tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10, fuse=FUSE)
     draft._draft_extend_for_prefill(batch(1, 2, 3))
     _, two, three = of(draft.seen[-1])
     draft._draft_extend_for_prefill(batch(4))
@@ -120,19 +123,59 @@ def test_first_drafts_follow_their_request_slot(graph: bool) -> None:
 
 def test_a_skipped_draft_extend_leaves_no_stale_signal() -> None:
     draft = Draft(False)
-    tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10)
+    tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10, fuse=FUSE)
     draft._draft_extend_for_prefill(batch(1))
     tap.begin_round(torch.tensor([1]))
     assert np.isnan(tap.finish_round(torch.tensor([1]), 0).numpy()).all()
     assert np.isnan(decode(tap, draft, 2, 1)[:, 0]).all()
 
 
+def test_a_request_from_elsewhere_does_not_inherit_its_slots_signal() -> None:
+    draft = Draft(False)
+    tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10, fuse=FUSE)
+    draft._draft_extend_for_prefill(batch(1, 2))
+    slots = torch.tensor([1, 2])
+    tap.begin_round(slots, [1])
+    draft.draft_forward(2, 2)
+    draft._draft_extend_for_decode(batch(1, 2), 2)
+    first = tap.finish_round(slots, 2)[:, 0]
+    assert not first[0].isnan().any() and first[1].isnan().all()
+    assert not np.isnan(decode(tap, draft, 2, 1, 2)).any()  # its own from now on
+
+
+def test_numbers_keep_their_digits_where_torchs_default_has_fewer() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        draft, tracker = Draft(False), RoundTracker()
+        tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10, fuse=FUSE)
+        signals = torch.from_numpy(decode(tap, draft, 2, 1))
+        assert {signals.dtype, tap.take_first(1).dtype} == {torch.float32}
+        assert tracker.launched([object()], 2, signals).payload.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_reduction_that_fails_costs_the_signal_and_not_the_draft(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blown: list[int] = []
+    fuse = Fuse(lambda: blown.append(1))
+    draft = Draft(True)
+    tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10, fuse=fuse)
+    monkeypatch.setattr(tapped, "reduce_logits", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # at start-up faults are loud
+        decode(tap, draft, 2, 1)
+    fuse.armed = True
+    assert np.isnan(decode(tap, draft, 2, 1)[:, -1]).all()
+    assert fuse.failures == {tapped.TAP: 2} and len(blown) == 2
+
+
 def test_forwards_outside_of_the_phases_are_left_alone() -> None:
     draft = Draft(True)
-    tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10)
+    tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10, fuse=FUSE)
     draft.rows = 2
     draft.draft_runner.forward("a warm-up of somebody else's")
-    assert tap.take_first() is None
+    assert tap.take_first(2).isnan().all()
 
 
 class Waits(TorchDispatchMode):
@@ -161,12 +204,12 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("graph", [False, True])
 def test_no_host_waits_between_launch_and_result(graph: bool) -> None:
     draft, tracker = Draft(graph), RoundTracker()
-    tap = SignalTap(draft, max_steps=5, max_batch=8, slots=10)
+    tap = SignalTap(draft, max_steps=5, max_batch=8, slots=10, fuse=FUSE)
     reqs = [object(), object()]
     slots = torch.tensor([3, 7])
     with Waits() as waits:
         draft._draft_extend_for_prefill(batch(3, 7))
-        tracker.prefilled(reqs, tap.take_first())
+        tracker.prefilled(reqs, tap.take_first(2))
         for num_steps in (0, 1, 5):
             tap.begin_round(slots)
             if num_steps:

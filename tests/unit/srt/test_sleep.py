@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.sleep import DraftSleep
 
 WINDOW = 4
@@ -35,7 +36,8 @@ class Worker:
         self.passes: list[list[int]] = []
         self.news: list[Any] = []
         self.speculative_num_steps = 3
-        self.speckv = SimpleNamespace(awake=False)
+        self.speckv = SimpleNamespace(awake=False, fuse=Fuse(lambda: None))
+        self.speckv.fuse.armed = True
         self._draft_worker = SimpleNamespace(
             _draft_extend_for_decode=self.extend,
             _draft_extend_for_prefill=self.prefill,
@@ -200,3 +202,21 @@ def test_prefill_again_after_a_retraction(worker: Worker) -> None:
     DraftSleep.prefilled([req])
     worker.round([req], 2)
     assert worker.passes == []
+
+
+def test_a_catch_up_that_fails_is_not_tried_again(worker: Worker) -> None:
+    req = worker.admit(0)
+    worker.round([req], 0)
+    worker._draft_worker._draft_extend_for_prefill = lambda *_: 1 / 0
+    for _ in range(2):
+        worker.round([req], 2)
+    assert list(worker.speckv.fuse.failures.values()) == [1]
+    assert not worker.is_whole(req)
+
+
+def test_a_draft_that_cannot_sleep_is_extended(worker: Worker) -> None:
+    req = worker.admit(0)
+    worker._stub_skipped_draft_extend = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+    worker.round([req], 0)
+    assert worker.is_whole(req) and not worker.sleep.slept
+    assert list(worker.speckv.fuse.failures.values()) == [1]

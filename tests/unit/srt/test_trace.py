@@ -15,8 +15,9 @@ import pytest
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.records import SCHEMA_VERSION, Header, Record, read_trace, trace_files
 from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.srt import trace
 from sglang_speckv.srt.rounds import DecodeLaunch, FinishedRound
-from sglang_speckv.srt.trace import TraceWriter, check_directory
+from sglang_speckv.srt.trace import TraceWriter, bounded_id, check_directory
 
 HEADER = Header(
     target="t", draft="d", algorithm="EAGLE3", draft_vocab_size=100, candidate_steps=(0, 2)
@@ -89,6 +90,84 @@ def test_a_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest.Monke
     for _ in range(10):
         writer.write(finished(1, 2), "throughput", 2.0)
     assert writer.dropped == 7
+
+
+def test_a_full_file_is_followed_by_another_and_the_oldest_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "FILE_BYTES", 2_000)
+    monkeypatch.setattr(trace, "FILES", 3)
+    monkeypatch.setattr(trace, "FLUSH_SECONDS", 0.0)
+    writer = TraceWriter(str(tmp_path), HEADER)
+    for _ in range(400):
+        writer.write(finished(1, 2), "throughput", 2.0)
+    writer.close()
+    files = trace_files(tmp_path)
+    assert len(files) == 3 and len(writer._files) == 3
+    assert not files[0].name.endswith("-0001.jsonl.gz")
+    rounds = []
+    for file in files:
+        header, records = read_trace(file)
+        assert header == HEADER
+        rounds += [record.round for record in records]
+    assert rounds == [n for n in range(rounds[0], 401) for _ in range(2)]
+    assert (writer.dropped, writer.failed) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "rid", ["\udcff", "x" * (1 << 20), "\udc80" * 500, "ü" * 128, None, "code:7:" + "y" * 999]
+)
+def test_any_id_is_written_in_bounded_length(tmp_path: Path, rid: str | None) -> None:
+    writer = TraceWriter(str(tmp_path), HEADER)
+    writer.write(finished(1, 2, rids=(rid, "b")), "throughput", 2.0)  # type: ignore[arg-type]
+    writer.close()
+    first, second = read_trace(trace_files(tmp_path)[0])[1]
+    assert 1 <= len(first.request) <= 128 and second.request == "b"
+    assert (writer.dropped, writer.failed) == (0, "")
+
+
+def test_long_ids_stay_apart_and_keep_their_label() -> None:
+    one, two = (bounded_id("code:7:" + "x" * 200 + end) for end in "ab")
+    assert one != two
+    assert one.startswith("code:7:x") and len(one) == 128
+    assert bounded_id("code:7:a") == "code:7:a"
+
+
+def test_a_round_that_cannot_be_told_is_dropped_and_the_trace_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = TraceWriter(str(tmp_path), HEADER)
+    for _ in range(3):
+        writer.write(finished(1), "throughput", 2.0)  # a count is missing
+    writer.write(finished(1, 2), "throughput", 2.0)
+    writer.close()
+    (_, records) = read_trace(trace_files(tmp_path)[0])
+    assert [record.round for record in records] == [4, 4]
+    assert (writer.written, writer.dropped) == (2, 3)
+    assert len(caplog.records) == 1
+
+
+def test_closing_a_trace_that_has_failed_does_not_wait(tmp_path: Path) -> None:
+    writer = TraceWriter(str(tmp_path / "gone"), HEADER, capacity=1)
+    writer._thread.join(timeout=10)
+    writer._queue.put_nowait((0, "", 1.0, finished(1, 2)))  # full, and nobody takes from it
+    writer.close()
+
+
+def test_anything_that_ends_the_thread_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TraceWriter, "_write_rounds", lambda *_: 1 / 0)
+    writer = TraceWriter(str(tmp_path), HEADER)
+    writer._thread.join(timeout=10)
+    assert "division" in writer.snapshot()["failed"]
+
+
+def test_nodes_may_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("node-a", "node/b"):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        TraceWriter(str(tmp_path), HEADER).close()
+    assert len(trace_files(tmp_path)) == 2
 
 
 def test_a_broken_disk_ends_the_trace_and_not_the_server(tmp_path: Path) -> None:

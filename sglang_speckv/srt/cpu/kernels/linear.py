@@ -14,6 +14,8 @@ from torch import Tensor
 
 PACKED_FOR_ROWS = 16  # oneDNN's blocking; measured best for 2 to 64 rows and no worse for one
 
+_loads = 0  # how often weights were loaded anew
+
 
 def applies(layer: Any, x: Tensor) -> bool:
     """Plain float32 weights and inputs on the CPU."""
@@ -32,10 +34,20 @@ def packed_linear(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, _packed(layer), bias, "none", [], "")
 
 
+def forget_packed() -> None:
+    """Weights are about to change: pack them anew at their next use.
+
+    They cannot be asked whether they changed: loaders copy into ``weight.data``, which leaves the
+    tensor's version as it was.
+    """
+    global _loads
+    _loads += 1
+
+
 def _packed(layer: Any) -> Tensor:
-    """Packed at first use, and again after the weights were loaded anew."""
+    """Packed at first use, and again after :func:`forget_packed`."""
     weight = layer.weight
-    state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+    state = (weight.data_ptr(), _loads)
     if getattr(layer, "_speckv_packed_state", None) != state:
         layer._speckv_packed = torch.ops.mkldnn._reorder_linear_weight(
             weight.detach(), PACKED_FOR_ROWS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -143,19 +144,30 @@ def _tree_blocks(tree_mask: Tensor, extend_seq_lens: Tensor, members: Tensor) ->
 class PlanCache:
     """Plans of the forward that is running, found again by the identity of their inputs.
 
-    Off until :meth:`start`: the inputs are mutated between forwards, so only a caller that says
-    when a forward begins may share plans between the calls inside it.
+    The inputs are changed in place between forwards, so plans are shared only between calls inside
+    :meth:`shared`, for callers that say by :meth:`start` when a forward begins. Every other call
+    gets a plan of its own.
     """
 
     def __init__(self) -> None:
-        self._plans: dict[tuple, tuple[tuple, list[Group]]] | None = None
+        self._plans: dict[tuple, tuple[tuple, list[Group]]] = {}
+        self._sharing = False
 
     def start(self) -> None:
         """A new forward begins: forget everything."""
         self._plans = {}
 
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """The calls inside belong to the forward that started last."""
+        self._sharing = True
+        try:
+            yield
+        finally:
+            self._sharing = False
+
     def get(self, make: Callable[..., list[Group]], *inputs: object) -> list[Group]:
-        if self._plans is None:
+        if not self._sharing:
             return make(*inputs)
         key = (make, *_identities(inputs))
         if key not in self._plans:

@@ -252,11 +252,15 @@ def test_plans_are_shared_within_a_forward_and_forgotten_by_the_next(monkeypatch
     q, k, v = torch.randn(1, 2, 8), torch.randn(1, 1, 8), torch.randn(1, 1, 8)
     loc = batch.req_to_token[batch.req_pool_indices, batch.seq_lens - 1].long()
     plans.start()
-    first = decode(batch, q, k, v, loc)
-    batch.seq_lens -= 2  # changed in place, as the scheduler does between forwards
-    assert torch.equal(decode(batch, q, k, v, loc), first)
+    with plans.shared():
+        first = decode(batch, q, k, v, loc)
+        batch.seq_lens -= 2  # changed in place, as the scheduler does between forwards
+        assert torch.equal(decode(batch, q, k, v, loc), first)
+    stranger = decode(batch, q, k, v, loc)  # announced no forward, so it gets no old plan
     plans.start()
-    assert not torch.equal(decode(batch, q, k, v, loc), first)
+    with plans.shared():
+        assert torch.equal(decode(batch, q, k, v, loc), stranger)
+    assert not torch.equal(stranger, first)
 
 
 def test_what_is_not_supplied_is_refused_by_name():

@@ -49,6 +49,57 @@ def test_a_working_cuda_build_is_never_shadowed(clean):
     assert not cpu.enabled() and cpu.SHIM not in sys.path
 
 
+@pytest.mark.parametrize("sign", cpu.OTHER_ACCELERATORS)
+def test_another_accelerator_does_not_idle_unasked(clean, sign):
+    """A driver's device file, a build of torch or a plugin of torch, each alone."""
+    clean.setattr(cpu, "_cuda_usable", lambda: False)
+    clean.setattr(cpu.Path, "exists", lambda path: str(path) == sign)
+    installed = {"torch": "2.9.1+cu130", sign: "1.0"}
+    if sign.startswith("+"):
+        installed = {"torch": f"2.9.1{sign}6.4"}
+    clean.setattr(cpu, "_version", lambda name: installed.get(name, ""))
+    assert cpu.wanted()  # SPECKV_CPU=1 said so
+    clean.setenv("SPECKV_CPU", "0")
+    assert not cpu.wanted()
+    clean.delenv("SPECKV_CPU")
+    with pytest.raises(ConfigError, match=rf"{cpu.OTHER_ACCELERATORS[sign]}.*SPECKV_CPU=1"):
+        cpu.wanted()
+    clean.setattr(cpu, "_cuda_usable", lambda: True)
+    assert not cpu.wanted()  # CUDA is what we serve on
+
+
+def test_an_apple_gpu_does_not_idle_unasked(clean):
+    clean.delenv("SPECKV_CPU")
+    clean.setattr(cpu, "_cuda_usable", lambda: False)
+    clean.setattr(cpu.platform, "system", lambda: "Darwin")
+    clean.setattr(cpu.platform, "machine", lambda: "arm64")
+    with pytest.raises(ConfigError, match="an Apple GPU"):
+        cpu.wanted()
+
+
+def test_a_cpu_is_wanted_where_cuda_devices_are_hidden(clean):
+    """A driver without a visible device, as CUDA_VISIBLE_DEVICES= makes it."""
+    clean.delenv("SPECKV_CPU")
+    clean.setattr(cpu, "other_accelerator", lambda: None)
+    for code, devices in ((0, 0), (100, 1)):
+        clean.setattr(cpu.ctypes, "CDLL", lambda _, c=code, n=devices: Driver(c, n))
+        assert cpu.wanted()
+    clean.setattr(cpu.ctypes, "CDLL", lambda _: Driver(0, 1))
+    assert not cpu.wanted()
+
+
+class Driver:
+    def __init__(self, code: int, devices: int) -> None:
+        self.code, self.devices = code, devices
+
+    def cuInit(self, flags: int) -> int:
+        return self.code
+
+    def cuDeviceGetCount(self, count) -> int:
+        count._obj.value = self.devices
+        return 0
+
+
 def test_enable_after_another_sgl_kernel_is_refused(clean):
     module = ModuleType("sgl_kernel")
     module.__file__ = "/elsewhere/sgl_kernel/__init__.py"

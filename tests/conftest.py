@@ -1,0 +1,35 @@
+"""Which tests stay together when two processes run them (``pytest -n 2 --dist loadgroup``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+SHARED_SERVERS = ("server", "gpu_server")
+"""Fixtures with a server for each parameter."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Iterator[None]:
+    if not config.getoption("loadgroup", False):
+        return (yield)
+    for item in items:
+        group = group_of(item)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    yield  # pytest-xdist puts the group behind the test's name
+    lost = [item.nodeid for item in items if group_of(item) and "@" not in item.nodeid]
+    if lost:
+        raise pytest.UsageError(f"pytest-xdist did not group {lost[0]}; install what is locked")
+
+
+def group_of(item: pytest.Item) -> str | None:
+    """The shared server that a test uses, else an engine test's module, whose server it may be."""
+    call = getattr(item, "callspec", None)
+    for fixture in SHARED_SERVERS:
+        if call is not None and fixture in call.params:
+            return str(call.params[fixture])
+    return item.path.stem if item.get_closest_marker("engine") else None

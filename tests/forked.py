@@ -1,0 +1,110 @@
+"""Servers that skip the import of SGLang: forks of one process that has it imported.
+
+A server is a fork of ``multiprocessing``'s fork server that runs ``python -m MODULE ARGS`` with an
+environment, a log and a process group of its own; its scheduler and detokenizer are forks again.
+Only for a CPU: CUDA does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+from unittest import mock
+
+import setproctitle
+
+from sglang_speckv.bench.server import Server
+from sglang_speckv.srt import cpu
+
+IMPORTS = (
+    "tests.forked_imports",
+    "sglang.launch_server",
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.managers.detokenizer_manager",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.models.registry",
+    "sglang_speckv.srt.worker",
+)
+"""What the fork server imports, in this order."""
+LATE = "imported after the fork: "
+"""Begins a line of the log for every module of SGLang, torch and Transformers that was."""
+_PR_SET_PDEATHSIG = 1
+_PATH = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+
+
+def possible() -> bool:
+    """Whether a fork would be what a new process is: on the CPU, and with nothing added to
+    PYTHONPATH that could hold another plugin or another SGLang."""
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return cpu.wanted() and {*path} <= {*_PATH, cpu.SHIM}
+
+
+class ForkedServer(Server):
+    """A server that is forked instead of started anew."""
+
+    def _spawn(self) -> Forked:
+        return Forked(self.argv, self.log)
+
+
+class Forked:
+    """``python -m MODULE ARGS``: the part of :class:`subprocess.Popen` that a server uses."""
+
+    def __init__(self, argv: Sequence[str], log: Path, imports: Sequence[str] = IMPORTS) -> None:
+        assert argv[:2] == [sys.executable, "-m"]
+        log.write_bytes(b"")  # may be read before the fork is there
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(imports))
+        self._process = context.Process(target=_run, args=(argv[2:], log, dict(os.environ)))
+        with mock.patch.dict(os.environ, {**cpu.TUNING, **os.environ}):
+            self._process.start()  # and the fork server before it, unless it runs
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
+        return code
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+
+class _LateImports:
+    """First on ``sys.meta_path``; finds nothing and says what was looked for."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name.split(".")[0] in ("sglang", "torch", "transformers"):
+            print(LATE + name, flush=True)
+
+
+def _run(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    """``python -m`` with ``argv``, in the fork."""
+    os.setsid()
+    # The fork server ends with the process that started it, if no fork keeps it up; and we with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.close(forkserver._forkserver._forkserver_alive_fd)
+    with open(os.devnull) as nothing, log.open("wb") as file:
+        for descriptor, source in enumerate((nothing, file, file)):
+            os.dup2(source.fileno(), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)
+    multiprocessing.set_start_method = lambda method, force: None  # SGLang asks for spawn
+    sys.meta_path.insert(0, _LateImports)
+    setproctitle.setproctitle(shlex.join([sys.executable, "-m", *argv]))
+    sys.argv = list(argv)
+    runpy.run_module(argv[0], run_name="__main__", alter_sys=True)

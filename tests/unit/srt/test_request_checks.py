@@ -1,0 +1,42 @@
+"""What is let through; what is refused is asked of real servers."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sglang_speckv.srt.request_checks import problem, reason_to_abort, refuse
+
+
+def request(**fields: Any) -> SimpleNamespace:
+    params = SimpleNamespace(stop_token_ids=fields.pop("stop_token_ids", None))
+    return SimpleNamespace(sampling_params=params, **fields)
+
+
+@pytest.mark.parametrize("ids", [[0], [9], [0, 9], None])
+def test_every_token_of_the_model_may_be_sent(ids: list[int] | None) -> None:
+    assert problem(request(stop_token_ids={0, 9}, top_logprobs_num=10), ids, 10) is None
+    assert problem(request(), ids, 10) is None  # an embedding request has no such field
+
+
+def test_images_write_ids_of_their_own() -> None:
+    image = request(mm_inputs=object(), input_ids=[10**6])
+    refuse(image, None)
+    req = request(multimodal_inputs=object(), origin_input_ids=[10**6], vocab_size=10)
+    assert reason_to_abort(None, req) is None
+
+
+def test_a_session_is_left_to_the_scheduler_which_knows_its_history() -> None:
+    refuse(request(session_params=object(), mm_inputs=None, input_ids=[]), None)
+    req = request(multimodal_inputs=None, origin_input_ids=[], vocab_size=10)
+    assert reason_to_abort(None, req) is not None
+
+
+def test_the_schedulers_own_reason_comes_first() -> None:
+    req = request(multimodal_inputs=None, origin_input_ids=[], vocab_size=10)
+    assert reason_to_abort("too long", req, 100, False) == "too long"
+
+
+def test_a_request_that_cannot_be_checked_is_the_only_one_that_ends() -> None:
+    req = request(multimodal_inputs=None, origin_input_ids=["one", 2], vocab_size=10)
+    assert "could not be checked" in (reason_to_abort(None, req) or "")

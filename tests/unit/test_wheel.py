@@ -1,0 +1,117 @@
+"""The package as others get it: a wheel, installed where there is no clone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sglang_speckv import __version__
+
+ROOT = Path(__file__).parents[2]
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but the installed wheel. It is built from a copy, as building leaves
+    files in the tree, and without a network."""
+    root = tmp_path_factory.mktemp("wheel")
+    source, wheels, site = root / "source", root / "wheels", root / "site"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "sglang_speckv", source / "sglang_speckv", ignore=ignored)
+    build = ("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", wheels)
+    subprocess.run([*PIP, *build, source], check=True)
+    (wheel,) = wheels.glob("*.whl")
+    install = ("install", "--no-deps", "--no-index", "--no-compile", "--target", site)
+    subprocess.run([*PIP, *install, wheel], check=True)
+    return site
+
+
+def run(site: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """``command`` from another folder, with the installed wheel before everything else; what it
+    wants to download it cannot have."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(site),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "COLUMNS": "200",
+        "SPECKV_CACHE": str(site.parent / "cache"),
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    }
+    return subprocess.run(
+        command, cwd=site.parent, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def said(site: Path, code: str) -> str:
+    """What a Python program prints that has the wheel only."""
+    done = run(site, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_it_is_the_wheel_that_runs(site: Path) -> None:
+    assert Path(said(site, "import sglang_speckv as s; print(s.__file__)")).parents[1] == site
+
+
+def test_the_command_line(site: Path) -> None:
+    speckv = site / "bin" / "speckv"
+    assert run(site, speckv, "--version").stdout == f"speckv {__version__}\n"
+    shown = run(site, speckv, "--help").stdout
+    assert set(re.findall(r"^  (\w+)  ", shown, re.MULTILINE)) == {
+        *("serve", "ab", "demo", "replay", "train", "doctor"),
+    }
+    assert "--quick" in run(site, speckv, "demo", "--help").stdout
+
+
+def test_entry_points_are_there(site: Path) -> None:
+    (distribution,) = importlib.metadata.distributions(name="sglang-speckv", path=[str(site)])
+    assert distribution.version == __version__
+    assert {(entry.group, entry.name, entry.value) for entry in distribution.entry_points} == {
+        ("console_scripts", "speckv", "sglang_speckv.cli:main"),
+        ("sglang.srt.plugins", "speckv", "sglang_speckv.srt.plugin:register"),
+    }
+
+
+def test_every_module_of_the_clone_is_in_it(site: Path) -> None:
+    ours, installed = (
+        {str(file.relative_to(root)) for file in root.glob("sglang_speckv/**/*.py")}
+        for root in (ROOT, site)
+    )
+    assert installed == ours
+
+
+def test_the_default_prompts_are_in_it(site: Path) -> None:
+    code = "from sglang_speckv.bench.prompts import load_prompts; print(len(load_prompts()))"
+    assert said(site, code) == "96"
+
+
+def test_the_demo_says_that_its_drafts_are_in_a_clone(site: Path) -> None:
+    refused = run(site, site / "bin" / "speckv", "demo", "--quick")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("speckv: the demo drafts (eagle3, standalone) come with a clone")
+    assert "pip install --editable" in line and "--draft PATH" in line
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
+def test_a_repository_around_it_is_not_its_own(site: Path) -> None:
+    """As where a virtual environment lies in the repository of another project."""
+    subprocess.run(["git", "init", "--quiet", site.parent], check=True)
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty"]
+    subprocess.run(["git", "-C", site.parent, *commit, "--message", "theirs"], check=True)
+    code = (
+        "from sglang_speckv.bench.provenance import provenance as p; print(p()['git'])\n"
+        "print(p()['versions']['sglang-speckv'])"
+    )
+    assert said(site, code).split() == ["None", __version__]
