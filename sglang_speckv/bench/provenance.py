@@ -60,7 +60,8 @@ def _output(*command: str) -> str | None:
 def _git(*args: str) -> str | None:
     """None unless this very file is tracked: a virtual environment may lie in a repository of
     something else."""
-    here = ("git", "-C", str(Path(__file__).parent))
+    # `git status` would write the index, under a lock that it leaves behind where it is killed.
+    here = ("git", "--no-optional-locks", "-C", str(Path(__file__).parent))
     tracked = _output(*here, "ls-files", "--error-unmatch", Path(__file__).name)
     return None if tracked is None else _output(*here, *args)
 

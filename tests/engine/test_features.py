@@ -42,7 +42,7 @@ def cached_prefix(server: Serving) -> Any:
 
 
 def chunked_prefill(server: Serving) -> Any:
-    """More tokens of prompts than one prefill takes."""
+    """A prompt of more tokens than one prefill takes."""
     server.flush_cache()
     limit = requests.get(server.url + "/server_info", timeout=60).json()["chunked_prefill_size"]
     prompt = SHARED * (limit // len(SHARED) + 1)

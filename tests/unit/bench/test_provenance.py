@@ -1,5 +1,6 @@
 """Where a result came from: the commit of this code, and never that of something around it."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,6 +45,16 @@ def test_the_commit_and_whether_it_is_what_runs(package: Path, tmp_path: Path) -
     assert (found["git"], found["git_dirty"]) == (git(tmp_path, "rev-parse", "HEAD"), False)
     package.write_text("# changed")
     assert provenance()["git_dirty"] is True
+
+
+def test_asking_writes_nothing_into_the_repository(package: Path, tmp_path: Path) -> None:
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--message", "the package")
+    os.utime(package, (1, 1))  # what git noted of the file is out of date
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    assert provenance()["git_dirty"] is False
+    assert index.read_bytes() == before
 
 
 def test_paths_are_shown_without_this_machines_own(package: Path, tmp_path: Path) -> None:
