@@ -4,9 +4,9 @@ Usage: python benchmarks/switching.py [--switches 1000]
 
 Serves a tiny random pair on this machine, pins another depth every few rounds while it decodes,
 and reads the scheduler's own clock from /server_info. Prints a table, then one JSON line. Bars:
-a switch at most 20 microseconds; the answer of /server_info (which replays SGLang's override
-log) and the scheduler's memory flat. Serving itself takes memory, so the same requests with the
-depth pinned as often, but always to the same one, come first: what they add is not the switches'.
+a switch at most 20 microseconds, the scheduler's memory flat. Serving itself takes memory, so the
+same requests with the depth pinned as often, but always to the same one, come first: what they add
+is not the switches'.
 """
 
 from __future__ import annotations
@@ -71,14 +71,12 @@ def pins(server: Serving, count: int, steps: tuple[int, ...]) -> None:
 
 
 def measure(server: Serving) -> dict[str, Any]:
-    state = server.state()
-    shown = state.pop("speckv")
+    shown = server.speckv()
     ours = psutil.Process().children(recursive=True)
     scheduler = next(process for process in ours if "sglang::scheduler" in _title(process))
     return {
         "switches": shown["switches"],
         "seconds": shown["switches"] * shown["switch_microseconds"] / 1e6,
-        "server_info_bytes": len(json.dumps(state)),
         "scheduler_mib": scheduler.memory_info().rss / 2**20,
     }
 
@@ -102,7 +100,6 @@ def report(start: dict[str, Any], seen: list[dict[str, Any]]) -> None:
         "microseconds_per_switch": round(
             1e6 * (after["seconds"] - before["seconds"]) / switches, 2
         ),
-        "server_info_growth_bytes": after["server_info_bytes"] - before["server_info_bytes"],
         "scheduler_growth_mib_after_each_quarter": memory,
         "switches_in_control": before["switches"] - start["switches"],
         "scheduler_growth_mib_in_control": round(
