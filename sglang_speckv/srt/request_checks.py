@@ -42,23 +42,25 @@ def refuse_release(*args: Any, **kwargs: Any) -> None:
 def refuse(request: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     """AFTER ``TokenizerManager._create_tokenized_object``: a ``ValueError`` becomes HTTP 400.
 
-    Only the scheduler knows the history that a session's prompt continues.
+    A session's history is known to the scheduler alone, and images write ids of their own.
     """
-    if getattr(request, "session_params", None) is None and request.mm_inputs is None:
-        model, embeddings = self.model_config, getattr(request, "input_embeds", None)
-        reason = problem(request, request.input_ids, model.vocab_size)
-        if embeddings is not None and any(len(row) != model.hidden_size for row in embeddings):
-            reason = f"input_embeds has to be rows of {model.hidden_size} numbers."
-        if reason is not None:
-            raise ValueError(reason)
+    model = self.model_config
+    whole = getattr(request, "session_params", None) is None and request.mm_inputs is None
+    reason = problem(request, request.input_ids if whole else None, model.vocab_size)
+    embeddings = getattr(request, "input_embeds", None) or ()
+    if any(len(row) != model.hidden_size for row in embeddings):
+        reason = f"input_embeds has to be rows of {model.hidden_size} numbers."
+    if reason is not None:
+        raise ValueError(reason)
 
 
 def reason_to_abort(reason: str | None, req: Any, *limits: Any) -> str | None:
     """AFTER the scheduler's ``validate_input_length``: a sentence aborts ``req`` with HTTP 400."""
-    if reason is not None or req.multimodal_inputs is not None or req.vocab_size is None:
+    if reason is not None or req.vocab_size is None:
         return reason
+    ids = req.origin_input_ids if req.multimodal_inputs is None else None
     try:
-        return problem(req, req.origin_input_ids, req.vocab_size)
+        return problem(req, ids, req.vocab_size)
     except Exception as error:  # one request's, not the scheduler's end
         return f"The request could not be checked ({error!r:.200}): send plain numbers."
 
@@ -66,7 +68,7 @@ def reason_to_abort(reason: str | None, req: Any, *limits: Any) -> str | None:
 def problem(request: Any, input_ids: Sequence[int] | None, vocab_size: int) -> str | None:
     """Why ``request``, as SGLang sends it to a scheduler or keeps it there, cannot be served.
 
-    ``input_ids`` is its prompt, None where that is made of embeddings.
+    ``input_ids`` is its prompt, None where that is not to be judged.
     """
     if input_ids is not None and len(input_ids) == 0:
         return "The prompt is empty: send at least one token."
@@ -89,5 +91,5 @@ def problem(request: Any, input_ids: Sequence[int] | None, vocab_size: int) -> s
         return f"top_k is {top_k}: send a number up to {INT32_MAX}, or -1 for all tokens."
     overrides = getattr(request, "positional_embed_overrides", None)
     if overrides is not None and not hasattr(overrides, "embeds"):
-        return "positional_embed_overrides takes tensors, which JSON has not: leave it out."
+        return "positional_embed_overrides takes tensors, which JSON cannot carry: leave it out."
     return None

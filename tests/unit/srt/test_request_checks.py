@@ -19,17 +19,30 @@ def test_every_token_of_the_model_may_be_sent(ids: list[int] | None) -> None:
     assert problem(request(), ids, 10) is None  # an embedding request has no such field
 
 
+MANAGER = SimpleNamespace(model_config=SimpleNamespace(vocab_size=10, hidden_size=4))
+
+
 def test_images_write_ids_of_their_own() -> None:
-    image = request(mm_inputs=object(), input_ids=[10**6])
-    refuse(image, None)
+    refuse(request(mm_inputs=object(), input_ids=[10**6]), MANAGER)
     req = request(multimodal_inputs=object(), origin_input_ids=[10**6], vocab_size=10)
     assert reason_to_abort(None, req) is None
 
 
-def test_a_session_is_left_to_the_scheduler_which_knows_its_history() -> None:
-    refuse(request(session_params=object(), mm_inputs=None, input_ids=[]), None)
+def test_the_prompt_of_a_session_is_left_to_the_scheduler_which_knows_its_history() -> None:
+    session = request(session_params=object(), mm_inputs=None, input_ids=[])
+    refuse(session, MANAGER)
     req = request(multimodal_inputs=None, origin_input_ids=[], vocab_size=10)
     assert reason_to_abort(None, req) is not None
+    session.logprob_start_len = -5
+    with pytest.raises(ValueError, match="logprob_start_len is -5"):
+        refuse(session, MANAGER)
+
+
+def test_embeddings_have_the_models_width() -> None:
+    refuse(request(mm_inputs=None, input_ids=None, input_embeds=[[0.5] * 4]), MANAGER)
+    narrow = request(mm_inputs=None, input_ids=None, input_embeds=[[0.5] * 4, [0.5]])
+    with pytest.raises(ValueError, match="rows of 4 numbers"):
+        refuse(narrow, MANAGER)
 
 
 def test_the_schedulers_own_reason_comes_first() -> None:
