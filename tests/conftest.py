@@ -1,11 +1,15 @@
-"""Which tests stay together when two processes run them (``pytest -n 2 --dist loadgroup``)."""
+"""Which tests stay together when two processes run them (``pytest -n 2 --dist loadgroup``), and
+what holds for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("speckv", deadline=None)  # no test is of the machine's speed
+settings.load_profile("speckv")
 SHARED_SERVERS = ("server", "gpu_server")
 """Fixtures with a server for each parameter."""
 

@@ -14,6 +14,7 @@ import pytest
 
 from sglang_speckv import __version__
 
+pytestmark = pytest.mark.xdist_group("wheel")  # built once
 ROOT = Path(__file__).parents[2]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 

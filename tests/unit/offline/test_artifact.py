@@ -200,9 +200,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @given(place=st.integers(0, 1 << 20), value=st.integers(0, 255), cut=st.booleans())
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_refused_or_harmless(tmp_path: Path, place: int, value: int, cut: bool) -> None:
     path = tmp_path / "damaged"
     shutil.rmtree(path, ignore_errors=True)

@@ -59,7 +59,7 @@ def theirs() -> Any:
     graph_sizes=st.one_of(st.none(), st.lists(st.integers(1, 40), max_size=5)),
     trace=rounds,
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_step_is_sglangs(
     theirs: Any,
     tmp_path_factory: pytest.TempPathFactory,

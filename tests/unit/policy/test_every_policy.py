@@ -143,7 +143,7 @@ def tell(policy: Any, news: Any) -> None:
     news=st.lists(garbled_rounds | true_rounds() | profiles(garbled_rows), max_size=12),
     batches=st.lists(garbled_batches, min_size=1, max_size=3),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_input_is_survived(case: Case, news: list[Any], batches: list[Batch]) -> None:
     policy = case.create()
     for item in news:
@@ -157,7 +157,7 @@ def test_any_input_is_survived(case: Case, news: list[Any], batches: list[Batch]
 @given(
     news=st.lists(true_rounds() | profiles(true_rows), max_size=30), firsts=st.none() | shares(3)
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_beliefs_stay_finite_at_any_scale(
     case: Case, news: list[Any], firsts: np.ndarray | None
 ) -> None:

@@ -150,7 +150,7 @@ def assert_close(actual: Tensor, wanted: Tensor) -> None:
 requests = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20)), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     requests=requests,
     kv_heads=st.sampled_from([1, 2, 3]),
@@ -169,7 +169,7 @@ def test_extend_is_causal_over_prefix_and_new_tokens(requests, kv_heads, share, 
     assert_close(extend(batch, q, lens), wanted)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lens=st.lists(st.integers(1, 30), min_size=1, max_size=6),
     share=st.sampled_from([1, 2, 4]),

@@ -66,7 +66,7 @@ def build(parent_list: Tensor, selected: Tensor, lens: Tensor, topk: int, depth:
 shapes = st.sampled_from([(1, 1, 2), (1, 3, 4), (4, 1, 4), (4, 5, 8), (2, 3, 6), (8, 6, 32)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=shapes, requests=st.integers(1, 4), seed=st.integers(0, 999))
 def test_tree_shape_mask_and_links(shape, requests, seed):
     torch.manual_seed(seed)
@@ -91,7 +91,7 @@ def test_tree_shape_mask_and_links(shape, requests, seed):
             assert walk == children
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes, requests=st.integers(1, 4), seed=st.integers(0, 999))
 def test_greedy_verify_takes_the_longest_path_the_target_agrees_with(shape, requests, seed):
     torch.manual_seed(seed)
