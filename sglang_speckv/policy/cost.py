@@ -119,7 +119,8 @@ class CostModel:
         weight = min(float(rounds), CAPACITY / 2)
         gain = weight / (self._count[cell] + weight)
         if self._count[cell]:
-            self._slope.learn(context - self._context[cell], seconds - self._mean[cell], weight)
+            usual, mean = float(self._context[cell]), float(self._mean[cell])
+            self._slope.learn(context - usual, seconds - mean, weight)
         self._count[cell] += weight
         for record, value in (
             (self._mean, seconds),
