@@ -85,10 +85,11 @@ class EnginePolicy:
         if coming is None or coming.size != batch_size:
             coming = Batch(batch_size)
         self.decision = None
-        self.num_steps = self.launch_steps
+        num_steps = self.launch_steps
         with self.fuse.guard("choosing a depth"):
-            self.num_steps = self._decide(coming)
-        return self.num_steps
+            num_steps = self._decide(coming)
+        self.num_steps = num_steps
+        return num_steps
 
     def on_verify_complete(
         self, num_correct_drafts_per_req: list[int], batch_size: int
