@@ -73,8 +73,7 @@ class ProfileRun:
         only seen in the mode that is not chosen is told by that one."""
         by_mode: dict[bool, dict[tuple[int, int], list[float]]] = {True: {}, False: {}}
         for (size, steps, waits), times in self._seconds.items():
-            if len(times) >= 2:
-                by_mode[waits][size, steps] = times
+            by_mode[waits][size, steps] = times
         if self._lag.open:
             waiting, late = (_medians(by_mode[waits]) for waits in (True, False))
             self._lag.choose(waiting, late)

@@ -35,6 +35,13 @@ def test_rows_are_rounds_by_batch_size_and_tier() -> None:
     assert summary(rows) == [[2, 0, 100.0], [2, 1, 110.0], [2, 3, 130.0]]
 
 
+def test_one_time_is_better_than_none() -> None:
+    """Under overlap the first and the last round of a request have no time of their own."""
+    profile = ProfileRun(TIERS, SignalLag("auto", overlap=False))
+    profile.observe(Round(1, 1, [0], 0.2, context_len=40), False)
+    assert summary(profile.finish()) == [[1, 1, 200.0]]
+
+
 def test_a_draft_that_can_sleep_is_timed_both_ways_at_depth_0() -> None:
     profile = ProfileRun(TIERS, SignalLag("auto", overlap=False), sleeps=True)
     for _ in range(32):
