@@ -29,6 +29,7 @@ def main():
         if kind == "Engine":
             try:
                 running.generate("", sampling)
+                raise SystemExit("an empty prompt was answered")
             except ValueError as error:
                 assert "prompt is empty" in str(error)
             answers = running.generate(prompts, sampling)
