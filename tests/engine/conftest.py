@@ -19,9 +19,8 @@ from tests import forked
 from tests.engine.tiny_models import tiny_eagle2_head, tiny_eagle3_head, tiny_llama
 from tests.forked import ForkedServer
 
-torch.set_num_threads(
-    1
-)  # the references here are tiny, and waiting threads cost the servers a core
+# The references here are tiny, and waiting threads cost the servers a core.
+torch.set_num_threads(1)
 READY_S = 900 if torch.cuda.is_available() else 300
 """On a GPU the first start compiles kernels and captures graphs."""
 STEPS = (0, 1, 3, 5)
