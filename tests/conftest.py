@@ -12,6 +12,11 @@ settings.register_profile("speckv", deadline=None)  # no test is of the machine'
 settings.load_profile("speckv")
 SHARED_SERVERS = ("server", "gpu_server")
 """Fixtures with a server for each parameter."""
+IN_PROCESS = (
+    *("test_attention_default", "test_compat", "test_datasets", "test_doctor", "test_readme"),
+    *("test_refusals", "test_refused_models", "test_switching", "test_untouched"),
+)
+"""Engine tests that import SGLang themselves: all in one process, so that it is imported once."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -32,6 +37,8 @@ def pytest_collection_modifyitems(
 
 def group_of(item: pytest.Item) -> str | None:
     """The shared server that a test uses, else an engine test's module, whose server it may be."""
+    if item.path.stem in IN_PROCESS:
+        return "in process"
     call = getattr(item, "callspec", None)
     for fixture in SHARED_SERVERS:
         if call is not None and fixture in call.params:

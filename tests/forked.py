@@ -2,6 +2,8 @@
 
 A server is a fork of ``multiprocessing``'s fork server that runs ``python -m MODULE ARGS`` with an
 environment, a log and a process group of its own; its scheduler and detokenizer are forks again.
+Each SGLang on PYTHONPATH has a fork server; plugins that a test puts there are loaded in the fork,
+too late for the hook registry: they patch what they patch themselves.
 Only for a CPU: CUDA does not survive a fork.
 """
 
@@ -16,6 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
@@ -38,14 +41,16 @@ IMPORTS = (
 LATE = "imported after the fork: "
 """Begins a line of the log for every module of SGLang, torch and Transformers that was."""
 _PR_SET_PDEATHSIG = 1
-_PATH = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 
 
-def possible() -> bool:
-    """Whether a fork would be what a new process is: on the CPU, and with nothing added to
-    PYTHONPATH that could hold another plugin or another SGLang."""
-    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return cpu.wanted() and {*path} <= {*_PATH, cpu.SHIM}
+def _folders() -> list[str]:
+    """On PYTHONPATH."""
+    return list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+
+
+_OURS = {cpu.SHIM, *_folders()}
+_fork_servers: dict[tuple[str, ...], forkserver.ForkServer] = {}
+"""By what they import and where from."""
 
 
 class ForkedServer(Server):
@@ -61,10 +66,20 @@ class Forked:
     def __init__(self, argv: Sequence[str], log: Path, imports: Sequence[str] = IMPORTS) -> None:
         assert argv[:2] == [sys.executable, "-m"]
         log.write_bytes(b"")  # may be read before the fork is there
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(imports))
-        self._process = context.Process(target=_run, args=(argv[2:], log, dict(os.environ)))
-        with mock.patch.dict(os.environ, {**cpu.TUNING, **os.environ}):
+        added = [folder for folder in _folders() if folder not in _OURS]
+        others = [folder for folder in added if (Path(folder) / "sglang").exists()]
+        plugins = [folder for folder in added if folder not in others]
+        self._process = multiprocessing.get_context("forkserver").Process(
+            target=_run, args=(argv[2:], log, dict(os.environ), added, plugins)
+        )
+        server = _fork_servers.setdefault((*imports, *others), forkserver.ForkServer())
+        server.set_forkserver_preload(list(imports))
+        path = os.pathsep.join(folder for folder in _folders() if folder not in plugins)
+        environment = {**cpu.TUNING, **os.environ, "PYTHONPATH": path}
+        with (
+            mock.patch.dict(os.environ, environment),
+            mock.patch.object(forkserver, "connect_to_new_process", server.connect_to_new_process),
+        ):
             self._process.start()  # and the fork server before it, unless it runs
         self.pid = self._process.pid
 
@@ -91,8 +106,15 @@ class _LateImports:
             print(LATE + name, flush=True)
 
 
-def _run(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-    """``python -m`` with ``argv``, in the fork."""
+def _run(
+    argv: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    added: Sequence[str],
+    plugins: Sequence[str],
+) -> None:
+    """``python -m`` with ``argv``, in the fork. ``added``: folders of PYTHONPATH that this test put
+    there; ``plugins``: those of them that the fork server does not know."""
     os.setsid()
     # The fork server ends with the process that started it, if no fork keeps it up; and we with it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -106,5 +128,15 @@ def _run(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> None
     multiprocessing.set_start_method = lambda method, force: None  # SGLang asks for spawn
     sys.meta_path.insert(0, _LateImports)
     setproctitle.setproctitle(shlex.join([sys.executable, "-m", *argv]))
+    sys.path[:0] = added
+    _load(plugins)
     sys.argv = list(argv)
     runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+
+
+def _load(folders: Sequence[str]) -> None:
+    """The SGLang plugins in ``folders``, as ``load_plugins`` would have loaded them."""
+    found = distributions(path=list(folders)) if folders else ()
+    for point in (point for each in found for point in each.entry_points):
+        if point.group == "sglang.srt.plugins":
+            point.load()()

@@ -40,7 +40,6 @@ from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
 
 REPEATS = 200
-TOKENS = 512
 
 
 class StandIn:
@@ -116,7 +115,7 @@ def median_event_seconds(work: Callable[[], None]) -> float:
     return statistics.median(times[10:])
 
 
-async def serve(server: Server, target: str) -> dict[str, Any]:
+async def serve(server: Server, target: str, tokens: int) -> dict[str, Any]:
     """The server's own state after decoding while the depth was pinned anew all the time."""
     prompts = [chat_tokenizer(target)(p) for p in in_turn(load_prompts(DEMO_PROMPTS))[:4]]
     async with running([server], 900) as failures:
@@ -132,7 +131,7 @@ async def serve(server: Server, target: str) -> dict[str, Any]:
                         await asyncio.sleep(0.02)
 
             shuffling = asyncio.create_task(shuffle())
-            await asyncio.gather(*(client.generate(ids, TOKENS) for ids in prompts))
+            await asyncio.gather(*(client.generate(ids, tokens) for ids in prompts))
             shuffling.cancel()
             return (await client.internal_state())["speckv"]
 
@@ -174,6 +173,12 @@ def main(
         list[int] | None, typer.Option(help="Repeatable; the profile has 1, 4, 16 and 64.")
     ] = None,
     vocab: Annotated[int | None, typer.Option(help="[default: the draft's]")] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Output length of the four requests whose depth changes.")
+    ] = 512,
+    server_flag: Annotated[
+        list[str] | None, typer.Option(help="One more flag for the server; repeatable.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
 ) -> None:
     """Measure the tap and the switches; the last line is one JSON object."""
@@ -187,11 +192,12 @@ def main(
         *("--speculative-draft-model-path", pair.path),
         *("--speckv-policy", f"static:{steps}", "--speckv-profile", "60"),
         *server_flags(max(sizes), default_dtype()),
+        *(server_flag or ()),
     ]
     with tempfile.TemporaryDirectory() as scratch:
         screen.say(f"serving {pair.name}")
         server = Server(pair.name, flags, log_path(out, pair.name, Path(scratch)))
-        shown = asyncio.run(serve(server, found))
+        shown = asyncio.run(serve(server, found, tokens))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     screen.say("timing the tap")
     words = vocab or draft_vocab(Path(pair.path))

@@ -74,10 +74,12 @@ class Fed(NamedTuple):
 
 
 class Eagle3(nn.Module):
-    def __init__(self, shape: Shape, draft_vocab: int, max_length: int = 2048) -> None:
+    def __init__(
+        self, shape: Shape, draft_vocab: int, max_length: int = 2048, captured: int = 3
+    ) -> None:
         super().__init__()
         self.shape = shape
-        self.fc = _linear(3 * shape.hidden, shape.hidden)
+        self.fc = _linear(captured * shape.hidden, shape.hidden)
         self.midlayer = Layer(shape)
         self.norm = Norm(shape.hidden, shape.eps)
         self.lm_head = _linear(shape.hidden, draft_vocab)
@@ -105,7 +107,7 @@ class Eagle3(nn.Module):
         return F.linear(self.norm(hidden), self.lm_head.weight[columns])
 
     def first(self, aux: Tensor, embed: Tensor) -> Fed:
-        """All target-fed rows: aux [B, T, 3H], next tokens' embed [B, T, H]."""
+        """All target-fed rows: aux [B, T, captured * H], next tokens' embed [B, T, H]."""
         pos = torch.arange(aux.shape[1], device=aux.device)
         hidden = self.fc(aux)
         q, k, v = (t.transpose(1, 2) for t in self._qkv(embed, hidden, pos))
@@ -162,7 +164,8 @@ def load(folder: Path, shape: Shape, embed: Tensor) -> tuple[Eagle3, Tensor]:
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     shape = shape._replace(heads=heads, kv_heads=kv_heads)  # more than the target's
     ids = saved["d2t"].long() + torch.arange(len(saved["d2t"]))
-    head = Eagle3(shape, len(ids))
+    captured = saved["fc.weight"].shape[1] // shape.hidden
+    head = Eagle3(shape, len(ids), captured=captured)
     names = {"lm_head.weight": embed[ids]} | saved
     head.load_state_dict({n: t for n, t in names.items() if n in head.state_dict()})
     return head.float(), ids

@@ -15,9 +15,9 @@ import requests
 import torch
 
 from sglang_speckv.bench.server import Server
-from tests import forked
+from sglang_speckv.srt import cpu
 from tests.engine.tiny_models import tiny_eagle2_head, tiny_eagle3_head, tiny_llama
-from tests.forked import ForkedServer
+from tests.forked import Forked, ForkedServer
 
 # The references here are tiny, and waiting threads cost the servers a core.
 torch.set_num_threads(1)
@@ -25,6 +25,11 @@ READY_S = 900 if torch.cuda.is_available() else 300
 """On a GPU the first start compiles kernels and captures graphs."""
 STEPS = (0, 1, 3, 5)
 """Candidates of the shared servers."""
+LAYERS = 2
+"""Of the tiny target. An EAGLE-3 head sees what goes into each; every layer costs a millisecond of
+every forward."""
+PROFILE_S = "4"
+"""Of the shared servers at their start."""
 PAIRS = {
     "eagle3": ("EAGLE3", "eagle3"),
     "standalone-self": ("STANDALONE", "target"),
@@ -32,8 +37,8 @@ PAIRS = {
     "eagle2": ("EAGLE", "eagle2"),
 }
 """Shared servers by name: algorithm and draft."""
-SPAWNED = "eagle3"
-"""The one that is started as a user starts it."""
+TOKENS = 32
+"""Of an answer, unless a test says otherwise: some rounds at the greatest depth."""
 PROMPTS = [
     "In the beginning was the word",
     "def add(a, b):",
@@ -46,12 +51,12 @@ PROMPTS = [
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny target and a draft of every kind for it."""
     root = tmp_path_factory.mktemp("models")
-    target = tiny_llama(root / "target", layers=4)
+    target = tiny_llama(root / "target", layers=LAYERS)
     return {
         "target": str(target),
         "eagle3": str(tiny_eagle3_head(root / "eagle3", target)),
         "eagle2": str(tiny_eagle2_head(root / "eagle2", target)),
-        "alike": str(tiny_llama(root / "alike", layers=4, noise=0.1)),
+        "alike": str(tiny_llama(root / "alike", layers=LAYERS, noise=0.1)),
         "other": str(tiny_llama(root / "other", layers=1, seed=7)),
     }
 
@@ -65,7 +70,9 @@ class Serving:
         self.pair = ""
         self.trace = Path()
 
-    def generate(self, prompts: list[str], max_new_tokens: int = 48, **sampling: Any) -> list[Any]:
+    def generate(
+        self, prompts: list[str], max_new_tokens: int = TOKENS, **sampling: Any
+    ) -> list[Any]:
         """Whole answers of one request that holds all ``prompts``, greedy unless told."""
         body = {
             "text": prompts,
@@ -78,7 +85,7 @@ class Serving:
         }
         return self.post("/generate", body)
 
-    def tokens(self, prompts: list[str], max_new_tokens: int = 48) -> list[list[int]]:
+    def tokens(self, prompts: list[str], max_new_tokens: int = TOKENS) -> list[list[int]]:
         return [a["output_ids"] for a in self.generate(prompts, max_new_tokens)]
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
@@ -135,30 +142,37 @@ class Serving:
 
 
 @contextmanager
-def serving(
-    tmp_path: Path, *args: str, command: Sequence[str] | None = None, fork: bool = True
-) -> Iterator[Serving]:
-    """A server until the block ends. ``fork``: SGLang need not be imported anew."""
-    kind = ForkedServer if fork and forked.possible() else Server
+def serving(tmp_path: Path, *args: str, command: Sequence[str] | None = None) -> Iterator[Serving]:
+    """A server until the block ends."""
+    fork = cpu.wanted()
+    kind = ForkedServer if fork else Server
     server = kind("under test", args, tmp_path / "server.log", command)
     server.start()
     try:
         asyncio.run(server.wait_ready(READY_S))
         yield Serving(server.url, server.log)
     finally:
-        server.stop()
+        server.stop(grace_s=0 if fork else 5)  # SGLang drains for seconds what is not there
 
 
 @pytest.fixture
 def forked_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that our own code starts in this process are forked too."""
-    if forked.possible():
-        monkeypatch.setattr(Server, "_spawn", ForkedServer._spawn)
+    """Servers that our own code starts in this process are forked too, and profiled no longer than
+    the shared ones."""
+
+    def spawn(server: Server) -> Forked:
+        if "--speckv" in server.argv and "--speckv-profile" not in server.argv:
+            server.argv += ["--speckv-profile", PROFILE_S]
+        return Forked(server.argv, server.log)
+
+    if cpu.wanted():
+        monkeypatch.setattr(Server, "_spawn", spawn)
 
 
 def flags(models: dict[str, str], algorithm: str | None = None, draft: str = "") -> list[str]:
     """Launch flags for the tiny target, with a draft where an algorithm is named."""
     args = ["--model-path", models["target"], "--max-total-tokens", "4096", "--random-seed", "1"]
+    args += ["--constrained-json-disable-any-whitespace"]  # of which it would write nothing else
     if algorithm is not None:
         args += [
             "--speculative-algorithm",
@@ -193,9 +207,9 @@ def server(
     """
     folder = tmp_path_factory.mktemp(request.param)
     asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
-    asked += ["--speckv-trace", str(folder / "trace"), "--speckv-profile", "4", "--enable-metrics"]
-    fork = request.param != SPAWNED
-    with serving(folder, *flags(models, *PAIRS[request.param]), *asked, fork=fork) as running:
+    asked += ["--speckv-trace", str(folder / "trace"), "--speckv-profile", PROFILE_S]
+    asked += ["--enable-metrics"]
+    with serving(folder, *flags(models, *PAIRS[request.param]), *asked) as running:
         running.pair, running.trace = request.param, folder / "trace"
         yield running
 

@@ -14,7 +14,7 @@ from tests.engine.conftest import Serving, on_pairs
 
 pytestmark = pytest.mark.engine
 
-ARMS = ("none", "static:1", "static:3", "static:3#2", "speckv")
+ARMS = ("none", "static:3", "static:3#2", "speckv")
 
 
 def options(target: str, out: Path, **asked: Any) -> Options:
@@ -26,14 +26,19 @@ def options(target: str, out: Path, **asked: Any) -> Options:
         for i in range(6)
     ]
     prompts.write_text("\n".join(map(json.dumps, records)))
-    small = {"requests_per_slot": 1, "max_new_tokens": 16, "rate": [50.0], "out": str(out)}
+    small = {"requests_per_slot": 1, "max_new_tokens": 8, "rate": [50.0], "out": str(out)}
     return options_from(
         {"prompts": str(prompts), "target": target, **small, **asked},
         "test",
     )
 
 
-def test_ab(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ab(
+    models: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    forked_servers: None,
+) -> None:
     asked = options(
         models["target"],
         tmp_path,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.conftest import STEPS, Serving, flags, serving
+from tests.engine.conftest import PROFILE_S, STEPS, Serving, flags, serving
 from tests.engine.tiny_models import tiny_successors
 
 pytestmark = pytest.mark.engine
@@ -25,13 +25,13 @@ def ring(first: int, step: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A target of eight layers, and a draft of one that is always right about the lower half of the
+    """A target of four layers, and a draft of one that is always right about the lower half of the
     vocabulary and never about the upper half. Text stays in the half that it began in."""
     folder = tmp_path_factory.mktemp("adapts")
-    target = tiny_successors(folder / "target", ring(0, 1) + ring(HALF, 1), layers=8)
+    target = tiny_successors(folder / "target", ring(0, 1) + ring(HALF, 1), layers=4)
     draft = tiny_successors(folder / "draft", ring(0, 1) + ring(HALF, 2), layers=1)
     asked = flags({"target": str(target)}, "STANDALONE", str(draft))
-    asked += ["--speckv-candidate-steps", ",".join(map(str, STEPS)), "--speckv-profile", "4"]
+    asked += ["--speckv-candidate-steps", ",".join(map(str, STEPS)), "--speckv-profile", PROFILE_S]
     with serving(folder, *asked) as running:
         running.select("throughput")
         yield running

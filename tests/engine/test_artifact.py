@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from sglang_speckv.srt.serve import diagnose
-from tests.engine.conftest import PAIRS, PROMPTS, STEPS, Serving, flags, on_pairs, serving
+from sglang_speckv.cli import app
+from tests.engine.conftest import (
+    PAIRS,
+    PROFILE_S,
+    PROMPTS,
+    STEPS,
+    Serving,
+    flags,
+    on_pairs,
+    serving,
+)
+from tests.engine.test_refusals import speckv
 from tests.engine.test_signals import records_of
 
 pytestmark = [pytest.mark.engine, on_pairs("eagle3")]
@@ -26,9 +36,8 @@ def artifact(server: Serving, tmp_path_factory: pytest.TempPathFactory) -> Path:
     server.pin(-1)
     records_of(server)  # waits until all is on disk
     out = tmp_path_factory.mktemp("trained") / "artifact"
-    command = [sys.executable, "-m", "sglang_speckv", "train", str(server.trace), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["train", str(server.trace), "-o", str(out)])
+    assert done.exit_code == 0, done.output
     return out
 
 
@@ -36,6 +45,7 @@ def test_it_is_served(
     artifact: Path, models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path
 ) -> None:
     asked = ["--speckv", str(artifact), "--speckv-candidate-steps", ",".join(map(str, STEPS))]
+    asked += ["--speckv-profile", PROFILE_S]
     with serving(tmp_path, *flags(models, *PAIRS["eagle3"]), *asked) as running:
         before = running.speckv()["policy_state"]
         assert before["labels"][0] > before["rounds"] + 20  # SGLang's warm-up is served already
@@ -46,6 +56,8 @@ def test_it_is_served(
         assert running.speckv()["fallbacks"] == 0
 
 
-def test_another_pair_refuses_it(artifact: Path, models: dict[str, str]) -> None:
-    report = diagnose([*flags(models, "STANDALONE", "alike"), "--speckv", str(artifact)])
+def test_another_pair_refuses_it(artifact: Path, models: dict[str, str], tmp_path: Path) -> None:
+    asked = [*flags(models, "STANDALONE", "alike"), "--speckv", str(artifact)]
+    _, said = speckv(tmp_path / "log", "doctor", "--json", *asked)
+    report = json.loads(said.splitlines()[-1])
     assert "draft 'eagle3' (here 'alike')" in report["problem"]

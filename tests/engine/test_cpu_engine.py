@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import PROMPTS, Serving, flags, serving
-from tests.engine.reference import Reference, follows_target, sampled
+from tests.engine.conftest import PROMPTS, TOKENS, Serving, flags, serving
+from tests.engine.reference import AT_A_TIME, Reference, follows_target, sampled
 
 pytestmark = pytest.mark.engine
 
@@ -22,14 +22,15 @@ def reference(models: dict[str, str]) -> Reference:
 @pytest.fixture(scope="module")
 def tree(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """STANDALONE with SGLang's own defaults for a Llama: 5 steps, topk 4, 8 draft tokens."""
-    with serving(tmp_path_factory.mktemp("tree"), *flags(models, "STANDALONE", "alike")) as running:
+    asked = [*flags(models, "STANDALONE", "alike"), "--max-running-requests", AT_A_TIME]
+    with serving(tmp_path_factory.mktemp("tree"), *asked) as running:
         yield running
 
 
 def test_plain_decoding_is_that_of_transformers(
     plain_answers: dict[str, Any], reference: Reference
 ) -> None:
-    wanted = [reference.greedy(prompt, 48) for prompt in PROMPTS]
+    wanted = [reference.greedy(prompt, TOKENS) for prompt in PROMPTS]
     assert plain_answers == {"alone": wanted, "batch": wanted}
 
 

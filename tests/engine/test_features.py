@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.engine.conftest import PROMPTS, Serving, flags, on_pairs, serving
+from tests.engine.conftest import PROMPTS, TOKENS, Serving, flags, on_pairs, serving
 
 pytestmark = [pytest.mark.engine, on_pairs("eagle3", "standalone-self")]
 SHARED = "The same words come first, and they come again. " * 8
@@ -66,11 +66,9 @@ def retracted(server: Serving) -> int:
 
 
 def json_schema(server: Serving) -> Any:
-    """White space is free in JSON, and one of the answers never gets beyond it."""
     answers = server.generate(PROMPTS, 128, ignore_eos=False, json_schema=json.dumps(SCHEMA))
-    ended = [a["text"] for a in answers if a["meta_info"]["finish_reason"]["type"] == "stop"]
-    assert len(ended) > 1
-    for found in map(json.loads, ended):
+    for answer in answers:
+        found = json.loads(answer["text"])
         assert re.fullmatch("[a-z]{12}", found["name"]) and len(found["kinds"]) >= 3
     return [answer["output_ids"] for answer in answers]
 
@@ -122,7 +120,7 @@ def several_answers(server: Serving) -> Any:
 
 
 def streaming(server: Serving) -> Any:
-    body = {"prompt": PROMPTS[3], "max_tokens": 48, "temperature": 0, "ignore_eos": True}
+    body = {"prompt": PROMPTS[3], "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
     pieces = [event["choices"][0]["text"] for event in stream(server, "/v1/completions", body)]
     whole = server.post("/v1/completions", {"model": "default", **body})["choices"][0]["text"]
     assert "".join(pieces) == whole and len(pieces) > 3

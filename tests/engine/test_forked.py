@@ -1,11 +1,10 @@
 """Forked test servers: nothing is imported twice, and they end and refuse as others do.
 
-That they answer as others do is asked in test_lossless, which has servers of both sorts.
+That they answer as others do is asked in test_python_api, which has servers of both sorts.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from tests import forked
 from tests.engine.conftest import PROMPTS, flags, serving
 
 pytestmark = pytest.mark.engine
+ASKED = ["--speckv", "--speckv-profile", "0"]
 
 
 def test_nothing_heavy_is_imported_again(
     models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path
 ) -> None:
-    with serving(tmp_path, *flags(models, "STANDALONE", "alike"), "--speckv") as server:
+    with serving(tmp_path, *flags(models, "STANDALONE", "alike"), *ASKED) as server:
         assert server.tokens(PROMPTS) == plain_answers["batch"]
     late = re.findall(f"^{forked.LATE}(.*)", server.log.read_text(errors="replace"), re.MULTILINE)
     assert "sglang.cli" in late  # what is late shows
@@ -36,9 +36,3 @@ def test_a_refusal_is_one_sentence(models: dict[str, str], tmp_path: Path) -> No
         serving(tmp_path, *flags(models), "--speckv-policy", "magic"),
     ):
         pass
-
-
-def test_other_plugins_need_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert forked.possible()
-    monkeypatch.setenv("PYTHONPATH", "/some/plugins", prepend=os.pathsep)
-    assert not forked.possible()

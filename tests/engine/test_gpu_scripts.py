@@ -1,11 +1,9 @@
-"""The scripts of ``examples/gpu``, run whole on the CPU engine with tiny models: the first one as a
-user runs it, the others in this process."""
+"""The scripts of ``examples/gpu``, run whole on the CPU engine with tiny models."""
 
 from __future__ import annotations
 
 import json
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +13,9 @@ import pytest
 
 pytestmark = pytest.mark.engine
 FOLDER = Path(__file__).parents[2] / "examples" / "gpu"
+SHORT = ["--server-flag=--speckv-profile", "--server-flag=4"]
+FEWER = ["--server-flag=--speckv-candidate-steps", "--server-flag=0,1,3"]
 TINY = "--layers 2 --hidden 256 --vocab 1024 --dtype float32 --draft standalone --compression plain"
-
-
-def test_smoke(models: dict[str, str]) -> None:
-    pair = ["--target", models["target"], "--draft", f"EAGLE3={models['eagle3']}"]
-    command = [sys.executable, str(FOLDER / "smoke.py"), *pair]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    (draft,) = told["drafts"].values()
-    assert told["ok"] and all(draft["checks"].values())
-    assert draft["switches"] > 0 and draft["signal_ages"]
 
 
 @pytest.fixture
@@ -45,9 +34,17 @@ def told_by(
     return told
 
 
+def test_smoke(models: dict[str, str], told_by: Callable[..., Any]) -> None:
+    pair = ["--target", models["target"], "--draft", f"EAGLE3={models['eagle3']}"]
+    told = told_by("smoke.py", *pair, *SHORT, *FEWER)
+    (draft,) = told["drafts"].values()
+    assert told["ok"] and all(draft["checks"].values())
+    assert draft["switches"] > 0 and draft["signal_ages"]
+
+
 def test_overhead(models: dict[str, str], told_by: Callable[..., Any]) -> None:
     pair = ["--target", models["target"], "--draft", f"STANDALONE={models['alike']}"]
-    told = told_by("overhead.py", *pair, "--batch-size", "1")
+    told = told_by("overhead.py", *pair, *SHORT, "--batch-size", "1", "--tokens", "64")
     (row,) = told["tap"]
     assert 0 < row["host_share"] < 1 and told["switch_microseconds"] > 0
 

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from sglang_speckv.srt.patches_present import present
-from tests.engine.conftest import PROMPTS, Serving, flags, serving
+from tests.engine.conftest import PROMPTS, TOKENS, Serving, flags, serving
 from tests.patched_sglang import patched_package
 
 pytestmark = pytest.mark.engine
@@ -22,12 +22,13 @@ PROBE = '''
 import json, os
 
 def register():
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-    HookRegistry.register(
-        "sglang.srt.speculative.spec_info.SpeculativeAlgorithm.create_worker", watch, HookType.AFTER
-    )
+    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+    create_worker = SpeculativeAlgorithm.create_worker
+    def create_and_watch(self, server_args):
+        return watch(create_worker(self, server_args))
+    SpeculativeAlgorithm.create_worker = create_and_watch
 
-def watch(worker_class, *args):
+def watch(worker_class):
     class Watched(worker_class):
         def init_cuda_graphs(self):
             self._draft_worker.draft_logits_callback = write
@@ -125,7 +126,7 @@ def test_stock_adaptive_adapts_standalone(stock: Serving, plain_answers: dict[st
     assert "Adaptive spec params updated" in log
     assert "Switch adaptive runtime state" not in log
     assert "SpecKV" not in log
-    met = stock.generate(PROMPTS[:1])[0]["meta_info"]
+    met = stock.generate(PROMPTS[:1], 96)[0]["meta_info"]
     assert met["spec_num_proposed_drafts"] == 5 * met["spec_verify_ct"]  # launched at 1
     assert 0.8 < met["spec_accept_rate"] <= 1
 
@@ -166,4 +167,4 @@ def test_a_request_without_drafts(speckv: Serving) -> None:
     met = speckv.generate(PROMPTS[:1])[0]["meta_info"]
     speckv.pin(-1)
     assert (met["spec_num_proposed_drafts"], met["spec_accept_rate"]) == (0, 0)
-    assert met["spec_verify_ct"] > 40
+    assert met["spec_verify_ct"] >= TOKENS - 1

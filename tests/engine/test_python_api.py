@@ -6,61 +6,38 @@ The engine is also where NEXTN is served: SGLang's other name for EAGLE, with th
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sglang_speckv import Engine
 from sglang_speckv.offline.records import read_trace
-from tests.engine.conftest import PROMPTS
+from sglang_speckv.srt import cpu
+from tests.engine.conftest import PROMPTS, TOKENS
+from tests.forked import Forked
 
 pytestmark = pytest.mark.engine
 
-SCRIPT = """
-import json, sys
-from sglang_speckv import Engine, Runtime
-
-def main():
-    kind = sys.argv[1]
-    speckv, arguments, prompts = (json.loads(text) for text in sys.argv[2:])
-    running = {"Engine": Engine, "Runtime": Runtime}[kind](speckv=speckv, **arguments)
-    try:
-        sampling = {"temperature": 0, "max_new_tokens": 48, "ignore_eos": True}
-        if kind == "Engine":
-            try:
-                running.generate("", sampling)
-                raise SystemExit("an empty prompt was answered")
-            except ValueError as error:
-                assert "prompt is empty" in str(error)
-            answers = running.generate(prompts, sampling)
-            state = running.get_server_info()["internal_states"][0]
-        else:
-            import requests
-            answers = json.loads(running.generate(prompts, sampling_params=sampling))
-            state = requests.get(running.url + "/server_info").json()["internal_states"][0]
-        tokens = [answer["output_ids"] for answer in answers]
-        print(json.dumps({"tokens": tokens, "state": state}))
-    finally:
-        running.shutdown()
-
-if __name__ == "__main__":
-    main()
-"""
+SCRIPT = "tests.engine.in_python"
 
 
-def run(kind: str, speckv: dict[str, Any], arguments: dict[str, Any], tmp_path: Any) -> Any:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), kind, *map(json.dumps, (speckv, arguments, PROMPTS))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.stdout.strip(), done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def run(
+    kind: str, speckv: dict[str, Any], arguments: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """What :mod:`tests.engine.in_python` prints at last. ``Engine`` is forked; ``Runtime`` spawns
+    every process, as it does for a user."""
+    asked = [str(folder), kind, *map(json.dumps, (speckv, arguments, PROMPTS, TOKENS))]
+    log = folder / "log"
+    if kind == "Engine" and cpu.wanted():
+        code = Forked([sys.executable, "-m", SCRIPT, *asked], log).wait(300)
+    else:
+        command = [sys.executable, str(Path(__file__).with_name("in_python.py")), *asked]
+        with log.open("wb") as file:
+            code = subprocess.call(command, stdout=file, stderr=file, timeout=300)
+    said = log.read_text()
+    assert code == 0, said[-3000:]
+    return json.loads(next(line for line in reversed(said.splitlines()) if line.startswith("{")))
 
 
 def arguments(models: dict[str, str], algorithm: str, draft: str) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.srt import arguments, compat
+from sglang_speckv.srt import arguments, compat, cpu
 from sglang_speckv.srt.engine import prepare, with_speckv
 from sglang_speckv.srt.serve import diagnose
-from tests import forked
 from tests.engine.conftest import flags
 from tests.engine.tiny_models import tiny_llama
 from tests.forked import Forked
@@ -175,7 +174,7 @@ def test_arguments_resolved_without_the_plugin(
 def speckv(log: Path, *args: str) -> tuple[int, str]:
     """Exit code of the command and all that it prints, in ``log``."""
     command = [sys.executable, "-m", "sglang_speckv", *args]
-    if forked.possible():
+    if cpu.wanted():
         code = Forked(command, log).wait(240)
     else:
         with log.open("wb") as file:
@@ -233,11 +232,10 @@ def test_the_command_itself(models: dict[str, str]) -> None:
     assert done.stderr.startswith("speckv: ") and done.stderr.count("\n") == 1
 
 
-def test_doctors_exit_code(models: dict[str, str]) -> None:
+def test_doctors_exit_code(models: dict[str, str], tmp_path: Path) -> None:
     asked = [*flags(models, "STANDALONE", "/no/where/else"), "--speckv"]
-    command = [sys.executable, "-m", "sglang_speckv", "doctor", "--json", *asked]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 1
-    report = json.loads(done.stdout.splitlines()[-1])
+    code, output = speckv(tmp_path / "log", "doctor", "--json", *asked)
+    assert code == 1
+    report = json.loads(output.splitlines()[-1])
     assert report["adaptive"] is False
     assert "/no/where/else" in report["problem"]

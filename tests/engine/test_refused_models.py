@@ -27,12 +27,12 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "mamba and attention": (
         *GRANITE[:2],
-        GRANITE[2] | {"layer_types": ["mamba", "attention"] * 2},
+        GRANITE[2] | {"layer_types": ["mamba", "attention"]},
     ),
     "mamba beside attention": ("FalconH1ForCausalLM", "falcon_h1", MAMBA | {"mamba_d_ssm": 256}),
-    "convolution": ("Lfm2ForCausalLM", "lfm2", {"layer_types": ["conv", "full_attention"] * 2}),
+    "convolution": ("Lfm2ForCausalLM", "lfm2", {"layer_types": ["conv", "full_attention"]}),
 }
-ATTENTION_ONLY = (*GRANITE[:2], GRANITE[2] | {"layer_types": ["attention"] * 4})
+ATTENTION_ONLY = (*GRANITE[:2], GRANITE[2] | {"layer_types": ["attention"] * 2})
 
 
 def of_kind(model: str, folder: Path, kind: tuple[str, str, dict[str, Any]]) -> str:

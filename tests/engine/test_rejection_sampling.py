@@ -9,7 +9,7 @@ import pytest
 
 from sglang_speckv.offline.records import Record
 from tests.engine.conftest import PROMPTS, STEPS, Serving, flags, serving
-from tests.engine.reference import Reference, follows_target, sampled
+from tests.engine.reference import AT_A_TIME, Reference, follows_target, sampled
 from tests.engine.test_signals import records_of
 
 pytestmark = pytest.mark.engine
@@ -23,7 +23,7 @@ def drawing(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("drawing")
     asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
     asked += ["--speckv-trace", str(folder), "--speckv-profile", "0"]
-    asked += ["--speculative-use-rejection-sampling"]
+    asked += ["--speculative-use-rejection-sampling", "--max-running-requests", AT_A_TIME]
     with serving(folder, *flags(models, "EAGLE", "eagle2"), *asked) as running:
         running.trace = folder
         yield running
@@ -63,6 +63,6 @@ def test_signals_do_not_depend_on_what_is_drawn(drawing: Serving, num_steps: int
 
 def asked(server: Serving, rid: str, temperature: float) -> list[Record]:
     """The rounds of one request."""
-    sampling = {"temperature": temperature, "max_new_tokens": 40, "ignore_eos": True}
+    sampling = {"temperature": temperature, "max_new_tokens": 72, "ignore_eos": True}
     server.post("/generate", {"text": PROMPTS[3], "rid": rid, "sampling_params": sampling})
     return [record for record in records_of(server)[1] if record.request == rid]

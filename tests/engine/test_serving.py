@@ -66,9 +66,9 @@ def test_sampling_follows_the_targets_distribution(server: Serving) -> None:
     """The first three sampled tokens against the target's own frequencies: the first comes from
     prefill, the others from verification at a depth that moves."""
     with server.shuffled_depths([3, 0, 5, 1]):
-        drafted = sampled(server, 600)
+        drafted = sampled(server, 400)
     server.pin(0)
-    alone = sampled(server, 600)
+    alone = sampled(server, 400)
     server.pin(-1)
     for position in (1, 2):
         assert same_distribution([t[position] for t in drafted], [t[position] for t in alone])

@@ -10,7 +10,9 @@ import pytest
 import requests
 
 from sglang_speckv.bench.server import Server
+from sglang_speckv.srt import cpu
 from tests.engine.conftest import PROMPTS, flags, serving
+from tests.forked import ForkedServer
 
 pytestmark = pytest.mark.engine
 ASKED = ["--speckv", "--speckv-profile", "0", "--tp-size", "2"]
@@ -62,7 +64,8 @@ def test_they_would_not_without_the_broadcast(
     monkeypatch.setenv("RANK_NOISE_UNSHARED", "1")
     args = [*flags(models, "STANDALONE", "alike"), *ASKED, "--skip-server-warmup"]
     args += ["--speckv-policy", "ema"]
-    server = Server("of two minds", args, tmp_path / "server.log")
+    kind = ForkedServer if cpu.wanted() else Server
+    server = kind("of two minds", args, tmp_path / "server.log")
     server.start()
     try:
         _wait_listening(server)

@@ -9,34 +9,38 @@ from typing import Any
 
 import pytest
 
+from sglang_speckv.srt import cpu
+from sglang_speckv.srt.engine import prepare
+
 pytestmark = pytest.mark.engine
 
-RESOLVE = """
+WITHOUT = """
 import json, sys
-from sglang_speckv.srt import cpu
+from sglang_speckv.srt import cpu, plugin
 cpu.enable()
+plugin.register = cpu.apply_if_enabled  # the CPU engine alone
 from sglang.srt.plugins import load_plugins
-if sys.argv[1] == "without":
-    from sglang_speckv.srt import plugin
-    plugin.register = cpu.apply_if_enabled  # the CPU engine alone
 load_plugins()
-from sglang.srt.server_args import ServerArgs
-for arguments in json.loads(sys.argv[2]):
-    args = ServerArgs(**cpu.default_server_args(), **arguments)
-    args.resolve_once()
-    print(json.dumps({k: repr(v) for k, v in args.resolved_dict().items()}))
+from tests.engine.test_untouched import resolved
+print(json.dumps(resolved(json.loads(sys.argv[1]))))
 """
 
 
-def resolved(mode: str, arguments: list[dict[str, Any]]) -> list[dict[str, str]]:
-    done = subprocess.run(
-        [sys.executable, "-c", RESOLVE, mode, json.dumps(arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=True,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()[-len(arguments) :]]
+def resolved(arguments: list[dict[str, Any]]) -> list[dict[str, str]]:
+    from sglang.srt.server_args import ServerArgs
+
+    found = []
+    for asked in arguments:
+        args = ServerArgs(**cpu.default_server_args(), **asked)
+        args.resolve_once()
+        found.append({key: repr(value) for key, value in args.resolved_dict().items()})
+    return found
+
+
+def resolved_without(arguments: list[dict[str, Any]]) -> list[dict[str, str]]:
+    command = [sys.executable, "-c", WITHOUT, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_arguments_resolve_alike(models: dict[str, str]) -> None:
@@ -53,4 +57,5 @@ def test_arguments_resolve_alike(models: dict[str, str]) -> None:
         "speculative_num_draft_tokens": 5,
     }
     arguments = [{**common, "speculative_adaptive": True}, {**common, **tree}]
-    assert resolved("with", arguments) == resolved("without", arguments)
+    prepare()
+    assert resolved(arguments) == resolved_without(arguments)

@@ -64,7 +64,7 @@ def tiny_eagle3_head(directory: Path, target: Path, *, draft_vocab: int = 256) -
     base = json.loads((target / "config.json").read_text())
     hidden, vocab, dim = base["hidden_size"], base["vocab_size"], base["head_dim"]
     heads, kv_heads = base["num_attention_heads"], base["num_key_value_heads"]
-    captured = list(range(min(3, base["num_hidden_layers"] - 1)))
+    captured = list(range(-1, base["num_hidden_layers"] - 1))[:3]
     random = torch.Generator().manual_seed(3)
     half = torch.linalg.qr(torch.randn(hidden, kv_heads * dim, generator=random)).Q.T
     spread = half.view(kv_heads, dim, hidden).repeat_interleave(heads // kv_heads, 0)

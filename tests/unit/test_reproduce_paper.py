@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,15 +73,20 @@ def records(data: Path) -> Records:
     return load(data)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "examples/reproduce_paper.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def run_script(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["reproduce_paper.py", *arguments])
+        runpy.run_path(str(ROOT / "examples/reproduce_paper.py"), run_name="__main__")
+
+    return run_script
 
 
-def test_the_script_prints_all_figures(data: Path, tmp_path: Path) -> None:
-    done = run("--data", str(data), "--json", "--output", str(tmp_path / "paper.json"))
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_the_script_prints_all_figures(
+    run: Callable[..., None], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("--data", str(data), "--json", "--output", str(tmp_path / "paper.json"))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result) == {
         "tokens_per_step",
         "share_gamma8",
@@ -101,7 +107,13 @@ def test_the_script_prints_all_figures(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["none", "empty", "other columns", "one run short"])
-def test_other_data_are_refused_in_one_sentence(data: Path, tmp_path: Path, broken: str) -> None:
+def test_other_data_are_refused_in_one_sentence(
+    run: Callable[..., None],
+    data: Path,
+    tmp_path: Path,
+    broken: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for name in ("phase2_step_results.csv", "phase2_experiment_results.csv"):
         lines = (data / name).read_text().splitlines()
         lines = {"empty": [], "other columns": ["a,b", "1,2"], "one run short": lines}.get(broken)
@@ -113,9 +125,11 @@ def test_other_data_are_refused_in_one_sentence(data: Path, tmp_path: Path, brok
     with pytest.raises(DataError):
         load(tmp_path)
     if broken == "none":
-        done = run("--data", str(tmp_path))
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1 and "download" in done.stderr
+        with pytest.raises(SystemExit) as end:
+            run("--data", str(tmp_path))
+        said = capsys.readouterr().err
+        assert end.value.code == 2
+        assert said.count("\n") == 1 and "download" in said
 
 
 def test_matched_replay_of_a_fixed_choice_is_that_choice(records: Records) -> None:

@@ -1,8 +1,8 @@
 """A server that answers like SGLang with a counting policy, and misbehaves when told to.
 
-Run as ``python fake_server.py [SGLang flags] --host H --port P``. What goes wrong is read from the
-environment variable ``FAKE_SERVER``: ``NAME=FAULT,...``, where NAME is matched against the flags
-(``plain`` is the server without speculation) and FAULT is one of FAULTS.
+Run as ``python -m tests.unit.bench.fake_server [SGLang flags] --host H --port P``. What goes wrong
+is read from the environment variable ``FAKE_SERVER``: ``NAME=FAULT,...``, where NAME is matched
+against the flags (``plain`` is the server without speculation) and FAULT is one of FAULTS.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ def main() -> None:
     app.router.add_post("/set_internal_state", fake.set_state)
     app.router.add_post("/flush_cache", fake.ok)
     app.router.add_post("/generate", fake.generate)
-    web.run_app(app, host="127.0.0.1", port=int(flag("--port")), print=None)
+    port = int(flag("--port"))
+    web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=0.1)
 
 
 if __name__ == "__main__":

@@ -32,15 +32,24 @@ from sglang_speckv.bench.prompts import Prompt
 from sglang_speckv.bench.sampling import LEAST_P
 from sglang_speckv.bench.traffic import Workload
 from sglang_speckv.config import ConfigError
+from tests.forked import Forked
 
-FAKE = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
+MODULE = "tests.unit.bench.fake_server"
+FAKE = (sys.executable, "-m", MODULE)
 ARMS = ("none", "static:1", "static:3", "static:3#2", "speckv")
 PROMPTS = [Prompt(f"{kind}-{i}", kind, "x" * i) for i in range(4) for kind in ("code", "qa")]
 
 
 @pytest.fixture(autouse=True)
 def _fake_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked, so that none imports aiohttp, and looked at often: they are ready at once."""
+
+    def spawn(fake: server.Server) -> Forked:
+        return Forked(fake.argv, fake.log, imports=(MODULE,))
+
     monkeypatch.setattr(server, "COMMAND", FAKE)
+    monkeypatch.setattr(server.Server, "_spawn", spawn)
+    monkeypatch.setattr(server, "_POLL_S", 0.02)
 
 
 def wanted(out: Path, **asked: object) -> Comparison:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sglang_speckv.bench import server as server_module
 from sglang_speckv.bench.connection import ServerError
 from sglang_speckv.bench.server import Server, running
 from sglang_speckv.config import ConfigError
@@ -27,6 +28,13 @@ port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + HEALTHY
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These servers are up at once, and one of them does not end when it is told."""
+    monkeypatch.setattr(server_module, "_POLL_S", 0.02)
+    monkeypatch.setattr(Server.stop, "__defaults__", (1.0,))
 
 
 def server(tmp_path: Path, script: str, name: str = "s") -> Server:
