@@ -10,6 +10,7 @@ Only for a CPU: CUDA does not survive a fork.
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import runpy
@@ -45,7 +46,7 @@ _PR_SET_PDEATHSIG = 1
 
 def _folders() -> list[str]:
     """On PYTHONPATH."""
-    return list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    return list(dict.fromkeys(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))))
 
 
 _OURS = {cpu.SHIM, *_folders()}
@@ -116,6 +117,7 @@ def _run(
     """``python -m`` with ``argv``, in the fork. ``added``: folders of PYTHONPATH that this test put
     there; ``plugins``: those of them that the fork server does not know."""
     os.setsid()
+    gc.freeze()  # what is imported is garbage for nobody, and to look at it copies its pages
     # The fork server ends with the process that started it, if no fork keeps it up; and we with it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.close(forkserver._forkserver._forkserver_alive_fd)
@@ -124,8 +126,11 @@ def _run(
             os.dup2(source.fileno(), descriptor)
     os.environ.clear()
     os.environ.update(environment)
+    os.environ["SGLANG_DIAG_BYPASS_HEALTH_GENERATE"] = "1"  # to answer that takes it a second
     multiprocessing.set_start_method("fork", force=True)
+    fork = multiprocessing.get_context("fork")
     multiprocessing.set_start_method = lambda method, force: None  # SGLang asks for spawn
+    multiprocessing.get_context = lambda method=None: fork
     sys.meta_path.insert(0, _LateImports)
     setproctitle.setproctitle(shlex.join([sys.executable, "-m", *argv]))
     sys.path[:0] = added

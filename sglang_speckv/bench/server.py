@@ -125,7 +125,9 @@ class Server:
         for stray in family:  # one that left the group
             with suppress(psutil.NoSuchProcess):
                 stray.kill()
-        psutil.wait_procs(family, timeout=5)
+        deadline = time.monotonic() + 5
+        while any(map(_runs, family)) and time.monotonic() < deadline:
+            time.sleep(0.02)
         process.wait()
 
 
@@ -183,6 +185,14 @@ def _family(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    """An orphan that has ended is a zombie until whoever adopted it looks."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _listens_on(process: psutil.Process, port: int) -> bool:

@@ -105,9 +105,9 @@ class ThroughputPolicy:
         return decision
 
     def _choose(self, batch: Batch) -> Decision:
-        size = batch.size
-        if not is_count(size):
+        if not is_count(batch.size):
             return Decision(self._launch, "launch", self._unknown[self._launch])
+        size = int(batch.size)
         counts = self._acceptance.count(size, batch.first_probs)
         tokens = (counts @ self._table).tolist()
         if self._look or not self._cost.samples:

@@ -21,7 +21,7 @@ def pair(
 ) -> Iterator[tuple[Serving, Any]]:
     folder = tmp_path_factory.mktemp("dp")
     asked = ["--dp-size", "2", "--speckv", "--speckv-candidate-steps", "0,2"]
-    asked += ["--speckv-profile", "10", "--speckv-trace", str(folder / "trace")]
+    asked += ["--speckv-profile", "6", "--speckv-trace", str(folder / "trace")]
     with serving(folder, *flags(models, "STANDALONE", "alike"), *asked) as running:
         yield running, folder / "trace"
 

@@ -75,7 +75,7 @@ def json_schema(server: Serving) -> Any:
 
 def regex(server: Serving) -> Any:
     pattern = "(yes|no|perhaps), [0-9a-f]{16}[.]"
-    answers = server.generate(PROMPTS, ignore_eos=False, regex=pattern)
+    answers = server.generate(PROMPTS, 40, ignore_eos=False, regex=pattern)
     assert all(re.fullmatch(pattern, answer["text"]) for answer in answers)
     return [answer["output_ids"] for answer in answers]
 

@@ -87,7 +87,7 @@ def stock(
 def speckv(
     models: dict[str, str], patched: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Serving]:
-    asked = ["--speckv", "--speckv-candidate-steps", "0,1,3,5"]
+    asked = ["--speckv", "--speckv-candidate-steps", "0,1,3,5", "--speckv-profile", "0"]
     asked += ["--decode-log-interval", "3", "--enable-metrics"]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(patched), prepend=os.pathsep)
@@ -110,7 +110,7 @@ def test_the_callback_sees_the_drafts(stock: Serving) -> None:
             break
         chain += tokens
     assert chain == answer[1 : 1 + len(chain)]
-    stock.tokens(PROMPTS[:1])
+    stock.tokens(PROMPTS[:1], 48)
     assert set(range(5)) <= {json.loads(line)[0] for line in stock.seen.read_text().splitlines()}
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from sglang_speckv import Engine
 from sglang_speckv.offline.records import read_trace
 from sglang_speckv.srt import cpu
 from tests.engine.conftest import PROMPTS, TOKENS
@@ -25,11 +24,11 @@ SCRIPT = "tests.engine.in_python"
 def run(
     kind: str, speckv: dict[str, Any], arguments: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
-    """What :mod:`tests.engine.in_python` prints at last. ``Engine`` is forked; ``Runtime`` spawns
+    """What :mod:`tests.engine.in_python` prints at last. ``Runtime`` is forked; ``Engine`` spawns
     every process, as it does for a user."""
     asked = [str(folder), kind, *map(json.dumps, (speckv, arguments, PROMPTS, TOKENS))]
     log = folder / "log"
-    if kind == "Engine" and cpu.wanted():
+    if kind == "Runtime" and cpu.wanted():
         code = Forked([sys.executable, "-m", SCRIPT, *asked], log).wait(300)
     else:
         command = [sys.executable, str(Path(__file__).with_name("in_python.py")), *asked]
@@ -72,8 +71,3 @@ def test_serves_losslessly(
     (trace,) = (tmp_path / "new" / "trace").iterdir()
     _, records = read_trace(trace)
     assert {record.num_steps for record in records} == {2}
-
-
-def test_refuses_in_python_with_a_value_error(models: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="'magic'"):
-        Engine(speckv={"policy": "magic"}, **arguments(models, "STANDALONE", "alike"))

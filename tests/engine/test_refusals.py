@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sglang_speckv import Engine
 from sglang_speckv.config import ConfigError
 from sglang_speckv.srt import arguments, compat, cpu
 from sglang_speckv.srt.engine import prepare, with_speckv
@@ -169,6 +170,12 @@ def test_arguments_resolved_without_the_plugin(
         record.resolve_once()
     with pytest.raises(ConfigError, match=r"sglang_speckv\.Runtime"):
         record.check_server_args()
+
+
+def test_in_python_it_is_a_value_error(models: dict[str, str]) -> None:
+    asked = {"model_path": models["target"], "speculative_algorithm": "STANDALONE"}
+    with pytest.raises(ValueError, match="'magic'"):
+        Engine(speckv={"policy": "magic"}, speculative_draft_model_path=models["alike"], **asked)
 
 
 def speckv(log: Path, *args: str) -> tuple[int, str]:

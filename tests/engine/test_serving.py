@@ -81,7 +81,7 @@ def test_the_distribution_test_can_fail(server: Serving) -> None:
 
 def sampled(server: Serving, count: int, temperature: float = 1.0) -> list[list[int]]:
     answers = server.generate(
-        [PROMPTS[1]] * count, max_new_tokens=4, temperature=temperature, top_k=8
+        [PROMPTS[1]] * count, max_new_tokens=3, temperature=temperature, top_k=8
     )
     return [answer["output_ids"] for answer in answers]
 

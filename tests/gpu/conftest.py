@@ -66,7 +66,7 @@ DEVICE_KINDS = [
 REHEARSED_KINDS = [Kind(pair, "triton") for pair in ("eagle3", "standalone-self")]
 """The CPU engine has an attention backend of its own, whatever is said here."""
 KINDS = REHEARSED_KINDS if REHEARSAL else DEVICE_KINDS
-PROFILE_S = "4" if REHEARSAL else "20"
+PROFILE_S = "3" if REHEARSAL else "20"
 COMMAND = overlap.COMMAND if REHEARSAL else None
 """What serves; None is ``speckv serve``."""
 

@@ -387,8 +387,12 @@ def test_what_cannot_be_measured_is_said(
         measured(fake, steps, sizes=(4,))
 
 
-@pytest.mark.parametrize("script", [smoke, overhead], ids=["smoke", "overhead"])
-def test_a_server_is_asked_at_every_depth(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("script", "more"), [(smoke, ()), (overhead, (16,))], ids=["smoke", "overhead"]
+)
+def test_a_server_is_asked_at_every_depth(
+    script: Any, more: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     @asynccontextmanager
     async def up(servers: Any, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
         yield {}
@@ -399,7 +403,7 @@ def test_a_server_is_asked_at_every_depth(script: Any, monkeypatch: pytest.Monke
 
     async def go() -> Any:
         async with serving(fake) as url:
-            return await script.serve(SimpleNamespace(name="fake", url=url), "target")
+            return await script.serve(SimpleNamespace(name="fake", url=url), "target", *more)
 
     shown = asyncio.run(go())
     if script is smoke:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -157,6 +157,9 @@ def tell(policy: Any, news: Any) -> None:
 @given(
     news=st.lists(garbled_rounds | true_rounds() | profiles(garbled_rows), max_size=12),
     batches=st.lists(garbled_batches, min_size=1, max_size=3),
+)
+@example(
+    news=[Round(0, 1, [], 1.0), Round(1, 3, [0, 0, 0], None), []], batches=[Batch(np.int64(3))]
 )
 @settings(max_examples=20)
 def test_any_input_is_survived(case: Case, news: list[Any], batches: list[Batch]) -> None:
