@@ -15,7 +15,7 @@ help:
 	@echo "make setup   build .venv: SGLang and CUDA libraries, about 10 GB"
 	@echo "make demo    a real model with real drafts: an A/B table and a picture; QUICK=1 is shorter"
 	@echo "make test    every test, the real engine included; ARGS go to pytest"
-	@echo "make unit    the tests that start no engine; ARGS go to pytest"
+	@echo "make unit    the package's tests that start no engine; ARGS go to pytest"
 	@echo "make check   format, lint and types"
 	@echo "make bench   what a decision, a switch and a replay cost"
 	@echo "make clean   remove .venv and everything that was made"

@@ -11,7 +11,8 @@ from hypothesis import settings
 settings.register_profile("speckv", deadline=None)  # no test is of the machine's speed
 settings.load_profile("speckv")
 SHARED_SERVERS = ("server", "gpu_server")
-"""Fixtures with a server for each parameter."""
+"""Fixtures with a server for each parameter. One process runs the tests of each, for they are
+compared with answers of the target alone, which it asks for once."""
 IN_PROCESS = (
     *("test_attention_default", "test_compat", "test_datasets", "test_doctor", "test_readme"),
     *("test_refusals", "test_refused_models", "test_switching", "test_untouched"),
@@ -36,11 +37,12 @@ def pytest_collection_modifyitems(
 
 
 def group_of(item: pytest.Item) -> str | None:
-    """The shared server that a test uses, else an engine test's module, whose server it may be."""
+    """The kind of shared server that a test uses, else an engine test's module, whose server it
+    may be."""
     if item.path.stem in IN_PROCESS:
         return "in process"
     call = getattr(item, "callspec", None)
     for fixture in SHARED_SERVERS:
         if call is not None and fixture in call.params:
-            return str(call.params[fixture])
+            return fixture
     return item.path.stem if item.get_closest_marker("engine") else None

@@ -17,7 +17,7 @@ from examples.train_drafts.eagle3 import Chain, load
 from examples.train_drafts.target import read_shape
 from tests.engine.conftest import PROMPTS, Serving
 
-SAMPLES, AT_A_TIME = 1200, "24"
+SAMPLES, AT_A_TIME = 900, "24"
 """How many sampled answers are asked for, and how many a server should work on together."""
 TOP_K = 5
 TEMPERATURE = 1.5

@@ -26,7 +26,7 @@ def options(target: str, out: Path, **asked: Any) -> Options:
         for i in range(6)
     ]
     prompts.write_text("\n".join(map(json.dumps, records)))
-    small = {"requests_per_slot": 1, "max_new_tokens": 8, "rate": [50.0], "out": str(out)}
+    small = {"requests_per_slot": 1, "max_new_tokens": 8, "out": str(out)}
     return options_from(
         {"prompts": str(prompts), "target": target, **small, **asked},
         "test",
@@ -51,7 +51,7 @@ def test_ab(
     assert run_ab(asked) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     cells = {(c["workload"], c["concurrency"], c["rate"], c["arm"]): c for c in line["cells"]}
-    loads = (("phases", 1, None), ("phases", 4, None), ("phases", None, 50.0), ("sweep", 4, None))
+    loads = (("phases", 1, None), ("phases", 4, None), ("sweep", 4, None))
     assert set(cells) == {(*load, arm) for load in loads for arm in ARMS}
     for (*_, arm), cell in cells.items():
         assert cell["blocks"] == 3 and cell["tok_per_s"] > 0
@@ -81,7 +81,7 @@ def test_a_running_server_and_a_run_that_goes_on(
     server: Serving, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arms = (f"url:one={server.url}", f"url:two={server.url}/v1")
-    asked = {"arms": arms, "concurrency": [2]}
+    asked = {"arms": arms, "concurrency": [2], "rate": [50.0]}
     rounds = server.rounds()
     assert run_ab(options(models["target"], tmp_path, rounds=1, **asked)) == 0
     _, *first = (tmp_path / JOURNAL).read_bytes().splitlines()

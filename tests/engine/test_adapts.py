@@ -1,5 +1,5 @@
-"""The depth follows the text: from a draft that is never right to one that always is and back, for
-one request and for sixteen."""
+"""The depth follows the text: deep where the draft is always right, 0 where it never is, for one
+request and for sixteen; and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.engine
 HALF = 160
 MOST_ROUNDS = 3000
 """It takes about 20 to leave a depth that earns nothing. To wake a draft takes 10 to 200 for one
-request and some 500 for sixteen, and more where other processes disturb what is timed."""
+request, and more where other processes disturb what is timed."""
 PIECE = 96
 """Tokens of one request; every piece is at least PIECE / 6 rounds long."""
 
@@ -26,10 +26,10 @@ def ring(first: int, step: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A target of four layers, and a draft of one that is always right about the lower half of the
+    """A target of six layers, and a draft of one that is always right about the lower half of the
     vocabulary and never about the upper half. Text stays in the half that it began in."""
     folder = tmp_path_factory.mktemp("adapts")
-    target = tiny_successors(folder / "target", ring(0, 1) + ring(HALF, 1), layers=4)
+    target = tiny_successors(folder / "target", ring(0, 1) + ring(HALF, 1), layers=6)
     draft = tiny_successors(folder / "draft", ring(0, 1) + ring(HALF, 2), layers=1)
     asked = flags({"target": str(target)}, "STANDALONE", str(draft))
     asked += ["--speckv-candidate-steps", ",".join(map(str, STEPS)), "--speckv-profile", PROFILE_S]
@@ -40,9 +40,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.mark.parametrize("requests", [1, 16])
 def test_depth(server: Serving, requests: int) -> None:
-    assert settles(server, first=HALF, requests=requests, depths={0})
+    server.pin(max(STEPS))
+    continue_text(server, 0, requests)  # the draft is awake, and seen to be good
+    server.pin(-1)
     assert settles(server, first=0, requests=requests, depths={3, 5})
     assert settles(server, first=HALF, requests=requests, depths={0})
+
+
+def test_a_draft_that_became_good_is_woken(server: Serving) -> None:
+    assert settles(server, first=HALF, requests=1, depths={0})
+    assert settles(server, first=0, requests=1, depths={3, 5})
 
 
 def settles(server: Serving, first: int, requests: int, depths: set[int]) -> bool:

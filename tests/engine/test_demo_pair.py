@@ -13,7 +13,7 @@ from tests.engine.conftest import serving
 
 pytestmark = pytest.mark.engine
 
-LENGTH = 24
+LENGTH = 16
 TIE = 1e-3
 """Where the target's two best logits are this close, float32 may prefer either."""
 

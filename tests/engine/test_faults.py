@@ -44,8 +44,10 @@ class Faulty:
     server: Serving
     file: Path
 
-    def failures(self) -> dict[str, int]:
-        """As the metrics tell: `/server_info` may be what fails."""
+    def failures(self, by_state: bool = False) -> dict[str, int]:
+        """As the metrics tell, for `/server_info` may be what fails; or the other way round."""
+        if by_state:
+            return dict(self.server.speckv()["failures"])
         page = requests.get(self.server.url + "/metrics", timeout=30).text
         found = {}
         for line in page.splitlines():
@@ -86,7 +88,7 @@ def test_text_and_server_survive(faulty: Faulty, fault: str, plain_answers: dict
             assert server.tokens(PROMPTS) == plain_answers["batch"]
         shown = server.speckv()
         deadline = time.monotonic() + 30
-        while fault != "metrics" and faulty.failures().get(seam, 0) == before:
+        while faulty.failures(fault == "metrics").get(seam, 0) == before:
             assert time.monotonic() < deadline
             time.sleep(0.2)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from sglang_speckv.srt import cpu
+from tests.forked import Forked
+
 pytestmark = pytest.mark.engine
 FOLDER = Path(__file__).parents[2] / "examples" / "gpu"
-SHORT = ["--server-flag=--speckv-profile", "--server-flag=4"]
+SHORT = ["--server-flag=--speckv-profile", "--server-flag=2"]
 FEWER = ["--server-flag=--speckv-candidate-steps", "--server-flag=0,1,3"]
 TINY = "--layers 2 --hidden 256 --vocab 1024 --dtype float32 --draft standalone --compression plain"
 
@@ -34,7 +38,20 @@ def told_by(
     return told
 
 
-def test_smoke(models: dict[str, str], told_by: Callable[..., Any]) -> None:
+@pytest.fixture
+def forked_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = subprocess.run
+
+    def run_forked(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if command[1:3] != ["-m", "sglang_speckv"] or not cpu.wanted():
+            return run(command, **options)
+        code = Forked(command, tmp_path / "log").wait(options["timeout"])
+        return subprocess.CompletedProcess(command, code, (tmp_path / "log").read_text(), "")
+
+    monkeypatch.setattr(subprocess, "run", run_forked)
+
+
+def test_smoke(models: dict[str, str], told_by: Callable[..., Any], forked_doctor: None) -> None:
     pair = ["--target", models["target"], "--draft", f"EAGLE3={models['eagle3']}"]
     told = told_by("smoke.py", *pair, *SHORT, *FEWER)
     (draft,) = told["drafts"].values()

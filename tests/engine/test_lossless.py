@@ -10,7 +10,7 @@ from tests.engine.conftest import PAIRS, PROMPTS, STEPS, Serving, on_pairs
 pytestmark = [pytest.mark.engine, on_pairs(*PAIRS)]
 
 
-def check(server: Serving, plain_answers: dict[str, Any], alone: int = 2) -> None:
+def check(server: Serving, plain_answers: dict[str, Any], alone: int = 1) -> None:
     """All prompts together, and ``alone`` of them one after the other."""
     assert server.tokens(PROMPTS) == plain_answers["batch"]
     found = [server.tokens([prompt])[0] for prompt in PROMPTS[:alone]]
@@ -60,7 +60,7 @@ def test_switching_is_quiet(server: Serving) -> None:
     """No line of the log for a switch, the requests that ask for it aside."""
     already, switches = len(log_lines(server)), server.speckv()["switches"]
     with server.shuffled_depths([0, 5, 1, 3]):
-        server.generate(PROMPTS, max_new_tokens=100)
+        server.generate(PROMPTS, max_new_tokens=60)
     switches = server.speckv()["switches"] - switches
     assert switches > 10
     assert len(log_lines(server)) - already < switches / 2

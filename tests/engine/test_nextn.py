@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.engine.conftest import PROFILE_S, PROMPTS, STEPS, Serving, flags, serving
+from tests.engine.conftest import PROMPTS, STEPS, Serving, flags, serving
 from tests.engine.reference import Reference
 from tests.engine.test_signals import records_of
 from tests.engine.tiny_models import tiny_mimo
@@ -29,7 +29,7 @@ def mimo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mimo]:
     target = str(tiny_mimo(folder / "target"))
     reference = Reference(target)
     asked = ["--speculative-algorithm", "NEXTN", "--speckv-trace", str(folder / "trace")]
-    asked += ["--speckv-candidate-steps", ",".join(map(str, STEPS)), "--speckv-profile", PROFILE_S]
+    asked += ["--speckv-candidate-steps", ",".join(map(str, STEPS)), "--speckv-profile", "0"]
     with serving(folder, *flags({"target": target}), *asked) as server:
         server.trace = folder / "trace"
         yield Mimo(server, [reference.greedy(prompt, TOKENS) for prompt in PROMPTS])
