@@ -4,6 +4,7 @@ draft."""
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.multiprocessing import set_sharing_strategy
 
 from tests.engine.conftest import PROMPTS, Serving, flags, serving
 from tests.engine.reference import Reference
+from tests.engine.test_serving import running_requests
 
 pytestmark = pytest.mark.engine
 
@@ -52,6 +54,9 @@ def texts(models: dict[str, str]) -> dict[str, list[list[int]]]:
 
 
 def load(server: Serving, path: str) -> None:
+    """Once the last request has left the scheduler: it is answered a little earlier."""
+    while running_requests(server):
+        time.sleep(0.05)
     assert server.post("/update_weights_from_disk", {"model_path": path})["success"]
 
 
