@@ -37,7 +37,8 @@ demo: $(STAMP)
 # A server's start keeps one core busy for half of its time, so two processes share the tests; those
 # of one server stay together. Without a GPU the tests for one are rehearsed on the CPU engine.
 TWO := -n 2 --dist loadgroup --no-loadscope-reorder
-# What one process compiled of this project the others read, whatever the caller's environment says.
+# Hundreds of processes import the same modules: compile them once, even where the caller's
+# environment forbids it.
 test unit: export PYTHONDONTWRITEBYTECODE :=
 
 test: export SPECKV_REHEARSE ?= 1

@@ -1,10 +1,11 @@
-"""Servers that skip the import of SGLang: forks of one process that has it imported.
+"""Processes that skip the import of SGLang: forks of one process that has it imported.
 
-A server is a fork of ``multiprocessing``'s fork server that runs ``python -m MODULE ARGS`` with an
-environment, a log and a process group of its own; its scheduler and detokenizer are forks again.
-Each SGLang on PYTHONPATH has a fork server; plugins that a test puts there are loaded in the fork,
-too late for the hook registry: they patch what they patch themselves.
-Only for a CPU: CUDA does not survive a fork.
+A fork of ``multiprocessing``'s fork server runs ``python -m MODULE ARGS`` with an environment, a
+log and a process group of its own; the scheduler and detokenizer of a server are forks again. A
+test that puts another SGLang on PYTHONPATH gets a fork server for it. Plugins that it puts there
+are loaded in the fork, after SGLang has applied its hooks, so they must patch without the registry.
+
+Only for a CPU, because CUDA does not survive a fork: elsewhere a process is started anew.
 """
 
 from __future__ import annotations
@@ -55,10 +56,25 @@ _fork_servers: dict[tuple[str, ...], forkserver.ForkServer] = {}
 
 
 class ForkedServer(Server):
-    """A server that is forked instead of started anew."""
+    """A server that is forked where that is possible."""
 
-    def _spawn(self) -> Forked:
-        return Forked(self.argv, self.log)
+    def _spawn(self) -> Forked | subprocess.Popen[bytes]:
+        return Forked(self.argv, self.log) if cpu.wanted() else super()._spawn()
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Without grace for a fork: SGLang takes seconds to end, though no request is left."""
+        super().stop(0 if cpu.wanted() else grace_s)
+
+
+def call(module: str, log: Path, *args: str, timeout_s: float = 300) -> tuple[int, str]:
+    """Exit code of ``python -m MODULE ARGS`` and all that it prints, forked where possible."""
+    command = [sys.executable, "-m", module, *args]
+    if cpu.wanted():
+        code = Forked(command, log).wait(timeout_s)
+    else:
+        with log.open("wb") as file:
+            code = subprocess.call(command, stdout=file, stderr=file, timeout=timeout_s)
+    return code, log.read_text()
 
 
 class Forked:
@@ -69,14 +85,13 @@ class Forked:
         log.write_bytes(b"")  # may be read before the fork is there
         added = [folder for folder in _folders() if folder not in _OURS]
         others = [folder for folder in added if (Path(folder) / "sglang").exists()]
-        plugins = [folder for folder in added if folder not in others]
         self._process = multiprocessing.get_context("forkserver").Process(
-            target=_run, args=(argv[2:], log, dict(os.environ), added, plugins)
+            target=_run, args=(argv[2:], log, dict(os.environ), added)
         )
         server = _fork_servers.setdefault((*imports, *others), forkserver.ForkServer())
         server.set_forkserver_preload(list(imports))
-        path = os.pathsep.join(folder for folder in _folders() if folder not in plugins)
-        environment = {**cpu.TUNING, **os.environ, "PYTHONPATH": path}
+        path = [*others, *(folder for folder in _folders() if folder in _OURS)]
+        environment = {**cpu.TUNING, **os.environ, "PYTHONPATH": os.pathsep.join(path)}
         with (
             mock.patch.dict(os.environ, environment),
             mock.patch.object(forkserver, "connect_to_new_process", server.connect_to_new_process),
@@ -112,12 +127,11 @@ def _run(
     log: Path,
     environment: Mapping[str, str],
     added: Sequence[str],
-    plugins: Sequence[str],
 ) -> None:
-    """``python -m`` with ``argv``, in the fork. ``added``: folders of PYTHONPATH that this test put
-    there; ``plugins``: those of them that the fork server does not know."""
+    """``python -m`` with ``argv``, in the fork. ``added``: folders that the test put on
+    PYTHONPATH."""
     os.setsid()
-    gc.freeze()  # what is imported is garbage for nobody, and to look at it copies its pages
+    gc.freeze()  # a collection that visits every imported object would copy all of their memory
     # The fork server ends with the process that started it, if no fork keeps it up; and we with it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.close(forkserver._forkserver._forkserver_alive_fd)
@@ -126,7 +140,7 @@ def _run(
             os.dup2(source.fileno(), descriptor)
     os.environ.clear()
     os.environ.update(environment)
-    os.environ["SGLANG_DIAG_BYPASS_HEALTH_GENERATE"] = "1"  # to answer that takes it a second
+    os.environ["SGLANG_DIAG_BYPASS_HEALTH_GENERATE"] = "1"  # its health check sleeps for a second
     multiprocessing.set_start_method("fork", force=True)
     fork = multiprocessing.get_context("fork")
     multiprocessing.set_start_method = lambda method, force: None  # SGLang asks for spawn
@@ -134,14 +148,13 @@ def _run(
     sys.meta_path.insert(0, _LateImports)
     setproctitle.setproctitle(shlex.join([sys.executable, "-m", *argv]))
     sys.path[:0] = added
-    _load(plugins)
+    _load_plugins(added)
     sys.argv = list(argv)
     runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
 
 
-def _load(folders: Sequence[str]) -> None:
-    """The SGLang plugins in ``folders``, as ``load_plugins`` would have loaded them."""
-    found = distributions(path=list(folders)) if folders else ()
-    for point in (point for each in found for point in each.entry_points):
-        if point.group == "sglang.srt.plugins":
+def _load_plugins(folders: Sequence[str]) -> None:
+    """Those for SGLang in ``folders``; it has loaded its others before the fork."""
+    for found in distributions(path=list(folders)):
+        for point in found.entry_points.select(group="sglang.srt.plugins"):
             point.load()()

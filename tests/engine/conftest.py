@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 SERVED = {"llama", "llama_eagle", "llama_eagle3", "mimo", "mimo_mtp", "qwen2", "qwen2_eagle"}
 _MODELS = {path.stem for path in (installed_package() / "srt" / "models").glob("*.py")}
 os.environ["SGLANG_DISABLED_MODEL_ARCHS"] = ",".join(sorted(_MODELS - SERVED))
-server_module._POLL_S = 0.1  # they are up in seconds
+server_module._POLL_S = 0.1  # these servers are up in seconds
 READY_S = 900 if torch.cuda.is_available() else 300
 """On a GPU the first start compiles kernels and captures graphs."""
 STEPS = (0, 1, 3, 5)
@@ -152,15 +152,13 @@ class Serving:
 @contextmanager
 def serving(tmp_path: Path, *args: str, command: Sequence[str] | None = None) -> Iterator[Serving]:
     """A server until the block ends."""
-    fork = cpu.wanted()
-    kind = ForkedServer if fork else Server
-    server = kind("under test", args, tmp_path / "server.log", command)
+    server = ForkedServer("under test", args, tmp_path / "server.log", command)
     server.start()
     try:
         asyncio.run(server.wait_ready(READY_S))
         yield Serving(server.url, server.log)
     finally:
-        server.stop(grace_s=0 if fork else 5)  # SGLang drains for seconds what is not there
+        server.stop()
 
 
 @pytest.fixture
@@ -180,7 +178,7 @@ def forked_servers(monkeypatch: pytest.MonkeyPatch) -> None:
 def flags(models: dict[str, str], algorithm: str | None = None, draft: str = "") -> list[str]:
     """Launch flags for the tiny target, with a draft where an algorithm is named."""
     args = ["--model-path", models["target"], "--max-total-tokens", "4096", "--random-seed", "1"]
-    args += ["--constrained-json-disable-any-whitespace"]  # of which it would write nothing else
+    args += ["--constrained-json-disable-any-whitespace"]  # else it writes nothing but that
     if algorithm is not None:
         args += [
             "--speculative-algorithm",

@@ -50,6 +50,7 @@ def test_a_useless_draft_ends_at_0(server: Serving, requests: int) -> None:
 
 @pytest.mark.parametrize("requests", [1, pytest.param(16, marks=SLOW)])
 def test_a_perfect_draft_wakes_and_ends_deep(server: Serving, requests: int) -> None:
+    assert settles(server, first=HALF, requests=requests, depths={0})
     most = 3000 if requests == 1 else 600
     assert settles(server, first=0, requests=requests, depths={3, 5}, most_rounds=most)
 

@@ -20,8 +20,8 @@ from tests.engine.conftest import (
     on_pairs,
     serving,
 )
-from tests.engine.test_refusals import speckv
 from tests.engine.test_signals import records_of
+from tests.forked import call
 
 pytestmark = [pytest.mark.engine, on_pairs("eagle3")]
 
@@ -58,6 +58,6 @@ def test_it_is_served(
 
 def test_another_pair_refuses_it(artifact: Path, models: dict[str, str], tmp_path: Path) -> None:
     asked = [*flags(models, "STANDALONE", "alike"), "--speckv", str(artifact)]
-    _, said = speckv(tmp_path / "log", "doctor", "--json", *asked)
+    _, said = call("sglang_speckv", tmp_path / "log", "doctor", "--json", *asked)
     report = json.loads(said.splitlines()[-1])
     assert "draft 'eagle3' (here 'alike')" in report["problem"]

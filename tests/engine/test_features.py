@@ -51,8 +51,8 @@ def chunked_prefill(server: Serving) -> Any:
 
 
 def retraction(server: Serving) -> Any:
-    """More tokens than the KV cache holds: requests are put back and prefilled again. Of answers
-    that may end early SGLang expects seven tenths, so that it lets all of them in."""
+    """More tokens than the KV cache holds: requests are put back and prefilled again. For
+    answers that may end early SGLang reserves seven tenths of their length, so it admits all."""
     server.flush_cache()
     before = retracted(server)
     prompts = [f"{n}: {SHARED[:180]}" for n in range(16)]

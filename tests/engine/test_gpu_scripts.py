@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from sglang_speckv.srt import cpu
-from tests.forked import Forked
+from tests.forked import call
 
 pytestmark = pytest.mark.engine
 FOLDER = Path(__file__).parents[2] / "examples" / "gpu"
@@ -40,13 +39,14 @@ def told_by(
 
 @pytest.fixture
 def forked_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`speckv doctor`, which a script starts as a process."""
     run = subprocess.run
 
     def run_forked(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        if command[1:3] != ["-m", "sglang_speckv"] or not cpu.wanted():
+        if command[1:3] != ["-m", "sglang_speckv"]:
             return run(command, **options)
-        code = Forked(command, tmp_path / "log").wait(options["timeout"])
-        return subprocess.CompletedProcess(command, code, (tmp_path / "log").read_text(), "")
+        code, said = call(command[2], tmp_path / "log", *command[3:], timeout_s=options["timeout"])
+        return subprocess.CompletedProcess(command, code, said, "")
 
     monkeypatch.setattr(subprocess, "run", run_forked)
 

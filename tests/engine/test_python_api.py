@@ -12,13 +12,10 @@ from typing import Any
 import pytest
 
 from sglang_speckv.offline.records import read_trace
-from sglang_speckv.srt import cpu
 from tests.engine.conftest import PROMPTS, TOKENS
-from tests.forked import Forked
+from tests.forked import call
 
 pytestmark = pytest.mark.engine
-
-SCRIPT = "tests.engine.in_python"
 
 
 def run(
@@ -28,13 +25,13 @@ def run(
     every process, as it does for a user."""
     asked = [str(folder), kind, *map(json.dumps, (speckv, arguments, PROMPTS, TOKENS))]
     log = folder / "log"
-    if kind == "Runtime" and cpu.wanted():
-        code = Forked([sys.executable, "-m", SCRIPT, *asked], log).wait(300)
+    if kind == "Runtime":
+        code, said = call("tests.engine.in_python", log, *asked)
     else:
         command = [sys.executable, str(Path(__file__).with_name("in_python.py")), *asked]
         with log.open("wb") as file:
             code = subprocess.call(command, stdout=file, stderr=file, timeout=300)
-    said = log.read_text()
+        said = log.read_text()
     assert code == 0, said[-3000:]
     return json.loads(next(line for line in reversed(said.splitlines()) if line.startswith("{")))
 

@@ -13,12 +13,12 @@ import pytest
 
 from sglang_speckv import Engine
 from sglang_speckv.config import ConfigError
-from sglang_speckv.srt import arguments, compat, cpu
+from sglang_speckv.srt import arguments, compat
 from sglang_speckv.srt.engine import prepare, with_speckv
 from sglang_speckv.srt.serve import diagnose
 from tests.engine.conftest import flags
 from tests.engine.tiny_models import tiny_llama
-from tests.forked import Forked
+from tests.forked import call
 
 pytestmark = pytest.mark.engine
 
@@ -178,17 +178,6 @@ def test_in_python_it_is_a_value_error(models: dict[str, str]) -> None:
         Engine(speckv={"policy": "magic"}, speculative_draft_model_path=models["alike"], **asked)
 
 
-def speckv(log: Path, *args: str) -> tuple[int, str]:
-    """Exit code of the command and all that it prints, in ``log``."""
-    command = [sys.executable, "-m", "sglang_speckv", *args]
-    if cpu.wanted():
-        code = Forked(command, log).wait(240)
-    else:
-        with log.open("wb") as file:
-            code = subprocess.call(command, stdout=file, stderr=file, timeout=240)
-    return code, log.read_text()
-
-
 @pytest.mark.parametrize(
     ("extra", "names"),
     [
@@ -205,7 +194,7 @@ def test_the_command_says_one_sentence_and_exits_with_2(
     models: dict[str, str], tmp_path: Path, extra: list[str], names: str
 ) -> None:
     asked = [*flags(models, "STANDALONE", "alike"), *extra]
-    code, output = speckv(tmp_path / "log", "serve", *asked)
+    code, output = call("sglang_speckv", tmp_path / "log", "serve", *asked)
     assert code == 2
     sentence = output.strip().splitlines()[-1]
     assert sentence.startswith("speckv: ")
@@ -214,7 +203,9 @@ def test_the_command_says_one_sentence_and_exits_with_2(
 
 
 def test_a_missing_target(tmp_path: Path) -> None:
-    code, output = speckv(tmp_path / "log", "serve", "--model-path", "/no/such/target")
+    code, output = call(
+        "sglang_speckv", tmp_path / "log", "serve", "--model-path", "/no/such/target"
+    )
     assert code == 2
     assert "/no/such/target" in output.strip().splitlines()[-1]
 
@@ -224,7 +215,9 @@ def test_a_port_in_use(models: dict[str, str], tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        code, output = speckv(tmp_path / "log", "serve", *flags(models), "--port", port)
+        code, output = call(
+            "sglang_speckv", tmp_path / "log", "serve", *flags(models), "--port", port
+        )
     assert code == 2
     assert port in output.strip().splitlines()[-1]
 
@@ -241,7 +234,7 @@ def test_the_command_itself(models: dict[str, str]) -> None:
 
 def test_doctors_exit_code(models: dict[str, str], tmp_path: Path) -> None:
     asked = [*flags(models, "STANDALONE", "/no/where/else"), "--speckv"]
-    code, output = speckv(tmp_path / "log", "doctor", "--json", *asked)
+    code, output = call("sglang_speckv", tmp_path / "log", "doctor", "--json", *asked)
     assert code == 1
     report = json.loads(output.splitlines()[-1])
     assert report["adaptive"] is False

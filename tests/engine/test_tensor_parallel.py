@@ -10,7 +10,6 @@ import pytest
 import requests
 
 from sglang_speckv.bench.server import Server
-from sglang_speckv.srt import cpu
 from tests.engine.conftest import PROMPTS, flags, serving
 from tests.forked import ForkedServer
 
@@ -64,8 +63,7 @@ def test_they_would_not_without_the_broadcast(
     monkeypatch.setenv("RANK_NOISE_UNSHARED", "1")
     args = [*flags(models, "STANDALONE", "alike"), *ASKED, "--skip-server-warmup"]
     args += ["--speckv-policy", "ema"]
-    kind = ForkedServer if cpu.wanted() else Server
-    server = kind("of two minds", args, tmp_path / "server.log")
+    server = ForkedServer("of two minds", args, tmp_path / "server.log")
     server.start()
     try:
         _wait_listening(server)
