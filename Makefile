@@ -35,18 +35,19 @@ demo: $(STAMP)
 	@$(BIN)/speckv demo $(if $(QUICK),--quick)
 
 # A server's start keeps one core busy for half of its time, so two processes share the tests; those
-# of one server stay together. Without a GPU the tests for one are rehearsed on the CPU engine.
-TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+# of one server stay together; unit tests wait more, so three share them. Without a GPU the tests
+# for one are rehearsed on the CPU engine.
+SHARED := --dist loadgroup --no-loadscope-reorder
 # Hundreds of processes import the same modules: compile them once, even where the caller's
 # environment forbids it.
 test unit: export PYTHONDONTWRITEBYTECODE :=
 
 test: export SPECKV_REHEARSE ?= 1
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(TWO) $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(SHARED) $(ARGS)
 
 unit: $(STAMP)
-	@$(BIN)/python -m pytest $(TWO) tests/unit $(ARGS)
+	@$(BIN)/python -m pytest -n 3 $(SHARED) tests/unit $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -58,7 +58,7 @@ def test_nothing_grows(case: Case) -> None:
     policy = case.create()
     rng = np.random.default_rng(0)
     sizes = []
-    for n in range(3000):
+    for n in range(1500):
         size = int(rng.integers(1, 300))
         firsts, context = rng.random(size), 100 * size
         steps = policy.decide(Batch(size, firsts)).num_steps
@@ -66,7 +66,7 @@ def test_nothing_grows(case: Case) -> None:
         signals = rng.random((size, steps, 2))
         time, asleep = float(rng.lognormal()), steps == 0 and n % 2 == 0
         policy.observe(Round(steps, size, correct, time, firsts, signals, context, asleep))
-        if n % 125 == 124:
+        if n % 60 == 59:
             sizes.append(len(pickle.dumps(vars(policy))))
     assert max(sizes[12:]) <= max(sizes[:12]) * 1.05
 
