@@ -21,14 +21,14 @@ from time import process_time
 import msgspec
 import numpy as np
 
-from sglang_speckv.bench.replay.arms import POLICIES, Setting, run_arm
-from sglang_speckv.bench.replay.play import Table
-from sglang_speckv.bench.replay.rounds import Rounds, recorded_rounds
-from sglang_speckv.bench.replay.score import cells_of, compare, earn
 from sglang_speckv.offline.columns import Columns, read_columns
 from sglang_speckv.offline.records import Header, Record
 from sglang_speckv.offline.round_cost import AssumedCost
 from sglang_speckv.policy.prior import MlpWeights, Prior
+from sglang_speckv.replay.arms import POLICIES, Setting, run_arm
+from sglang_speckv.replay.play import Table
+from sglang_speckv.replay.rounds import Rounds, recorded_rounds
+from sglang_speckv.replay.score import cells_of, compare, earn
 
 TIERS = (0, 1, 2, 3, 5, 7)
 COST = AssumedCost(0.1, 0.01)

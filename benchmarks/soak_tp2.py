@@ -23,8 +23,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sglang_speckv.bench.provenance import provenance
 from sglang_speckv.files import write_atomically
+from sglang_speckv.provenance import provenance
 from tests.engine.conftest import PROMPTS, Serving, serving
 from tests.engine.tiny_models import tiny_llama
 

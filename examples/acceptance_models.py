@@ -22,15 +22,15 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sglang_speckv.bench.provenance import provenance
-from sglang_speckv.bench.replay import score
-from sglang_speckv.bench.replay.play import Played, Table, always, tiers_for
-from sglang_speckv.bench.replay.rounds import Rounds, drafted_to, regroup
 from sglang_speckv.files import write_atomically
 from sglang_speckv.offline.columns import Columns, read_columns
 from sglang_speckv.offline.fit_acceptance import constant, fit_acceptance, survival
 from sglang_speckv.offline.round_cost import MeasuredCost, measure_cost
 from sglang_speckv.policy.plan import long_run_rate
+from sglang_speckv.provenance import provenance
+from sglang_speckv.replay import score
+from sglang_speckv.replay.play import Played, Table, always, tiers_for
+from sglang_speckv.replay.rounds import Rounds, drafted_to, regroup
 
 FOLDS = 5
 LOADS = (1, 4, 16)

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from sglang_speckv.bench.progress import Screen
-from sglang_speckv.bench.provenance import provenance
-from sglang_speckv.bench.replay.report import to_json
-from sglang_speckv.bench.replay.run import ReplayOptions, run_replay
 from sglang_speckv.files import write_atomically
+from sglang_speckv.progress import Screen
+from sglang_speckv.provenance import provenance
+from sglang_speckv.replay.report import to_json
+from sglang_speckv.replay.run import ReplayOptions, run_replay
 
 GROUPINGS = ((1, "mixed"), (4, "mixed"), (4, "phases"), (16, "mixed"), (16, "phases"))
 SHOWN = ("throughput", "ema", "throughput_aware", "confidence", "oracle")

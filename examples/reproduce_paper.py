@@ -10,12 +10,14 @@ Prints the published tables by the published procedure; what the same choices ea
 second by the times of the same records; what the default policy gains there when it sees the last
 window only, over the cost of a draft step, and in batches; and where the one-rate formula fails.
 Half a minute to a minute. ``--json`` ends with one line of JSON; ``--output`` writes it to a file
-with its provenance.
+with its provenance and a digest of the records. ``--check`` compares with the committed
+examples/results/paper.json instead and ends with 1 where a figure is another.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -27,13 +29,14 @@ except ModuleNotFoundError as error:
     if error.name != "sklearn":
         raise
     sys.exit("reproduce_paper: needs scikit-learn; run: pip install -e '.[paper]'")
-from paper.records import COMPRESSIONS, DataError, Records, load
+from paper.records import COMPRESSIONS, RUNS, STEPS, DataError, Records, load
 
-from sglang_speckv.bench.provenance import provenance
 from sglang_speckv.files import write_atomically
+from sglang_speckv.provenance import provenance
 
 COST_RATIOS = ("0.03", "0.10", "0.12", "0.25", "0.29", "0.52")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+COMMITTED = Path(__file__).parent / "results" / "paper.json"
 
 
 def published_tables(records: Records, found: published.Published) -> dict[str, Any]:
@@ -143,6 +146,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the two CSV files")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--output", type=Path, help="write the JSON and its provenance here")
+    parser.add_argument("--check", action="store_true", help="compare with the committed figures")
     args = parser.parse_args()
     try:
         records = load(args.data)
@@ -152,20 +156,36 @@ def main() -> None:
     found = published.reproduce(records)
     rounds = lagged.rounds_of(records)
     result = {
+        "data": {name: digest(args.data / name) for name in (STEPS, RUNS)},
         "tokens_per_step": published_tables(records, found),
         "share_gamma8": round(found.share_gamma8, 4),
         "tok_per_s_vs_best_static_pct": throughput_truth(records, found),
         "throughput_vs_best_static_pct": lagged_table(rounds),
+        "batches_vs_best_static_pct": dilution_table(records),
+        "formula": formula_table(records),
     }
-    batches = dilution_table(records)
-    result["formula"] = formula_table(records)
     if args.output:
-        whole = {"provenance": provenance(), **result, "batches_vs_best_static_pct": batches}
-        write_atomically(
-            args.output, lambda path: path.write_text(json.dumps(whole, indent=1) + "\n")
-        )
+        content = json.dumps({"provenance": provenance(), **result}, indent=1) + "\n"
+        write_atomically(args.output, lambda path: path.write_text(content))
     if args.json:
         print(json.dumps(result))
+    if args.check:
+        check(result)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check(result: dict[str, Any]) -> None:
+    committed = json.loads(COMMITTED.read_text())
+    plain = json.loads(json.dumps(result))  # keys as JSON has them
+    moved = [key for key, value in plain.items() if committed.get(key) != value]
+    for key in moved:
+        print(f"{key}: committed {committed.get(key)}, now {plain[key]}", file=sys.stderr)
+    if moved:
+        sys.exit(f"reproduce_paper: {', '.join(moved)} moved on; write them with --output")
+    print("the committed figures are those of this code and these records")
 
 
 if __name__ == "__main__":

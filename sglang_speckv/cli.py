@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from sglang_speckv import __version__
-from sglang_speckv.bench.ab import ab_command
-from sglang_speckv.bench.demo import demo_command
-from sglang_speckv.bench.replay.command import replay_command
+from sglang_speckv.ab.command import ab_command, demo_command
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.train_command import train_command
+from sglang_speckv.replay.command import replay_command
 
 app = typer.Typer(
     name="speckv",

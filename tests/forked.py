@@ -27,7 +27,7 @@ from unittest import mock
 
 import setproctitle
 
-from sglang_speckv.bench.server import Server
+from sglang_speckv.ab.process import Server
 from sglang_speckv.srt import cpu
 
 IMPORTS = (

@@ -43,11 +43,11 @@ from examples.gpu.observe import (
     tier_memory,
     write_json,
 )
-from sglang_speckv.bench.client import Client
-from sglang_speckv.bench.connection import ServerError
-from sglang_speckv.bench.progress import Screen
-from sglang_speckv.bench.server import Server, running
+from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.process import Server, running
 from sglang_speckv.config import ConfigError, parse_steps
+from sglang_speckv.progress import Screen
 
 COMPRESSIONS = {
     "plain": (),

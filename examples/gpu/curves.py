@@ -14,8 +14,8 @@ import numpy as np
 from scipy.stats import trim_mean
 
 from examples.gpu.observe import keep_awake, memory_of, pin
-from sglang_speckv.bench.client import Client
-from sglang_speckv.bench.connection import ServerError
+from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.policy.prior import OFF
 
 SHORT = 4

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from sglang_speckv.bench.client import Client
-from sglang_speckv.bench.connection import ServerError
-from sglang_speckv.bench.provenance import provenance
+from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.config import ConfigError
 from sglang_speckv.files import write_atomically
 from sglang_speckv.offline.records import Record
+from sglang_speckv.provenance import provenance
 
 _TIER = re.compile(r"Built adaptive runtime state steps=(\d+): elapsed=([\d.]+)s, mem=(-?[\d.]+)GB")
 TEXT_DIGITS = 1e-5

@@ -22,10 +22,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples.gpu.observe import finish, machine, run
-from sglang_speckv.bench.progress import Screen
-from sglang_speckv.bench.replay.report import to_json
-from sglang_speckv.bench.replay.run import ReplayOptions, run_replay
 from sglang_speckv.config import parse_steps
+from sglang_speckv.progress import Screen
+from sglang_speckv.replay.report import to_json
+from sglang_speckv.replay.run import ReplayOptions, run_replay
 
 WHAT = "a projection, never a measurement: recorded acceptance under round times of other models"
 

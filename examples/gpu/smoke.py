@@ -34,15 +34,15 @@ from examples.gpu.observe import (
     tier_memory,
     write_json,
 )
-from sglang_speckv.bench.arms import Draft
-from sglang_speckv.bench.client import Client
-from sglang_speckv.bench.connection import ServerError
-from sglang_speckv.bench.models import resolve_target
-from sglang_speckv.bench.prepare import chat_tokenizer, default_dtype, find_drafts, server_flags
-from sglang_speckv.bench.progress import Screen
-from sglang_speckv.bench.prompts import DEMO_PROMPTS, in_turn, load_prompts
-from sglang_speckv.bench.server import COMMAND, Server, running
+from sglang_speckv.ab.arms import Draft
+from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.comparison import chat_tokenizer, default_dtype, find_drafts, server_flags
+from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.process import COMMAND, Server, running
+from sglang_speckv.ab.prompts import DEMO_PROMPTS, in_turn, load_prompts
+from sglang_speckv.demo.target import resolve_target
 from sglang_speckv.offline.records import Record, read_trace, trace_files
+from sglang_speckv.progress import Screen
 
 REQUESTS, TOKENS = 4, 48
 

@@ -33,9 +33,9 @@ def train_command(
     fitted to all. Acceptance is best learned from rounds of the deepest step count (record with
     --speckv-policy static:7), round times from several depths and loads: give several traces.
     """
-    from sglang_speckv.bench.progress import Screen
     from sglang_speckv.offline.artifact import save_artifact
     from sglang_speckv.offline.train import train
+    from sglang_speckv.progress import Screen
 
     with Screen().status("reading the trace") as say:
         artifact = train(traces, say)

@@ -15,8 +15,8 @@ import pytest
 import requests
 import torch
 
-from sglang_speckv.bench import server as server_module
-from sglang_speckv.bench.server import Server
+from sglang_speckv.ab import process as server_module
+from sglang_speckv.ab.process import Server
 from sglang_speckv.srt import cpu
 from sglang_speckv.srt.patches_present import installed_package
 from tests.engine.tiny_models import tiny_eagle2_head, tiny_eagle3_head, tiny_llama

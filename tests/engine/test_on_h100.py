@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from examples.gpu import cost_curves, smoke
-from sglang_speckv.bench.arms import Draft
-from sglang_speckv.bench.options import options_from, read_options
-from sglang_speckv.bench.prepare import server_flags
+from sglang_speckv.ab.arms import Draft
+from sglang_speckv.ab.comparison import server_flags
+from sglang_speckv.ab.options import options_from, read_options
 from tests.engine.conftest import PAIRS, flags
 from tests.engine.pretend_h100 import H100_MIB
 from tests.gpu import conftest as gpu

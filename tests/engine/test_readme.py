@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import typer
 
-from sglang_speckv.bench import ab, demo
+from sglang_speckv.ab import command
 from sglang_speckv.cli import main
 from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.srt.serve import parse
@@ -102,8 +102,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return invoke(self, context) if self.name in ("ab", "demo") else parsed()
 
     monkeypatch.setattr(typer.core.TyperCommand, "invoke", invoke_or_end)
-    monkeypatch.setattr(ab, "run_ab", parsed)
-    monkeypatch.setattr(demo, "run_demo", parsed)
+    monkeypatch.setattr(command, "run_ab", parsed)
     monkeypatch.setenv("SPECKV_CACHE", str(tmp_path))
     monkeypatch.chdir(ROOT)
 

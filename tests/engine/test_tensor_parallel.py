@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_speckv.bench.server import Server
+from sglang_speckv.ab.process import Server
 from tests.engine.conftest import PROMPTS, flags, serving
 from tests.forked import ForkedServer
 

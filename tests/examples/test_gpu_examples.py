@@ -23,10 +23,10 @@ from typer.testing import CliRunner
 from examples.gpu import cost_curves, overhead, project, shapes, smoke
 from examples.gpu.curves import Cell, cell, distinct_prompts, measure, replay_table, round_times
 from examples.gpu.observe import as_told, signal_ages, tier_memory
-from sglang_speckv.bench.arms import Draft
-from sglang_speckv.bench.client import Client
-from sglang_speckv.bench.connection import ServerError
-from sglang_speckv.bench.options import options_from, read_options
+from sglang_speckv.ab.arms import Draft
+from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.options import options_from, read_options
 from sglang_speckv.cli import app
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.records import Record

@@ -35,3 +35,16 @@ def test_each_signal_by_lag_and_draft(tmp_path: Path) -> None:
     assert rows["first-token probability", 1]["auc"] < fresh["auc"], "one round on it is worth less"
     assert ("accepted length", 0) not in rows and ("accepted length", 1) in rows
     assert {row["signal"] for row in second["rows"]} == {"accepted length"}
+
+
+def test_the_committed_figures_are_what_this_code_computes() -> None:
+    """Where they are not, run examples/signals_report.py again, and the README's table with it."""
+    root = SCRIPT.parents[1]
+    committed = json.loads((root / "examples" / "results" / "signals.json").read_text())["drafts"]
+    traces = root / "examples" / "traces"
+    for old, new in zip(
+        committed, report(traces / "eagle3", traces / "standalone")["drafts"], strict=True
+    ):
+        for told, now in zip(old["rows"], new["rows"], strict=True):
+            assert (now["signal"], now["lag"]) == (told["signal"], told["lag"])
+            assert (now["r"], now["auc"]) == pytest.approx((told["r"], told["auc"]), abs=2e-3)

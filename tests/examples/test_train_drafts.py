@@ -22,7 +22,7 @@ from examples.train_drafts.target import Cache, Shape, Target, read_shape
 from examples.train_drafts.train_eagle3 import Batch, unroll
 from examples.train_drafts.train_standalone import LastAttention
 from examples.train_drafts.training import Item, frequent, soft_cross_entropy
-from sglang_speckv.bench.prompts import load_prompts
+from sglang_speckv.ab.prompts import load_prompts
 
 VOCAB, HIDDEN = 96, 32
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from sglang_speckv.bench.client import Client
-from sglang_speckv.bench.lossless import first_difference
+from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.lossless import first_difference
 from tests import overlap
 from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, models, serving
 

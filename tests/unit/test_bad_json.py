@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from sglang_speckv.bench.connection import Connection, ServerError
-from sglang_speckv.bench.diff import read_results
-from sglang_speckv.bench.download import _json_links
-from sglang_speckv.bench.drafts import _read_recipe, algorithm_of
-from sglang_speckv.bench.prompts import find_prompts
-from sglang_speckv.bench.replay.cost import _prior_from
-from sglang_speckv.bench.results import read_journal
+from sglang_speckv.ab.connection import Connection, ServerError
+from sglang_speckv.ab.journal import read_journal
+from sglang_speckv.ab.prompts import find_prompts
 from sglang_speckv.config import ConfigError
+from sglang_speckv.demo.download import _json_links
+from sglang_speckv.demo.drafts import _read_recipe, algorithm_of
 from sglang_speckv.offline import artifact
 from sglang_speckv.offline.records import read_trace
+from sglang_speckv.replay.cost import _prior_from
 from sglang_speckv.srt import carrier
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -32,11 +31,11 @@ BAD = {
 
 
 def _prompts(path: Path) -> object:
-    return find_prompts(str(path.rename(path.with_suffix(".jsonl"))), "")
+    return find_prompts(str(path.rename(path.with_suffix(".jsonl"))))
 
 
 def _list(path: Path) -> object:
-    return find_prompts(str(path), "")
+    return find_prompts(str(path))
 
 
 def _trace(path: Path) -> object:
@@ -55,7 +54,6 @@ def _draft(path: Path) -> object:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "results": read_results,
     "journal": lambda path: (path.write_bytes(path.read_bytes() + b"\n"), read_journal(path)),
     "index": lambda path: list(_json_links(path.read_bytes())),
     "recipe": _read_recipe,

@@ -10,14 +10,16 @@ ALLOWED = {
     "config": set(),
     "files": {"config"},
     "policy": {"config"},
-    "bench": {"config", "files"},
-    "offline": {"policy", "bench", "config", "files"},
+    "progress": set(),
+    "provenance": set(),
+    "demo": {"config", "files"},
+    "ab": {"config", "files", "progress", "provenance", "demo"},
+    "offline": {"policy", "config", "files", "progress", "provenance"},
+    "replay": {"policy", "offline", "ab", "config", "files", "progress", "provenance"},
     "srt": {"policy", "offline", "config", "files"},
 }
-REPLAY = PACKAGE / "bench" / "replay"
-"""The one part of bench that knows the players: it runs them."""
 HEAVY = {"sglang", "sgl_kernel", "torch"}
-MAY_BE_HEAVY = {"srt": HEAVY, "offline": {"torch"}, "bench": {"torch"}}
+MAY_BE_HEAVY = {"srt": HEAVY, "offline": {"torch"}, "ab": {"torch"}, "demo": {"torch"}}
 
 
 def imports(path: Path) -> set[str]:
@@ -36,11 +38,6 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def is_datasets(path: Path, name: str) -> bool:
-    """The judge may use SGLang's benchmark data sets, which are not its runtime."""
-    return room(path) == "bench" and name.startswith("sglang.benchmark.datasets")
-
-
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if room(path) in ALLOWED]
 
 
@@ -51,13 +48,12 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
         "cli",
         *ALLOWED,
     }
-    more = {"policy", "offline"} if REPLAY in path.parents else set()
-    assert rooms <= ALLOWED[here] | {here} | more
+    assert rooms <= ALLOWED[here] | {here}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_srt_imports_the_engine(path: Path) -> None:
-    heavy = {name.split(".")[0] for name in imports(path) if not is_datasets(path, name)} & HEAVY
+    heavy = {name.split(".")[0] for name in imports(path)} & HEAVY
     assert heavy <= MAY_BE_HEAVY.get(room(path), set())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_speckv.bench.prompts import load_prompts
+from sglang_speckv.ab.prompts import load_prompts
 from sglang_speckv.config import ConfigError
 
 CLASSES = {"code", "question_answering", "reasoning", "summarisation"}

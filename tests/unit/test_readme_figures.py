@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
+
+from sglang_speckv.provenance import code_digest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "examples" / "results"
@@ -28,9 +31,19 @@ def test_the_tables_are_the_committed_results(result: str, maker: str) -> None:
 
 
 def test_the_papers_figures() -> None:
-    found = json.loads((RESULTS / "paper.json").read_text())["throughput_vs_best_static_pct"]
-    told = ", ".join(f"{value:+.1f}" for value in found.values())
+    """They need records that are not committed, so what can be seen here is whether the code that
+    they are of has moved on: then run examples/reproduce_paper.py --output again."""
+    found = json.loads((RESULTS / "paper.json").read_text())
+    assert found["provenance"]["code"]["policy"] == code_digest("policy")
+    told = ", ".join(f"{v:+.1f}" for v in found["throughput_vs_best_static_pct"].values())
     assert f"cross-fitted by prompt: {told} % at" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_provenance_is_a_readers(path: Path) -> None:
+    """No path of the machine that it was made on, and what makes it could be typed again."""
+    command = json.loads(path.read_text())["provenance"]["command"]
+    assert not [word for word in command if re.match(r"(.*=)?(/|~/(?!\.cache/sglang))", word)]
 
 
 @pytest.mark.parametrize("draft", ["eagle3", "standalone"])

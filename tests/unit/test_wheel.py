@@ -93,7 +93,7 @@ def test_every_module_of_the_clone_is_in_it(site: Path) -> None:
 
 
 def test_the_default_prompts_are_in_it(site: Path) -> None:
-    code = "from sglang_speckv.bench.prompts import load_prompts; print(len(load_prompts()))"
+    code = "from sglang_speckv.ab.prompts import load_prompts; print(len(load_prompts()))"
     assert said(site, code) == "96"
 
 
@@ -112,7 +112,7 @@ def test_a_repository_around_it_is_not_its_own(site: Path) -> None:
     commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty"]
     subprocess.run(["git", "-C", site.parent, *commit, "--message", "theirs"], check=True)
     code = (
-        "from sglang_speckv.bench.provenance import provenance as p; print(p()['git'])\n"
+        "from sglang_speckv.provenance import provenance as p; print(p()['git'])\n"
         "print(p()['versions']['sglang-speckv'])"
     )
     assert said(site, code).split() == ["None", __version__]

@@ -1,0 +1,112 @@
+"""How often the 95 % intervals of ``speckv ab`` hold the truth: a simulation, no server.
+
+    python benchmarks/coverage.py [--trials 4000] [--out examples/results/coverage.json]
+
+Two arms that are equally fast answer the same prompts in the same blocks. What a moment does to one
+arm (``of_blocks``) and how well a prompt suits one (``of_prompts``) are drawn, in logs; prompts
+come again after ``prompts`` of them, as they do in a run. An interval that says 95 % should hold 1
+in 95 of 100 runs. ``lower_bound`` is about the claim that an arm is at least x of every fixed
+setting: among six equal arms it should be wrong in at most 2.5 of 100 runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sglang_speckv.ab.intervals import Sample, ratio
+from sglang_speckv.files import write_atomically
+from sglang_speckv.provenance import provenance
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is simulated. Spreads are standard deviations of log seconds."""
+
+    blocks: int = 8
+    requests: int = 4
+    prompts: int = 96
+    cells: int = 1
+    arms: int = 2
+    of_blocks: float = 0.05
+    of_prompts: float = 0.1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.blocks} blocks of {self.requests}, {self.prompts} prompts, "
+            f"{self.cells} cells, {self.arms} arms"
+        )
+
+
+def drawn(truth: Truth, rng: np.random.Generator) -> list[Sample]:
+    count = truth.blocks * truth.requests
+    suits = rng.normal(0, truth.of_prompts, (truth.arms, truth.prompts))
+    samples = []
+    for _ in range(truth.cells):
+        prompt = np.arange(count) % truth.prompts
+        block = np.repeat(np.arange(truth.blocks), truth.requests)
+        moment = rng.normal(0, truth.of_blocks, (truth.arms, truth.blocks))
+        common = rng.normal(0, 0.5, count)  # long and short prompts; the same for every arm
+        seconds = np.exp(common + suits[:, prompt] + moment[:, block])
+        samples.append(Sample(np.full(seconds.shape, 64.0), seconds, block, prompt.astype(str)))
+    return samples
+
+
+def covered(truth: Truth, trials: int, seed: int = 0) -> float:
+    """The share of trials whose interval holds 1."""
+    rng = np.random.default_rng(seed)
+    found = [ratio(drawn(truth, rng), 0, 1) for _ in range(trials)]
+    return float(np.mean([r.low <= 1 <= r.high for r in found]))
+
+
+def overstated(truth: Truth, trials: int, seed: int = 0) -> float:
+    """The share of trials in which arm 0 is said to be ahead of every other one."""
+    rng = np.random.default_rng(seed)
+    wrong = 0
+    for _ in range(trials):
+        cells = drawn(truth, rng)
+        wrong += min(ratio(cells, 0, other).low for other in range(1, truth.arms)) > 1
+    return wrong / trials
+
+
+TRUTHS = (
+    *(Truth(blocks=blocks) for blocks in (3, 4, 6, 8, 12)),
+    *(Truth(requests=requests) for requests in (1, 16)),
+    *(Truth(prompts=prompts, requests=16) for prompts in (16, 32)),
+    *(Truth(of_prompts=0.0), Truth(of_blocks=0.0), Truth(of_blocks=0.2)),
+    *(Truth(cells=3), Truth(cells=3, requests=16, prompts=48)),
+)
+EQUALS = (Truth(arms=7), Truth(arms=7, cells=3), Truth(arms=7, blocks=4))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=4000)
+    parser.add_argument("--out", type=Path, default=Path("examples/results/coverage.json"))
+    args = parser.parse_args()
+    results = {
+        "provenance": provenance(),
+        "trials": args.trials,
+        "coverage": [],
+        "lower_bound": [],
+    }
+    for truth in TRUTHS:
+        share = covered(truth, args.trials)
+        print(f"{truth}: {share:.1%} of the intervals hold the truth")
+        results["coverage"].append(asdict(truth) | {"covered": round(share, 4)})
+    for truth in EQUALS:
+        share = overstated(truth, args.trials)
+        print(f"{truth}: in {share:.1%} the lower bound against every other arm is above 1")
+        results["lower_bound"].append(asdict(truth) | {"overstated": round(share, 4)})
+    content = json.dumps(results, indent=1) + "\n"
+    write_atomically(args.out, lambda scratch: scratch.write_text(content))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The ways to serve that are compared, by name, and the servers that they need.
+
+========================  =================================================================
+``none``                  the target alone, scheduled like the servers that draft
+``none:overlap``          the target alone under SGLang's overlap scheduler, where ``none`` is not
+``default``               SGLang with the algorithm and no step flags (a tree for Llama)
+``ema``                   SGLang's own adaptive rule (EAGLE family only)
+``fresh:K``               SGLang with K steps on a server of its own, without SpecKV
+``static:K``              K steps, a policy of the SpecKV server
+``speckv[:POLICY]``       SpecKV, ``throughput`` unless another policy is named
+``url:NAME=http://...``   a running server with the OpenAI completions interface
+========================  =================================================================
+
+``ARM#2`` is the same arm a second time: how far apart the two come out is the noise. All
+``static:K`` and ``speckv`` arms of a draft share one server and are switched while it runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, MAX_NUM_STEPS, ConfigError
+
+NO_DRAFT = "shared"
+NO_DRAFTING = ("none", "none:overlap")
+DEFAULT_POLICY = "throughput"
+_ARM = re.compile(
+    r"(?:none(?::overlap)?|default|ema|(?P<fixed>static|fresh):(?P<steps>\d{1,3})"
+    r"|speckv(?::[\w.:-]+)?)(?:#\d+)?\Z"
+)
+_URL = re.compile(r"url:(?P<name>[\w.-]+)=(?P<url>https?://\S+)\Z")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A draft checkpoint under the name that the tables show. ``artifact`` is what SpecKV serves
+    it with, if anything."""
+
+    name: str
+    path: str
+    algorithm: str
+    artifact: str | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to serve. ``policy`` is switched to before each of its blocks, if it has one."""
+
+    draft: str
+    name: str
+    server: str
+    policy: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The name without ``#2``."""
+        return self.name.partition("#")[0]
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is a fixed setting that a user could have launched instead; measured twice it
+        counts once."""
+        return self.name == self.base and not self.learns and not self.name.startswith("url:")
+
+    @property
+    def learns(self) -> bool:
+        """Whether what it served before changes what it does next."""
+        return self.base.startswith(("speckv", "ema"))
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """A server by name: flags that make it different from the others, or where it runs."""
+
+    name: str
+    flags: tuple[str, ...] = ()
+    url: str | None = None
+
+
+def check_arm(name: str) -> None:
+    """Raises :class:`ConfigError` where ``name`` is no arm."""
+    match = _ARM.match(name)
+    if match is None and _URL.match(name) is None:
+        raise ConfigError(
+            f"unknown arm {name!r}; arms are none, none:overlap, default, ema, static:K, fresh:K, "
+            "speckv[:POLICY], url:NAME=http://..., each with #2 for a second time"
+        )
+    if match and match["steps"] and int(match["steps"]) > MAX_NUM_STEPS:
+        raise ConfigError(f"arm {name!r} drafts more than {MAX_NUM_STEPS} steps")
+    if match and match["fixed"] == "fresh" and int(match["steps"]) == 0:
+        raise ConfigError(f"arm {name!r} drafts nothing; without drafting the arm is none")
+
+
+def arms_for(drafts: Sequence[Draft], names: Sequence[str], shared: bool = True) -> list[Arm]:
+    """The arms called ``names``, for each draft. Those without a draft stand in every draft's
+    comparison: ``shared`` they are measured once, else beside each draft."""
+    draftless = [name for name in names if _needs_no_draft(name)]
+    arms = [_draftless(name, NO_DRAFT) for name in draftless] if shared or not drafts else []
+    for draft in drafts:
+        if not shared:
+            arms += [_draftless(name, draft.name) for name in draftless]
+        for name in names:
+            if name not in draftless and not (_base(name) == "ema" and not has_ema(draft)):
+                arms.append(_drafting(draft, name))
+    return arms
+
+
+def servers_for(
+    drafts: Sequence[Draft], arms: Sequence[Arm], overlap: bool = True
+) -> list[ServerSpec]:
+    """The servers of ``arms``, each once, in their order. ``overlap``: servers that draft use
+    SGLang's overlap scheduler here; where they do not, ``none`` must not either."""
+    by_name = {draft.name: draft for draft in drafts}
+    specs: dict[str, ServerSpec] = {}
+    for arm in arms:
+        if arm.server not in specs:
+            match = _URL.match(arm.name)
+            if match or arm.base == "none:overlap":
+                flags: tuple[str, ...] = ()
+            elif arm.base == "none":
+                flags = () if overlap else ("--disable-overlap-schedule",)
+            else:
+                flags = _flags(by_name[arm.draft], arm, arms)
+            specs[arm.server] = ServerSpec(arm.server, flags, match["url"] if match else None)
+    return list(specs.values())
+
+
+def needs_draft(names: Sequence[str]) -> bool:
+    """Whether any of the arms drafts."""
+    return not all(map(_needs_no_draft, names))
+
+
+def has_ema(draft: Draft) -> bool:
+    """SGLang's own adaptive rule exists for the EAGLE family only."""
+    return draft.algorithm in ("EAGLE", "EAGLE3", "NEXTN")
+
+
+def _base(name: str) -> str:
+    return name.partition("#")[0]
+
+
+def _needs_no_draft(name: str) -> bool:
+    return _base(name) in NO_DRAFTING or name.startswith("url:")
+
+
+def _draftless(name: str, draft: str) -> Arm:
+    match = _URL.match(name)
+    server = f"url:{match['name']}" if match else _base(name).replace(":", "-")
+    return Arm(draft, name, server if draft == NO_DRAFT else f"{draft}-{server}")
+
+
+def _drafting(draft: Draft, name: str) -> Arm:
+    base = _base(name)
+    if base.startswith("static:"):
+        return Arm(draft.name, name, f"{draft.name}-speckv", base)
+    if base.startswith("speckv"):
+        policy = base.partition(":")[2] or DEFAULT_POLICY
+        return Arm(draft.name, name, f"{draft.name}-speckv", policy)
+    return Arm(draft.name, name, f"{draft.name}-{base.replace(':', '')}")
+
+
+def _flags(draft: Draft, arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
+    speculative = (
+        *("--speculative-algorithm", draft.algorithm),
+        *("--speculative-draft-model-path", draft.path),
+    )
+    if arm.policy is not None:
+        artifact = (draft.artifact,) if draft.artifact else ()
+        return (*speculative, "--speckv", *artifact, *_candidates(arm.server, arms))
+    if arm.base == "ema":
+        return (*speculative, "--speculative-adaptive")
+    if arm.base.startswith("fresh:"):
+        return (*speculative, *_step_flags(int(arm.base.partition(":")[2])))
+    return speculative
+
+
+def _candidates(server: str, arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Every depth that an arm holds must exist as a tier of the shared server."""
+    policies = [arm.policy for arm in arms if arm.server == server and arm.policy]
+    held = {int(policy.partition(":")[2]) for policy in policies if policy.startswith("static:")}
+    if held <= set(DEFAULT_CANDIDATE_STEPS):
+        return ()
+    steps = sorted(held | set(DEFAULT_CANDIDATE_STEPS))
+    return ("--speckv-candidate-steps", ",".join(map(str, steps)))
+
+
+def _step_flags(steps: int) -> tuple[str, ...]:
+    """A chain of ``steps``: SGLang wants all three, and they must agree."""
+    return (
+        *("--speculative-num-steps", str(steps)),
+        *("--speculative-eagle-topk", "1"),
+        *("--speculative-num-draft-tokens", str(steps + 1)),
+    )

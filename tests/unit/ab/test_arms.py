@@ -1,0 +1,90 @@
+"""Arms by name, and the servers that they need."""
+
+import pytest
+
+from sglang_speckv.ab.arms import Draft, arms_for, check_arm, needs_draft, servers_for
+from sglang_speckv.config import ConfigError
+
+EAGLE3 = Draft("eagle3", "/e", "EAGLE3")
+STANDALONE = Draft("standalone", "/s", "STANDALONE")
+NAMES = ("none", "default", "static:1", "static:3#2", "ema", "speckv", "speckv:ema")
+
+
+def test_arms_without_a_draft_come_once_the_others_for_each():
+    arms = arms_for([EAGLE3, STANDALONE], ("none", "static:1", "ema", "speckv"))
+    assert [(arm.draft, arm.name) for arm in arms] == [
+        ("shared", "none"),
+        *(("eagle3", name) for name in ("static:1", "ema", "speckv")),
+        *(("standalone", name) for name in ("static:1", "speckv")),  # SGLang's rule: EAGLE only
+    ]
+
+
+def test_what_needs_no_draft_is_measured_beside_each_draft_where_they_do_not_run_together():
+    arms = arms_for([EAGLE3, STANDALONE], ("none", "static:1"), shared=False)
+    assert [(arm.draft, arm.name, arm.server) for arm in arms] == [
+        ("eagle3", "none", "eagle3-none"),
+        ("eagle3", "static:1", "eagle3-speckv"),
+        ("standalone", "none", "standalone-none"),
+        ("standalone", "static:1", "standalone-speckv"),
+    ]
+    assert servers_for([EAGLE3, STANDALONE], arms)[0].flags == ()
+
+
+def test_static_and_speckv_share_a_server_and_differ_by_policy():
+    arms = arms_for([EAGLE3], NAMES)
+    shared = [arm.policy for arm in arms if arm.server == "eagle3-speckv"]
+    assert shared == ["static:1", "static:3", "throughput", "ema"]
+
+
+def test_servers_and_what_makes_them_different():
+    arms = arms_for([EAGLE3, STANDALONE], (*NAMES, "fresh:3", "url:other=http://h:1/v1"))
+    servers = {spec.name: spec for spec in servers_for([EAGLE3, STANDALONE], arms)}
+    assert {arm.server for arm in arms} == set(servers)
+    assert servers["none"].flags == ()
+    assert "--speckv" in servers["standalone-speckv"].flags
+    assert "--speckv" not in servers["eagle3-ema"].flags
+    assert "--speculative-adaptive" in servers["eagle3-ema"].flags
+    assert not any("steps" in flag for flag in servers["eagle3-default"].flags)
+    fresh = " ".join(servers["eagle3-fresh3"].flags)
+    assert "num-steps 3" in fresh and "topk 1" in fresh and "draft-tokens 4" in fresh
+    assert servers["url:other"].url == "http://h:1/v1"
+
+
+def test_a_depth_that_no_tier_has_becomes_one():
+    arms = arms_for([EAGLE3], ("static:4", "static:6"))
+    (server,) = servers_for([EAGLE3], arms)
+    assert server.flags[-1] == "0,1,2,3,4,5,6,7"
+    (usual,) = servers_for([EAGLE3], arms_for([EAGLE3], ("static:3", "speckv")))
+    assert "--speckv-candidate-steps" not in usual.flags
+
+
+def test_what_a_user_could_have_launched_instead():
+    arms = arms_for([EAGLE3], (*NAMES, "fresh:2", "none:overlap"))
+    fixed = {arm.name for arm in arms if arm.is_fixed}
+    # the second time of an arm is not another setting
+    assert fixed == {"none", "none:overlap", "default", "static:1", "fresh:2"}
+
+
+def test_none_alone_needs_no_draft():
+    assert not needs_draft(["none", "none#2", "url:x=http://h"])
+    assert needs_draft(["none", "static:1"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "fast",
+        "static",
+        "static:x",
+        "static:99",
+        "fresh:0",
+        "url:x",
+        "none#x",
+        "ema:3",
+        "none:x",
+    ],
+)
+def test_what_is_no_arm_is_refused_by_name(name: str):
+    with pytest.raises(ConfigError, match="arm"):
+        check_arm(name)

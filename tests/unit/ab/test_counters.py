@@ -1,0 +1,58 @@
+"""Differences of the engine's counters."""
+
+import pytest
+
+from sglang_speckv.ab.client import ServerError
+from sglang_speckv.ab.counters import Counters, read_counters
+
+BEFORE = Counters({"1": 4, "3": 2}, 6, 10, 5, 1, 0, ((0.1, 1, 1), (0.2, 3, 1)))
+AFTER = Counters(
+    {"0": 1, "1": 4, "3": 5}, 22, 58, 35, 3, 0, ((0.2, 3, 1), (1.0, 0, 4), (1.1, 3, 4), (1.2, 3, 4))
+)
+
+
+def test_a_block_is_the_difference():
+    block = AFTER.since(BEFORE)
+    assert block.rounds == {"0": 1, "1": 0, "3": 3}
+    assert block.accept_rate == 30 / 48
+    assert block.accept_length == 1 + 30 / 16
+    assert block.switches == 2
+    assert block.shares() == {"0": 0.25, "3": 0.75}
+
+
+def test_recent_rounds_are_only_the_blocks_own():
+    one_more = Counters({"0": 1, "1": 4, "3": 6}, 26, 70, 40, 3, 0, (*AFTER.recent, (2.0, 3, 4)))
+    assert one_more.since(AFTER).recent == ((2.0, 3, 4),)
+    assert AFTER.since(AFTER).recent == ()
+
+
+def test_blocks_add_up():
+    block = AFTER.since(BEFORE)
+    total = block + block
+    assert total.rounds == {"0": 2, "1": 0, "3": 6}
+    assert total.accept_rate == block.accept_rate
+
+
+def test_nothing_proposed_has_no_rate():
+    idle = Counters({"0": 3}, 3, 0, 0)
+    assert idle.accept_rate is None
+    assert idle.accept_length == 1
+    assert AFTER.since(AFTER).accept_length is None
+
+
+def test_reading_tells_inactive_from_broken():
+    good = {
+        "active": True,
+        "rounds": {"3": 1},
+        "request_rounds": 1,
+        "proposed_drafts": 3,
+        "correct_drafts": 1,
+        "recent": [[0.5, 3, 1]],
+        "policy": "throughput",
+        "policy_state": {},
+    }
+    assert read_counters({"speckv": good}, "s").recent == ((0.5, 3, 1),)
+    assert read_counters({}, "s") is None
+    assert read_counters({"speckv": {**good, "active": False}}, "s") is None
+    with pytest.raises(ServerError, match="server s: its SpecKV counters are unreadable"):
+        read_counters({"speckv": {**good, "rounds": "many"}}, "s")

@@ -1,0 +1,89 @@
+"""Answers that are not the reference's are read back token by token; ties are told from losses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from sglang_speckv.ab import lossless
+from sglang_speckv.ab.journal import BlockResult
+from sglang_speckv.ab.load import Completion
+from sglang_speckv.ab.lossless import Judge, Verdict, tie_gap
+from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.traffic import Block, Condition, Segment
+
+PROMPTS = (Prompt("a", "code", "x"), Prompt("b", "qa", "y"))
+
+
+def result(*outputs: Sequence[int]) -> BlockResult:
+    completions = tuple(Completion(tuple(output)) for output in outputs)
+    block = Block(0, Condition("mixed", 2), (Segment(2, PROMPTS),))
+    return BlockResult(block, 1.0, completions)
+
+
+class Target:
+    """Stands for the server without drafting; remembers what it was asked. The token 9 is ``gap``
+    below the likeliest one, whatever stands before it."""
+
+    def __init__(self, gap: float) -> None:
+        self.gap = gap
+        self.asked: list[tuple[list[int], list[int]]] = []
+
+    async def gaps(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+        self.asked.append((list(prompt), list(answer)))
+        return [self.gap if token == 9 else 0.0 for token in answer]
+
+
+def verdict(
+    gap: float, *ours: Sequence[int], dtype: str = "float32", blocks: int = 2
+) -> tuple[Verdict, Target]:
+    target = Target(gap)
+    judge = Judge(target, lambda prompt: [100], tie_gap(dtype))
+    reference = result([1, 2, 3], [4, 5, 6])
+    found = asyncio.run(judge.verdict([result(*ours)] * blocks, [reference] * blocks))
+    return found, target
+
+
+def test_equal_answers_are_lossless_and_ask_nothing():
+    found, target = verdict(5.0, [1, 2, 3], [4, 5, 6])
+    assert (found.answers, found.identical, found.lossless) == (4, 4, True)
+    assert target.asked == [] and str(found) == "4 of 4 identical"
+
+
+def test_every_token_of_another_answer_is_looked_at():
+    """The first difference is the target's own choice; a later token is not."""
+    found, target = verdict(0.5, [1, 2, 3], [4, 8, 9])
+    assert target.asked == [([100], [4, 8, 9])], "the same answer twice is asked about once"
+    assert found.gaps == (0.5, 0.5) and found.lost == 2 and found.lossless is False
+    assert str(found) == "2 of 4 identical, 2 LOST, gap up to 0.5"
+
+
+def test_a_tie_is_shown_but_no_loss():
+    found, _ = verdict(1e-4, [1, 2, 3], [4, 9, 8])
+    assert (found.ties, found.lost, found.lossless) == (2, 0, True)
+    assert str(found) == "2 of 4 identical, 2 ties"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gap", "lossless"),
+    [
+        *(("float32", 0.9e-3, True), ("float32", 1.1e-3, False), ("float32", float("nan"), False)),
+        *(("bfloat16", 0.2, True), ("bfloat16", 0.3, False), ("float16", 0.3, False)),
+    ],
+)
+def test_what_a_tie_may_have(dtype: str, gap: float, lossless: bool):
+    assert verdict(gap, [9, 2, 3], [4, 5, 6], dtype=dtype)[0].lossless is lossless
+
+
+def test_questions_are_bounded_and_what_was_not_asked_is_told(monkeypatch):
+    monkeypatch.setattr(lossless, "MAX_ASKED", 1)
+    found, target = verdict(1e-4, [9, 2, 3], [4, 8, 8])
+    assert (found.ties, found.unchecked, len(target.asked)) == (2, 2, 1)
+    assert str(found) == "0 of 4 identical, 2 ties, 2 unchecked"
+
+
+def test_nothing_that_could_be_looked_at_is_no_verdict(monkeypatch):
+    monkeypatch.setattr(lossless, "MAX_ASKED", 0)
+    assert verdict(0.0, [7, 2, 3], [4, 8, 8])[0].lossless is None
