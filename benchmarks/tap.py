@@ -28,12 +28,12 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sglang_speckv.bench.client import Client
-from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.prepare import chat_tokenizer, default_dtype, find_drafts, server_flags
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.prompts import DEMO_PROMPTS, in_turn, load_prompts
 from sglang_speckv.bench.provenance import provenance
 from sglang_speckv.bench.server import Server, running
+from sglang_speckv.demo.target import resolve_target
 from sglang_speckv.files import write_atomically
 from sglang_speckv.offline.records import read_trace, trace_files
 from sglang_speckv.srt.fuse import Fuse

@@ -23,12 +23,12 @@ import typer
 
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.load import request_id
-from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.prepare import chat_tokenizer, default_dtype, find_drafts, server_flags
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.prompts import DEMO_PROMPTS, Prompt, in_turn, load_prompts
 from sglang_speckv.bench.server import Server, running
 from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, ConfigError
+from sglang_speckv.demo.target import resolve_target
 
 DEEPEST = DEFAULT_CANDIDATE_STEPS[-1]
 TIMED_TOKENS = 12

@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples.gpu.observe import finish, log_path, machine, pin, run
 from sglang_speckv.bench.client import Client
-from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.prepare import chat_tokenizer, default_dtype, find_drafts, server_flags
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.prompts import DEMO_PROMPTS, in_turn, load_prompts
 from sglang_speckv.bench.server import Server, running
+from sglang_speckv.demo.target import resolve_target
 from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.reduction import reduce_logits
 from sglang_speckv.srt.rounds import RoundTracker

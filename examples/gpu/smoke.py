@@ -37,11 +37,11 @@ from examples.gpu.observe import (
 from sglang_speckv.bench.arms import Draft
 from sglang_speckv.bench.client import Client
 from sglang_speckv.bench.connection import ServerError
-from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.prepare import chat_tokenizer, default_dtype, find_drafts, server_flags
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.prompts import DEMO_PROMPTS, in_turn, load_prompts
 from sglang_speckv.bench.server import COMMAND, Server, running
+from sglang_speckv.demo.target import resolve_target
 from sglang_speckv.offline.records import Record, read_trace, trace_files
 
 REQUESTS, TOKENS = 4, 48

@@ -20,9 +20,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from examples.train_drafts.common import chat_ids
-from sglang_speckv.bench.drafts import algorithm_of, resolve_draft
 from sglang_speckv.bench.prompts import Prompt, load_prompts
 from sglang_speckv.bench.provenance import provenance
+from sglang_speckv.demo.drafts import algorithm_of, resolve_draft
 from sglang_speckv.srt import cpu
 
 NUM_STEPS = 5

@@ -11,9 +11,9 @@ from sglang_speckv.bench import stats
 from sglang_speckv.bench.cells import Cell
 from sglang_speckv.bench.compare import Comparison, Outcome
 from sglang_speckv.bench.judgement import Judgement
-from sglang_speckv.bench.models import DEMO_TARGET
 from sglang_speckv.bench.proof import unequal
 from sglang_speckv.bench.provenance import provenance, shown_path
+from sglang_speckv.demo.target import DEMO_TARGET
 
 SCHEMA_VERSION = 1
 

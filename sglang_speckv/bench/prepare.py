@@ -8,14 +8,14 @@ from pathlib import Path
 
 from sglang_speckv.bench.arms import Draft, arms_for, needs_draft, servers_for
 from sglang_speckv.bench.compare import Comparison, fit_together
-from sglang_speckv.bench.drafts import DEMO_DRAFTS, algorithm_of, check_demo_drafts, resolve_draft
-from sglang_speckv.bench.models import resolve_target
 from sglang_speckv.bench.options import Options
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.prompts import Prompt, find_prompts
 from sglang_speckv.bench.run import Tokenize
 from sglang_speckv.bench.traffic import Workload
 from sglang_speckv.config import ConfigError
+from sglang_speckv.demo.drafts import DEMO_DRAFTS, algorithm_of, check_demo_drafts, resolve_draft
+from sglang_speckv.demo.target import resolve_target
 
 PLANNED_ROUNDS = 8
 _ALGORITHMS = ("EAGLE", "EAGLE3", "NEXTN", "STANDALONE")
@@ -28,8 +28,7 @@ def prepare(options: Options, screen: Screen, planned_rounds: int = PLANNED_ROUN
         find_prompts(options.prompts, "")  # refused before anything is fetched
     if needs_draft(options.all_arms):
         check_demo_drafts(options.drafts)
-    with screen.downloads() as progress:
-        target = resolve_target(options.target, progress)
+    target = resolve_target(options.target)
     drafts = find_drafts(options.drafts, target, screen) if needs_draft(options.all_arms) else []
     drafts = with_artifacts(drafts, options.artifacts)
     dtype = options.dtype or default_dtype()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 class Screen:
@@ -42,29 +42,3 @@ class Screen:
                 self.say(head)
 
         return update
-
-    @contextmanager
-    def downloads(self) -> Iterator[DownloadBars]:
-        with Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        ) as progress:
-            yield DownloadBars(progress, self)
-
-
-class DownloadBars:
-    """The :data:`~sglang_speckv.bench.download.Progress` that draws one bar per label."""
-
-    def __init__(self, progress: Progress, screen: Screen) -> None:
-        self._progress, self._screen = progress, screen
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, label: str, done: int, total: int) -> None:
-        if label not in self._tasks:
-            self._tasks[label] = self._progress.add_task(label, total=total)
-            if self._progress.disable:
-                self._screen.say(f"{label} ({total / 1e6:.0f} MB)" if total > 1 else label)
-        self._progress.update(self._tasks[label], completed=done, total=total)

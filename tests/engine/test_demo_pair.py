@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sglang_speckv.bench.drafts import resolve_draft
 from sglang_speckv.bench.lossless import first_difference
-from sglang_speckv.bench.models import demo_target
 from sglang_speckv.bench.prompts import load_prompts
 from sglang_speckv.config import ConfigError
+from sglang_speckv.demo.drafts import resolve_draft
+from sglang_speckv.demo.target import demo_target
 from tests.engine.conftest import serving
 
 pytestmark = pytest.mark.engine

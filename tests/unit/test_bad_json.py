@@ -9,12 +9,11 @@ import pytest
 
 from sglang_speckv.bench.connection import Connection, ServerError
 from sglang_speckv.bench.diff import read_results
-from sglang_speckv.bench.download import _json_links
-from sglang_speckv.bench.drafts import _read_recipe, algorithm_of
 from sglang_speckv.bench.prompts import find_prompts
 from sglang_speckv.bench.replay.cost import _prior_from
 from sglang_speckv.bench.results import read_journal
 from sglang_speckv.config import ConfigError
+from sglang_speckv.demo.drafts import _read_recipe, algorithm_of
 from sglang_speckv.offline import artifact
 from sglang_speckv.offline.records import read_trace
 from sglang_speckv.srt import carrier
@@ -57,7 +56,6 @@ def _draft(path: Path) -> object:
 READERS: dict[str, Callable[[Path], Any]] = {
     "results": read_results,
     "journal": lambda path: (path.write_bytes(path.read_bytes() + b"\n"), read_journal(path)),
-    "index": lambda path: list(_json_links(path.read_bytes())),
     "recipe": _read_recipe,
     "draft": _draft,
     "prompts": _prompts,

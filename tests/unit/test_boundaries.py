@@ -10,14 +10,15 @@ ALLOWED = {
     "config": set(),
     "files": {"config"},
     "policy": {"config"},
-    "bench": {"config", "files"},
+    "demo": {"config", "files"},
+    "bench": {"demo", "config", "files"},
     "offline": {"policy", "bench", "config", "files"},
     "srt": {"policy", "offline", "config", "files"},
 }
 REPLAY = PACKAGE / "bench" / "replay"
 """The one part of bench that knows the players: it runs them."""
 HEAVY = {"sglang", "sgl_kernel", "torch"}
-MAY_BE_HEAVY = {"srt": HEAVY, "offline": {"torch"}, "bench": {"torch"}}
+MAY_BE_HEAVY = {"srt": HEAVY, "offline": {"torch"}, "bench": {"torch"}, "demo": {"torch"}}
 
 
 def imports(path: Path) -> set[str]:

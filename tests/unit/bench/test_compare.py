@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sglang_speckv.bench import compare, drafts, prepare
+from sglang_speckv.bench import compare, prepare
 from sglang_speckv.bench.arms import Draft, arms_for, servers_for
 from sglang_speckv.bench.compare import Comparison, server_groups
 from sglang_speckv.bench.options import Options, options_from
@@ -15,6 +15,7 @@ from sglang_speckv.bench.prepare import find_drafts, with_artifacts
 from sglang_speckv.bench.progress import Screen
 from sglang_speckv.bench.traffic import Workload
 from sglang_speckv.config import ConfigError
+from sglang_speckv.demo import drafts
 
 
 def screen(path: Path) -> Screen:
