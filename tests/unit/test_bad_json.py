@@ -11,7 +11,6 @@ from sglang_speckv.ab.connection import Connection, ServerError
 from sglang_speckv.ab.journal import read_journal
 from sglang_speckv.ab.prompts import find_prompts
 from sglang_speckv.config import ConfigError
-from sglang_speckv.demo.download import _json_links
 from sglang_speckv.demo.drafts import _read_recipe, algorithm_of
 from sglang_speckv.offline import artifact
 from sglang_speckv.offline.records import read_trace
@@ -55,7 +54,6 @@ def _draft(path: Path) -> object:
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "journal": lambda path: (path.write_bytes(path.read_bytes() + b"\n"), read_journal(path)),
-    "index": lambda path: list(_json_links(path.read_bytes())),
     "recipe": _read_recipe,
     "draft": _draft,
     "prompts": _prompts,
