@@ -39,7 +39,7 @@ def ab_command(
     ] = None,
     artifact: Annotated[
         list[str] | None,
-        typer.Option(help="What SpecKV serves a draft with: [DRAFT=]DIRECTORY; repeatable."),
+        typer.Option(help="What SpecKV serves a draft with: [DRAFT=]FILE; repeatable."),
     ] = None,
     arms: Annotated[
         _Text,
