@@ -2,7 +2,7 @@
 
     python examples/record_traces.py --draft eagle3 --out traces/eagle3
     speckv replay traces/eagle3 --complete
-    speckv train traces/eagle3 -o artifact/
+    speckv train traces/eagle3 -o artifact.safetensors
 
 First some rounds of every depth at each load, for the round times. Then every prompt once at the
 deepest step count, several at a time: what was accepted of 7 drafts says what every shallower depth

@@ -62,9 +62,9 @@ class SpecKVConfig:
     ``candidate_steps`` are the tiers that are built at start-up, ascending; 0 is "do not draft".
     ``ema_config`` holds the user's own batch-size slots in SGLang's adaptive-config form, for the
     ``ema`` policy; None means SGLang's defaults. ``signal_lag``: see
-    :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records, ``artifact`` one that
-    `speckv train` made. ``profile_seconds``
-    bounds the rounds that are timed before serving; 0 learns while serving.
+    :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records, ``artifact`` a file
+    that `speckv train` made. ``profile_seconds`` bounds the rounds that are timed before serving; 0
+    learns while serving.
     """
 
     policy: str = "throughput"
@@ -86,7 +86,7 @@ class SpecKVConfig:
             )
         for name, path in (("trace", self.trace), ("artifact", self.artifact)):
             if path is not None and (not isinstance(path, str) or not path):
-                raise ConfigError(f"{name} {path!r} is not the path of a folder")
+                raise ConfigError(f"{name} {path!r} is not a path")
         _check_profile_seconds(self.profile_seconds)
 
     @classmethod

@@ -51,7 +51,7 @@ def ab_command(
     ] = None,
     artifacts: Annotated[
         list[str] | None,
-        typer.Option("--artifact", help="What SpecKV serves a draft with: [DRAFT=]DIRECTORY."),
+        typer.Option("--artifact", help="What SpecKV serves a draft with: [DRAFT=]FILE."),
     ] = None,
     arms: Annotated[
         _Text,

@@ -181,7 +181,7 @@ def find_drafts(names: Sequence[str], target: Path | str, screen: Screen) -> lis
 
 
 def with_artifacts(drafts: Sequence[Draft], artifacts: Sequence[str]) -> list[Draft]:
-    """``artifacts`` are ``DRAFT=DIRECTORY``, or a directory for the only draft."""
+    """``artifacts`` are ``DRAFT=FILE``, or a file for the only draft."""
     found = {draft.name: draft for draft in drafts}
     for entry in artifacts:
         name, _, place = entry.rpartition("=")
@@ -189,11 +189,14 @@ def with_artifacts(drafts: Sequence[Draft], artifacts: Sequence[str]) -> list[Dr
             name = drafts[0].name
         if name not in found:
             raise ConfigError(
-                f"the artifact {entry!r} names no draft; write DRAFT=DIRECTORY with one of "
+                f"the artifact {entry!r} names no draft; write DRAFT=FILE with one of "
                 f"{', '.join(found) or 'no drafts'}"
             )
-        if not Path(place).expanduser().is_dir():
-            raise ConfigError(f"the artifact {place!r} is not a directory")
+        if not Path(place).expanduser().is_file():
+            raise ConfigError(
+                f"the artifact {place!r} is not a file; check the path or train it again "
+                "(speckv train)"
+            )
         found[name] = replace(found[name], artifact=str(Path(place).expanduser()))
     return list(found.values())
 

@@ -1,28 +1,24 @@
-"""A trained prior on disk: a directory of ``policy.json`` and ``arrays.npz``.
+"""A trained prior on disk: one safetensors file.
 
-``policy.json`` says what the arrays are for (identity) and where they came from (provenance);
-``arrays.npz`` holds plain numbers. Nothing is unpickled, every size is bounded before anything is
-allocated, and the same content makes the same bytes.
+Its tensors are the prior's arrays; a JSON text in its header says what they are for (identity) and
+where they came from (provenance). Nothing is unpickled, no more than :data:`MAX_BYTES` are read,
+and the same content makes the same bytes.
 """
 
 from __future__ import annotations
 
-import io
-import math
 import os
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
+import safetensors.numpy
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.files import BAD_JSON, read_bounded
+from sglang_speckv.files import BAD_JSON, read_bounded, write_atomically
 from sglang_speckv.policy.prior import (
     AcceptancePrior,
     CostPrior,
@@ -31,14 +27,14 @@ from sglang_speckv.policy.prior import (
     compression_code,
 )
 
-SCHEMA = 1
-JSON, ARRAYS = "policy.json", "arrays.npz"
-MAX_JSON_BYTES = 1 << 20
-MAX_ARRAY_BYTES = 4 << 20
+SCHEMA = 2
+SUFFIX = ".safetensors"
+MAX_BYTES = 5 << 20
 _PARTS: dict[str, Any] = {"acceptance": AcceptancePrior, "cost": CostPrior, "mlp": MlpWeights}
-_DTYPES = ("<f8", "<i8")
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_T = TypeVar("_T")
+_DTYPES = ("float64", "int64")
+_REMEDY = "check the path or train it again (speckv train)"
+# KeyError: a type that numpy does not have.
+_UNREADABLE = (safetensors.SafetensorError, KeyError, *BAD_JSON)
 
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,6 +45,14 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Schema(msgspec.Struct):
     schema: int
+
+
+class _Metadata(msgspec.Struct):
+    speckv: str  # all in one entry: safetensors writes several in random order
+
+
+class _Header(msgspec.Struct):
+    metadata: _Metadata = msgspec.field(name="__metadata__")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,136 +91,108 @@ def check_identity(artifact: Artifact, identity: Mapping[str, str | int | None])
         )
 
 
+def check_target(path: Path) -> None:
+    """Raise :class:`ConfigError` unless ``path`` may become an artifact: it is named
+    ``*.safetensors``, and nothing is there or an older artifact."""
+    if path.suffix != SUFFIX:
+        raise ConfigError(f"an artifact is a file named *{SUFFIX}; rename {str(path)!r}")
+    if not _replaceable(path):
+        raise ConfigError(f"{str(path)!r} exists and is no artifact; name another file")
+
+
 def save_artifact(artifact: Artifact, path: Path) -> None:
     """Write all of it or nothing; replaces an older artifact, and nothing else.
 
     Raises:
-        ConfigError: ``path`` holds something that is no artifact, or cannot be written.
+        ConfigError: :func:`check_target` refuses ``path``, the artifact is over :data:`MAX_BYTES`,
+            or it cannot be written.
     """
-    if path.exists() and not _replaceable(path):
-        raise ConfigError(f"{path} exists and is no artifact; name another directory")
-    document = _Document(SCHEMA, dict(artifact.identity), dict(artifact.provenance))
-    text = msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=1) + b"\n"
-    packed = _pack(artifact.prior)
-    if len(text) > MAX_JSON_BYTES or len(packed) > MAX_ARRAY_BYTES:
-        raise ConfigError(f"the artifact is too large to be read back ({len(packed)} bytes)")
+    check_target(path)
+    content = _encoded(artifact)
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"the artifact is too large to be read back ({len(content)} bytes)")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-            fresh.mkdir()
-            (fresh / JSON).write_bytes(text)
-            (fresh / ARRAYS).write_bytes(packed)
-            if path.exists():
-                os.rename(path, old)
-            os.rename(fresh, path)
+        write_atomically(path, lambda scratch: scratch.write_bytes(content))
     except OSError as error:
-        raise ConfigError(f"cannot write the artifact {path}: {error}") from error
+        raise ConfigError(f"cannot write the artifact {str(path)!r}: {error}") from error
 
 
 def load_artifact(path: Path) -> Artifact:
     """Read and check an artifact. Raises :class:`ConfigError` that says what is wrong with it."""
-    if not path.is_dir():
-        raise ConfigError(f"{str(path)!r} is no artifact directory; `speckv train` makes one")
-    document = _document(read_bounded(path / JSON, MAX_JSON_BYTES), path / JSON)
-    arrays = _unpack(read_bounded(path / ARRAYS, MAX_ARRAY_BYTES), path / ARRAYS)
+    if os.path.isdir(path):
+        raise ConfigError(
+            f"{str(path)!r} is a directory, as artifacts of older versions were; {_REMEDY}"
+        )
+    content = read_bounded(path, MAX_BYTES, _REMEDY)
     try:
-        parts = {name: _part(kind, name, arrays) for name, kind in _PARTS.items()}
-    except ConfigError as error:
-        raise ConfigError(f"{path / ARRAYS}: {error}") from error
+        return _decoded(content)
+    except _UNREADABLE as error:
+        raise ConfigError(
+            f"{str(path)!r} is no artifact of this version ({error}); {_REMEDY}"
+        ) from error
+
+
+def _replaceable(path: Path) -> bool:
+    """Nothing is there, or an artifact of any version."""
+    try:
+        _description(read_bounded(path, MAX_BYTES))
+    except BAD_JSON:
+        return not os.path.lexists(path)
+    return True
+
+
+def _encoded(artifact: Artifact) -> bytes:
+    document = _Document(SCHEMA, dict(artifact.identity), dict(artifact.provenance))
+    text = msgspec.json.encode(document, order="sorted").decode()
+    arrays = {
+        f"{name}.{field.name}": _plain(getattr(part, field.name))
+        for name in _PARTS
+        if (part := getattr(artifact.prior, name)) is not None
+        for field in fields(part)
+    }
+    return safetensors.numpy.save(arrays, {"speckv": text})
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Of a type that is read back, and contiguous: safetensors copies memory as it lies."""
+    return np.asarray(array, "int64" if array.dtype.kind in "iu" else "float64", order="C")
+
+
+def _decoded(content: bytes) -> Artifact:
+    document = _document(_description(content))
+    arrays = safetensors.numpy.load(content)
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES:
+            raise ConfigError(f"{name!r} is of type {array.dtype}, not {' or '.join(_DTYPES)}")
+        if not np.isfinite(array).all():
+            raise ConfigError(f"{name!r} has a value that is not finite")
+    parts = {name: _part(kind, name, arrays) for name, kind in _PARTS.items()}
     if arrays:
-        raise ConfigError(f"{path / ARRAYS} has an unknown array {sorted(arrays)[0]!r}")
+        raise ConfigError(f"the array {min(arrays)!r} is unknown")
     quantization = document.identity.get("quantization")
     prior = Prior(**parts, compression=compression_code(str(quantization or "")))
     return Artifact(document.identity, document.provenance, prior)
 
 
-def _replaceable(path: Path) -> bool:
-    """An empty directory, or an artifact with nothing beside it."""
-    if not path.is_dir() or path.is_symlink():
-        return False
-    names = {entry.name for entry in path.iterdir()}
-    return not names or names == {JSON, ARRAYS}
+def _description(content: bytes) -> str:
+    """The header's text, which safetensors leaves out when it reads from memory."""
+    size = int.from_bytes(content[:8], "little")
+    return msgspec.json.decode(content[8 : 8 + size], type=_Header).metadata.speckv
 
 
-def _document(text: bytes, path: Path) -> _Document:
-    schema = _decoded(text, _Schema, path).schema
+def _document(text: str) -> _Document:
+    schema = msgspec.json.decode(text, type=_Schema).schema
     if schema != SCHEMA:
-        raise ConfigError(f"{path} has schema {schema}, this version reads {SCHEMA}")
-    return _decoded(text, _Document, path)
-
-
-def _decoded(text: bytes, kind: type[_T], path: Path) -> _T:
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except BAD_JSON as error:
-        raise ConfigError(f"{path} is not an artifact's description ({error})") from error
-
-
-def _pack(prior: Prior) -> bytes:
-    """A stored (not compressed) npz with fixed times: the same arrays, the same bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for part in _PARTS:
-            value = getattr(prior, part)
-            for field in fields(value) if value is not None else ():
-                raw = io.BytesIO()
-                array = _plain(getattr(value, field.name))
-                np.lib.format.write_array(raw, array, version=(1, 0), allow_pickle=False)
-                name = f"{part}.{field.name}.npy"
-                archive.writestr(zipfile.ZipInfo(name, _EPOCH), raw.getvalue())
-    return buffer.getvalue()
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    kind = "<i8" if array.dtype.kind in "iu" else "<f8"
-    return np.asarray(array, dtype=kind, order="C")
-
-
-def _unpack(content: bytes, path: Path) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            infos = archive.infolist()
-            if len(infos) > 32 or sum(info.file_size for info in infos) > MAX_ARRAY_BYTES:
-                raise ConfigError(f"{path} holds too many or too large arrays")
-            return {
-                info.filename.removesuffix(".npy"): _array(archive.read(info), info.filename, path)
-                for info in infos
-            }
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} is not an archive of arrays ({error})") from error
-    except (NotImplementedError, RuntimeError) as error:  # another compression, a password
-        raise ConfigError(f"{path} is not a plain archive ({error})") from error
-
-
-def _array(content: bytes, name: str, path: Path) -> np.ndarray:
-    """One ``.npy`` without trusting what its header promises."""
-    file = io.BytesIO(content)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ConfigError(f"{path}: array {name} is of another format version")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    start = file.tell()
-    if dtype.str not in _DTYPES or fortran:
-        raise ConfigError(
-            f"{path}: array {name} is of type {dtype.str}, not {' or '.join(_DTYPES)}"
-        )
-    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(content) - start:
-        raise ConfigError(f"{path}: array {name} of shape {shape} does not fit its data")
-    array = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    if not np.isfinite(array).all():
-        raise ConfigError(f"{path}: array {name} has a value that is not finite")
-    return array
+        raise ConfigError(f"it has schema {schema}, not {SCHEMA}")
+    return msgspec.json.decode(text, type=_Document)
 
 
 def _part(kind: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """One of the prior's parts out of its arrays, which are taken from ``arrays``."""
     wanted = [f"{name}.{field.name}" for field in fields(kind)]
-    present = [key for key in wanted if key in arrays]
-    if not present:
+    missing = [key for key in wanted if key not in arrays]
+    if missing == wanted:
         return None
-    if present != wanted:
-        missing = next(key for key in wanted if key not in arrays)
-        raise ConfigError(f"the array {missing!r} is missing")
-    return kind(*(arrays.pop(key) for key in wanted))
+    if missing:
+        raise ConfigError(f"the array {missing[0]!r} is missing")
+    return kind(*map(arrays.pop, wanted))

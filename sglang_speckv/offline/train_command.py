@@ -1,8 +1,8 @@
 """``speckv train``: what recorded rounds teach, as an artifact to serve with.
 
 speckv serve ... --speckv --speckv-policy static:7 --speckv-trace traces/
-speckv train traces/ -o artifact/
-speckv serve ... --speckv artifact/
+speckv train traces/ -o artifact.safetensors
+speckv serve ... --speckv artifact.safetensors
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def train_command(
         list[Path], typer.Argument(help="Directories or files (*.jsonl.gz) of --speckv-trace.")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Artifact directory; an older artifact is replaced.")
+        Path,
+        typer.Option("--out", "-o", help="Artifact file, *.safetensors; an older one is replaced."),
     ],
     json: Annotated[bool, typer.Option("--json", help="Only the JSON line on stdout.")] = False,
 ) -> None:
@@ -33,10 +34,11 @@ def train_command(
     fitted to all. Acceptance is best learned from rounds of the deepest step count (record with
     --speckv-policy static:7), round times from several depths and loads: give several traces.
     """
-    from sglang_speckv.offline.artifact import save_artifact
+    from sglang_speckv.offline.artifact import check_target, save_artifact
     from sglang_speckv.offline.train import train
     from sglang_speckv.progress import Screen
 
+    check_target(out)
     with Screen().status("reading the trace") as say:
         artifact = train(traces, say)
     save_artifact(artifact, out)

@@ -51,7 +51,8 @@ def read_cost(
 def _prior_from(path: Path) -> CostPrior:
     if not path.exists():
         raise ConfigError(f"--cost {path} does not exist")
-    if (path / "policy.json").is_file():
+    # A folder with policy.json is an artifact of an older version, which is refused by that name.
+    if path.suffix == ".safetensors" or (path / "policy.json").is_file():
         from sglang_speckv.offline.artifact import load_artifact
 
         cost = load_artifact(path).cost

@@ -54,7 +54,7 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="ARTIFACT",
         help="Choose speculative_num_steps per batch at run time. Needs --speculative-algorithm "
-        "EAGLE, EAGLE3, NEXTN or STANDALONE. ARTIFACT: a folder that `speckv train` made for this "
+        "EAGLE, EAGLE3, NEXTN or STANDALONE. ARTIFACT: a file that `speckv train` made for this "
         "pair; without one everything is learned while serving.",
     )
     group.add_argument(

@@ -35,7 +35,7 @@ def artifact(server: Serving, tmp_path_factory: pytest.TempPathFactory) -> Path:
         server.post("/generate", asked)
     server.pin(-1)
     records_of(server)  # waits until all is on disk
-    out = tmp_path_factory.mktemp("trained") / "artifact"
+    out = tmp_path_factory.mktemp("trained") / "artifact.safetensors"
     done = CliRunner().invoke(app, ["train", str(server.trace), "-o", str(out)])
     assert done.exit_code == 0, done.output
     return out

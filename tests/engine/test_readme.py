@@ -32,7 +32,7 @@ PROGRAMS = "speckv|sglang|make|python|pytest|pip|git|patch|curl"
 SHORT = ("speckv replay examples/", "python examples/signals_report.py examples/")
 """Commands that begin so are run to their end."""
 
-PLACEHOLDERS = ("...", "artifact/", "--json")
+PLACEHOLDERS = ("...", "artifact.safetensors", "--json")
 """What stands for a reader's own flags and files, and what `doctor` takes out itself."""
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import save_file
 
 from sglang_speckv.ab.connection import Connection, ServerError
 from sglang_speckv.ab.journal import read_journal
 from sglang_speckv.ab.prompts import find_prompts
 from sglang_speckv.config import ConfigError
 from sglang_speckv.demo.drafts import _read_recipe, algorithm_of
-from sglang_speckv.offline import artifact
+from sglang_speckv.offline.artifact import load_artifact
 from sglang_speckv.offline.records import read_trace
 from sglang_speckv.replay.cost import _prior_from
 from sglang_speckv.srt import carrier
@@ -47,6 +48,17 @@ def _answer(path: Path) -> object:
     return Connection.decode(Connection("x", "http://x"), path.read_bytes(), list[bool], "/x")
 
 
+def _artifact(path: Path) -> object:
+    save_file({}, path, {"speckv": path.read_text(errors="replace")})
+    return load_artifact(path)
+
+
+def _header(path: Path) -> object:
+    header = path.read_bytes()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return load_artifact(path)
+
+
 def _draft(path: Path) -> object:
     (path.parent / "config.json").write_bytes(path.read_bytes())
     return algorithm_of(path.parent)
@@ -60,7 +72,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "prompt list": _list,
     "cost": _prior_from,
     "trace": _trace,
-    "artifact": lambda path: artifact._document(path.read_bytes(), path),
+    "artifact": _artifact,
+    "artifact header": _header,
     "answer": _answer,
     "adaptive config": lambda path: carrier.read(str(path)),
 }

@@ -143,16 +143,18 @@ def test_absent_demo_drafts_are_refused_before_anything_is_fetched(
 
 
 def test_an_artifact_goes_with_its_draft(tmp_path):
-    a, b = with_artifacts(PAIR, [f"b={tmp_path}"])
-    assert (a.artifact, b.artifact) == (None, str(tmp_path))
-    (only,) = with_artifacts(PAIR[:1], [str(tmp_path)])
-    assert only.artifact == str(tmp_path)
+    path = tmp_path / "artifact.safetensors"
+    path.touch()
+    a, b = with_artifacts(PAIR, [f"b={path}"])
+    assert (a.artifact, b.artifact) == (None, str(path))
+    (only,) = with_artifacts(PAIR[:1], [str(path)])
+    assert only.artifact == str(path)
     flags = servers_for([only], arms_for([only], ("static:1", "speckv")))[0].flags
-    assert flags[flags.index("--speckv") + 1] == str(tmp_path)
+    assert flags[flags.index("--speckv") + 1] == str(path)
     with pytest.raises(ConfigError, match="names no draft"):
-        with_artifacts(PAIR, [str(tmp_path)])
-    with pytest.raises(ConfigError, match="not a directory"):
-        with_artifacts(PAIR, ["a=/nowhere"])
+        with_artifacts(PAIR, [str(path)])
+    with pytest.raises(ConfigError, match="not a file; check the path or train it again"):
+        with_artifacts(PAIR, [f"a={tmp_path}"])
 
 
 def test_a_draft_by_algorithm(tmp_path):

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline import artifact as artifact_module
 from sglang_speckv.offline.artifact import (
-    ARRAYS,
-    JSON,
-    MAX_ARRAY_BYTES,
-    MAX_JSON_BYTES,
+    MAX_BYTES,
     Artifact,
     check_identity,
     load_artifact,
@@ -28,10 +27,11 @@ from sglang_speckv.offline.artifact import (
 from sglang_speckv.policy.prior import AcceptancePrior, CostPrior, MlpWeights, Prior
 
 IDENTITY = {"target": "big", "draft": "small", "quantization": None, "draft_vocab_size": 1000}
+OFTEN = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def artifact(depth: int = 3) -> Artifact:
-    tried = np.arange(4.0 * depth).reshape(4, depth)
+    tried = np.arange(4.0 * depth).reshape(depth, 4).T  # not contiguous
     acceptance = AcceptancePrior(np.array([0.3, 0.6]), tried, tried / 2)
     cost = CostPrior(
         np.array([1, 1]), np.array([-1, 3]), np.array([0.1, 0.2]), np.ones(2), np.zeros(2)
@@ -40,10 +40,19 @@ def artifact(depth: int = 3) -> Artifact:
     return Artifact(IDENTITY, {"command": "speckv train"}, Prior(acceptance, cost, mlp))
 
 
-def saved(tmp_path: Path, value: Artifact | None = None) -> Path:
-    path = tmp_path / "artifact"
+def saved(folder: Path, value: Artifact | None = None) -> Path:
+    path = folder / "artifact.safetensors"
     save_artifact(value or artifact(), path)
     return path
+
+
+def problem(path: Path) -> str:
+    """Why it is refused: one sentence that names the file and what to do."""
+    with pytest.raises(ConfigError) as caught:
+        load_artifact(path)
+    message = str(caught.value)
+    assert str(path) in message and "train it again" in message and "\n" not in message
+    return message
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -56,48 +65,70 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert loaded.mlp.output_bias == 0.5
 
 
-def test_parts_may_be_missing(tmp_path: Path) -> None:
+def test_parts_may_be_missing_and_arrays_empty(tmp_path: Path) -> None:
     loaded = load_artifact(saved(tmp_path, Artifact({}, {}, Prior())))
     assert loaded.acceptance is None and loaded.cost is None and loaded.mlp is None
+    no_edges = AcceptancePrior(np.empty(0), np.ones((2, 3)), np.ones((2, 3)))
+    loaded = load_artifact(saved(tmp_path, Artifact({}, {}, Prior(no_edges))))
+    assert loaded.acceptance is not None and loaded.acceptance.edges.shape == (0,)
 
 
 def test_the_same_content_makes_the_same_bytes(tmp_path: Path) -> None:
     first, second = saved(tmp_path / "a"), saved(tmp_path / "b")
-    for name in (JSON, ARRAYS):
-        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_an_older_artifact_is_replaced_whole(tmp_path: Path) -> None:
     path = saved(tmp_path)
+    describe(path, {"schema": 1})
     save_artifact(artifact(depth=5), path)
     acceptance = load_artifact(path).acceptance
     assert acceptance is not None and acceptance.depth == 5
-    assert [entry.name for entry in tmp_path.iterdir()] == ["artifact"], "no scratch left"
+    assert list(tmp_path.iterdir()) == [path], "no scratch left"
 
 
-@pytest.mark.parametrize("content", ["file", "foreign", "more"])
-def test_what_is_no_artifact_is_not_overwritten(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "artifact"
-    if content == "file":
-        path.write_text("mine")
-    else:
-        path.mkdir()
-        (path / "thesis.txt").write_text("mine")
-        if content == "more":
-            for name in (JSON, ARRAYS):
-                (path / name).touch()
-    with pytest.raises(ConfigError, match="no artifact"):
-        save_artifact(artifact(), path)
-    assert path.read_text() == "mine" if content == "file" else (path / "thesis.txt").exists()
-
-
-@pytest.mark.parametrize("bound", ["MAX_JSON_BYTES", "MAX_ARRAY_BYTES"])
-def test_what_could_not_be_read_back_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+def test_what_cannot_be_written_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifact_module, bound, 100)
+    def full(path: Path, content: bytes) -> None:
+        path.open("wb").close()
+        raise OSError(28, "No space left on device")
+
+    path = saved(tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ConfigError, match=r"cannot write .*artifact\.safetensors.*No space left"):
+        save_artifact(artifact(depth=5), path)
+    acceptance = load_artifact(path).acceptance
+    assert acceptance is not None and acceptance.depth == 3
+    assert list(tmp_path.iterdir()) == [path], "no scratch left"
+
+
+def test_what_is_no_artifact_is_not_overwritten(tmp_path: Path) -> None:
+    text, model, link, folder = (tmp_path / f"{name}.safetensors" for name in "abcd")
+    text.write_text("mine")
+    save_file({"weight": np.ones(2)}, model)
+    link.symlink_to(tmp_path / "nowhere")
+    folder.mkdir()
+    before = model.read_bytes()
+    for path in (text, model, link, folder):
+        with pytest.raises(ConfigError, match="exists and is no artifact; name another file"):
+            save_artifact(artifact(), path)
+    assert text.read_text() == "mine" and model.read_bytes() == before
+    assert link.is_symlink() and folder.is_dir()
+
+
+def test_its_name_says_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a file named \*\.safetensors; rename '.*thesis'"):
+        save_artifact(artifact(), tmp_path / "thesis")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_could_not_be_read_back_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact_module, "MAX_BYTES", 100)
     with pytest.raises(ConfigError, match="too large to be read back"):
-        save_artifact(artifact(), tmp_path / "artifact")
+        saved(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -114,106 +145,143 @@ def test_a_mismatch_is_refused_with_what_differs(tmp_path: Path) -> None:
     assert "target" not in message and "draft_vocab_size" not in message
 
 
-def rewrite(path: Path, name: str, array: bytes) -> None:
-    """Replace or add one member of the archive."""
-    with zipfile.ZipFile(path / ARRAYS) as archive:
-        members = {info.filename: archive.read(info) for info in archive.infolist()}
-    members[name] = array
-    with zipfile.ZipFile(path / ARRAYS, "w") as archive:
-        for member, content in members.items():
-            archive.writestr(member, content)
+def rewrite(path: Path, **arrays: np.ndarray) -> None:
+    """Replace or add arrays; the description stays."""
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    save_file({**load_file(path), **arrays}, path, metadata)
 
 
-def npy(array: np.ndarray, shape: tuple[int, ...] | None = None) -> bytes:
-    """An array's bytes, its header claiming ``shape``."""
-    buffer = io.BytesIO()
-    header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape or array.shape}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue() + array.tobytes()
+def describe(path: Path, document: object) -> None:
+    """Replace the description; the arrays stay."""
+    text = document if isinstance(document, str) else json.dumps(document)
+    save_file(load_file(path), path, {"speckv": text})
 
 
 WRONG_ARRAYS = {
-    "not finite": ("mlp.output.npy", npy(np.full(16, np.nan)), "not finite"),
-    "another shape": ("mlp.output.npy", npy(np.ones(15)), "shapes"),
-    "a huge promise": ("mlp.output.npy", npy(np.ones(2), (1 << 40,)), "does not fit"),
-    "an overflowing promise": ("mlp.output.npy", npy(np.ones(2), (1 << 62, 1 << 62)), "not fit"),
-    "a negative promise": ("mlp.output.npy", npy(np.ones(1), (-1, -1)), "array"),
-    "objects": ("mlp.output.npy", npy(np.array([b"x"] * 16)), "type"),
-    "no array": ("mlp.output.npy", b"hello", "archive of arrays"),
-    "an unknown name": ("mlp.extra.npy", npy(np.ones(1)), "unknown array 'mlp.extra'"),
-    "counts that lie": ("acceptance.accepted.npy", npy(np.full((4, 3), 99.0)), "more than"),
-    "edges that fall": ("acceptance.edges.npy", npy(np.array([0.6, 0.3])), "ascend"),
-    "a time of zero": ("cost.seconds.npy", npy(np.zeros(2)), "not positive"),
-    "too large": ("mlp.output.npy", npy(np.ones(MAX_ARRAY_BYTES // 8)), "is over"),
+    "not finite": (
+        "mlp.output",
+        np.full(16, np.nan),
+        "'mlp.output' has a value that is not finite",
+    ),
+    "another shape": ("mlp.output", np.ones(15), "shapes"),
+    "another type": ("mlp.output", np.ones(16, "f4"), "is of type float32, not float64 or int64"),
+    "an unknown name": ("mlp.extra", np.ones(1), "the array 'mlp.extra' is unknown"),
+    "counts that lie": ("acceptance.accepted", np.full((4, 3), 99.0), "more than"),
+    "edges that fall": ("acceptance.edges", np.array([0.6, 0.3]), "ascend"),
+    "a time of zero": ("cost.seconds", np.zeros(2), "not positive"),
+    "too large": ("mlp.output", np.ones(MAX_BYTES // 8), "is over 5 MiB"),
 }
 
 
-@pytest.mark.parametrize(("name", "content", "problem"), WRONG_ARRAYS.values(), ids=WRONG_ARRAYS)
-def test_a_wrong_array_is_named(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+@pytest.mark.parametrize(("name", "array", "reason"), WRONG_ARRAYS.values(), ids=WRONG_ARRAYS)
+def test_a_wrong_array_is_named(tmp_path: Path, name: str, array: np.ndarray, reason: str) -> None:
     path = saved(tmp_path)
-    rewrite(path, name, content)
-    with pytest.raises(ConfigError, match=problem):
-        load_artifact(path)
+    rewrite(path, **{name: array})
+    assert reason in problem(path)
 
 
 def test_a_missing_array_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path, Artifact({}, {}, Prior()))
-    rewrite(path, "mlp.hidden.npy", npy(np.ones((6, 16))))
-    with pytest.raises(ConfigError, match=r"'mlp\.hidden_bias' is missing"):
-        load_artifact(path)
-
-
-def test_a_bomb_is_not_inflated(tmp_path: Path) -> None:
-    path = saved(tmp_path)
-    with zipfile.ZipFile(path / ARRAYS, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("mlp.output.npy", bytes(MAX_ARRAY_BYTES + 1))
-    assert (path / ARRAYS).stat().st_size < 50_000
-    with pytest.raises(ConfigError, match="too large"):
-        load_artifact(path)
+    rewrite(path, **{"mlp.hidden": np.ones((6, 16))})
+    assert "the array 'mlp.hidden_bias' is missing" in problem(path)
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("document", "reason"),
     [
-        ("{", "not an artifact's description"),
-        (json.dumps({"schema": 2}), "schema 2, this version reads 1"),
-        (json.dumps({"schema": 1, "identity": {}}), "provenance"),
-        (json.dumps({"schema": 1, "identity": {"a": []}, "provenance": {}}), "identity"),
-        (json.dumps({"schema": 1, "identity": {}, "provenance": {}, "x": 1}), "`x`"),
-        ("[" * 100_000, "not an artifact's description"),
-        (" " * (MAX_JSON_BYTES + 1), "is over"),
+        ("{", "truncated"),
+        ({"schema": 3}, "it has schema 3, not 2"),
+        ({"schema": 2, "identity": {}}, "provenance"),
+        ({"schema": 2, "identity": {"a": []}, "provenance": {}}, "identity"),
+        ({"schema": 2, "identity": {}, "provenance": {}, "x": 1}, "`x`"),
     ],
 )
-def test_a_wrong_description_is_named(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_wrong_description_is_named(tmp_path: Path, document: object, reason: str) -> None:
     path = saved(tmp_path)
-    (path / JSON).write_text(text)
-    with pytest.raises(ConfigError, match=problem):
-        load_artifact(path)
+    describe(path, document)
+    assert reason in problem(path)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no artifact directory"):
-        load_artifact(tmp_path / "nowhere")
-    (saved(tmp_path) / ARRAYS).unlink()
-    with pytest.raises(ConfigError, match=ARRAYS):
-        load_artifact(tmp_path / "artifact")
+def directory(path: Path) -> None:
+    """An artifact as older versions wrote it."""
+    path.mkdir()
+    (path / "policy.json").write_text('{"schema": 1, "identity": {}, "provenance": {}}')
+    archive(path / "arrays.npz")
+
+
+def archive(path: Path) -> None:
+    with path.open("wb") as file:  # np.savez would change the name
+        np.savez(file, **{"mlp.output": np.ones(16)})
+    assert zipfile.is_zipfile(path)
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+
+
+NO_ARTIFACTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda path: None, "No such file"),
+    "huge": (huge, "is over 5 MiB"),
+    "empty": (Path.touch, "truncated"),
+    "older directory": (directory, "is a directory, as artifacts of older versions were"),
+    "older arrays": (archive, "JSON"),
+    "a model": (lambda path: save_file({"w": np.ones(2)}, path), "`__metadata__`"),
+    "another's model": (lambda path: save_file({}, path, {"format": "pt"}), "`speckv`"),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), NO_ARTIFACTS.values(), ids=NO_ARTIFACTS)
+def test_what_is_no_artifact_is_named(
+    tmp_path: Path, make: Callable[[Path], Any], reason: str
+) -> None:
+    path = tmp_path / "artifact.safetensors"
+    make(path)
+    assert reason in problem(path)
 
 
 @given(place=st.integers(0, 1 << 20), value=st.integers(0, 255), cut=st.booleans())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@OFTEN
 def test_damage_is_refused_or_harmless(tmp_path: Path, place: int, value: int, cut: bool) -> None:
-    path = tmp_path / "damaged"
-    shutil.rmtree(path, ignore_errors=True)
+    path = tmp_path / "damaged.safetensors"
+    path.unlink(missing_ok=True)
     save_artifact(artifact(), path)
-    content = bytearray((path / ARRAYS).read_bytes())
+    content = bytearray(path.read_bytes())
     place %= len(content)
     if cut:
         del content[place:]
     else:
         content[place] = value
-    (path / ARRAYS).write_bytes(content)
+    path.write_bytes(content)
     try:
         loaded = load_artifact(path)
     except ConfigError:
-        return
-    assert loaded.identity == IDENTITY
+        problem(path)
+    else:
+        assert not cut
+        load_artifact(saved(tmp_path, loaded))
+
+
+DTYPES = ("F64", "I64", "F32", "U8", "BOOL", "BF16", "F8_E4M3", "F4", "C64", "X")
+
+
+@given(
+    dtype=st.sampled_from(DTYPES),
+    shape=st.lists(st.integers(-1, 1 << 64) | st.integers(0, 2), max_size=70),
+    offsets=st.lists(st.integers(0, 16), min_size=2, max_size=2),
+    size=st.integers(0, 16),
+)
+@example(dtype="F64", shape=[0, 1 << 63], offsets=[0, 0], size=0)
+@example(dtype="F64", shape=[1] * 70, offsets=[0, 8], size=8)
+@example(dtype="BF16", shape=[1], offsets=[0, 2], size=2)
+@OFTEN
+def test_no_promise_of_a_header_is_trusted(
+    tmp_path: Path, dtype: str, shape: list[int], offsets: list[int], size: int
+) -> None:
+    text = json.dumps({"schema": 2, "identity": {}, "provenance": {}})
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    header = json.dumps({"__metadata__": {"speckv": text}, "mlp.output": tensor}).encode()
+    path = tmp_path / "promise.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    problem(path)

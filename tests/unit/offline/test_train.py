@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline import fit_acceptance, fit_mlp
-from sglang_speckv.offline.artifact import ARRAYS, JSON, load_artifact
+from sglang_speckv.offline.artifact import load_artifact
 from sglang_speckv.offline.columns import Columns, read_columns
 from sglang_speckv.offline.train import split_by_prompt, train
 from sglang_speckv.policy.prior import AcceptancePrior
@@ -77,15 +77,22 @@ def test_the_command_makes_the_same_bytes_twice(trace: Path, tmp_path: Path) -> 
 
     runs = []
     for name in ("one", "two"):
-        out = tmp_path / name / "artifact"
+        out = tmp_path / name / "artifact.safetensors"
         result = CliRunner().invoke(app, ["train", str(trace), "-o", str(out)])
         assert result.exit_code == 0, result.output
-        runs.append((out / JSON).read_bytes() + (out / ARRAYS).read_bytes())
+        runs.append(out.read_bytes())
     assert runs[0] == runs[1]
     summary = json.loads(result.stdout.splitlines()[-1])
     assert summary["prompts"] == 20 and summary["cost"][0]["num_steps"] == 1
-    loaded = load_artifact(tmp_path / "one" / "artifact")
+    loaded = load_artifact(tmp_path / "one" / "artifact.safetensors")
     assert loaded.identity["draft"] == "draft" and loaded.mlp is not None
+
+
+def test_a_bad_target_is_refused_before_training(tmp_path: Path) -> None:
+    from sglang_speckv.cli import app
+
+    asked = ["train", str(tmp_path / "no trace"), "-o", str(tmp_path / "artifact")]
+    assert "a file named *.safetensors" in str(CliRunner().invoke(app, asked).exception)
 
 
 def test_survival_leans_on_the_overall_rate() -> None:

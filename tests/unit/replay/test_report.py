@@ -116,9 +116,13 @@ def test_costs_from_an_artifact(traces: Path, tmp_path: Path) -> None:
     from sglang_speckv.offline.artifact import save_artifact
     from sglang_speckv.offline.train import train
 
-    save_artifact(train([traces / "times.jsonl.gz"]), tmp_path / "artifact")
-    result = run(traces / "deep.jsonl.gz", "--cost", tmp_path / "artifact", "--policy", "ema")
-    assert result["cost"]["source"] == str(tmp_path / "artifact")
+    path = tmp_path / "artifact.safetensors"
+    save_artifact(train([traces / "times.jsonl.gz"]), path)
+    result = run(traces / "deep.jsonl.gz", "--cost", path, "--policy", "ema")
+    assert result["cost"]["source"] == str(path)
+    (tmp_path / "policy.json").touch()
+    with pytest.raises(ConfigError, match="is a directory, as artifacts of older versions were"):
+        run(traces / "deep.jsonl.gz", "--cost", tmp_path)
 
 
 def test_what_an_artifact_knows_is_told(traces: Path, tmp_path: Path) -> None:
@@ -126,13 +130,14 @@ def test_what_an_artifact_knows_is_told(traces: Path, tmp_path: Path) -> None:
     from sglang_speckv.offline.train import train
 
     deep = traces / "deep.jsonl.gz"
-    save_artifact(train([deep]), tmp_path / "artifact")
+    path = tmp_path / "artifact.safetensors"
+    save_artifact(train([deep]), path)
     arguments = [deep, "--draft-cost", 0.1, "--policy", "throughput", "--no-profile"]
-    without, with_it = run(*arguments), run(*arguments, "--artifact", tmp_path / "artifact")
+    without, with_it = run(*arguments), run(*arguments, "--artifact", path)
     first = [result["arms"][0]["calibration"]["brier"] for result in (without, with_it)]
     assert first[1] < first[0], "it forecasts better from the start"
     assert with_it["trace"]["artifact_in_sample"] and "very rounds" in " ".join(with_it["notes"])
-    every = run(deep, "--draft-cost", 0.1, "--artifact", tmp_path / "artifact")
+    every = run(deep, "--draft-cost", 0.1, "--artifact", path)
     shares = {arm["arm"]: arm["steps"] for arm in every["arms"]}
     depths = {name: sum(int(k) * s for k, s in steps.items()) for name, steps in shares.items()}
     assert depths["paper"] > depths["throughput"], "tokens per step ask for depth"
@@ -140,7 +145,7 @@ def test_what_an_artifact_knows_is_told(traces: Path, tmp_path: Path) -> None:
     other = msgspec.structs.replace(HEADER, draft="another")
     foreign = write_trace(tmp_path / "b.jsonl.gz", Traffic(requests=4).records(), other)
     with pytest.raises(ConfigError, match="draft 'draft'"):
-        run(foreign, "--draft-cost", 0.1, "--artifact", tmp_path / "artifact")
+        run(foreign, "--draft-cost", 0.1, "--artifact", path)
 
 
 def test_one_decision_laid_open(traces: Path) -> None:
