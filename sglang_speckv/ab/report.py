@@ -25,6 +25,7 @@ from sglang_speckv.ab.tables import (
     SWEEP,
     Column,
     Row,
+    by_load,
     check_line,
     rich_table,
     shown,
@@ -71,7 +72,7 @@ def print_report(
 ) -> None:
     """Tables for each load, then what is odd, then the answer."""
     for sweep in found.sweeps:
-        for load, cells in _by_load(sweep, found.cells):
+        for load, cells in by_load(sweep, found.cells):
             console.print(rich_table(f"{sweep.draft}, {sweep.traffic}: {load}", CELL, cells))
         rows = [Row(sweep, arm) for arm in sweep.standings]
         console.print(rich_table(f"{sweep.draft}, {sweep.traffic}: all loads", SWEEP, rows))
@@ -115,7 +116,7 @@ def _page(results: dict[str, Any], found: Judgement, outcome: Outcome) -> str:
             "name": f"{sweep.draft}, {sweep.traffic}",
             "chart": Markup(_chart(sweep, found.cells)),
             "rows": [Row(sweep, arm) for arm in sweep.standings],
-            "loads": _by_load(sweep, found.cells),
+            "loads": by_load(sweep, found.cells),
         }
         for sweep in found.sweeps
     ]
@@ -137,14 +138,8 @@ def _page(results: dict[str, Any], found: Judgement, outcome: Outcome) -> str:
     )
 
 
-def _by_load(sweep: Sweep, cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
-    ours = [c for c in cells if (c.draft, c.condition.traffic) == (sweep.draft, sweep.traffic)]
-    loads = dict.fromkeys(cell.condition for cell in ours)
-    return [(load.load, [cell for cell in ours if cell.condition == load]) for load in loads]
-
-
 def _chart(sweep: Sweep, cells: Sequence[Cell]) -> str:
-    ours = [cell for _, found in _by_load(sweep, cells) for cell in found]
+    ours = [cell for _, found in by_load(sweep, cells) for cell in found]
     if not any(cell.standing.vs_best_fixed for cell in ours):
         return ""
     title = f"{sweep.draft}, {sweep.traffic}: tok/s over the best fixed setting, 95 % intervals"

@@ -14,6 +14,7 @@ from sglang_speckv.ab.intervals import Ratio
 from sglang_speckv.ab.runner import Outcome
 from sglang_speckv.ab.sampled import detectable
 from sglang_speckv.ab.servers import unequal
+from sglang_speckv.ab.tables import markdown_tables
 from sglang_speckv.ab.verdict import Cell, Check, Judgement, Standing, Sweep
 from sglang_speckv.demo.target import DEMO_TARGET
 from sglang_speckv.files import write_atomically
@@ -57,6 +58,7 @@ def describe(
         "calibration": {f"{a.draft} {a.name}": r for a, r in outcome.reliability.items() if r},
         "sweep": sweeps_json(found),
         "checks": [check_json(check) for check in found.checks],
+        "tables": markdown_tables(found),
         "cells": [cell_json(cell) | _detail(cell) for cell in found.cells],
     }
 

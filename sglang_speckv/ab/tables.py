@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sglang_speckv.ab.verdict import Cell, Check, Standing, Sweep
+from sglang_speckv.ab.verdict import Cell, Check, Judgement, Standing, Sweep
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,25 @@ def markdown(columns: Sequence[Column], items: Sequence[Any]) -> str:
         *([column.text(item) for column in columns] for item in items),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def by_load(sweep: Sweep, cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    """The cells of one draft and kind of traffic, load by load."""
+    ours = [c for c in cells if (c.draft, c.condition.traffic) == (sweep.draft, sweep.traffic)]
+    loads = dict.fromkeys(cell.condition for cell in ours)
+    return [(load.load, [cell for cell in ours if cell.condition == load]) for load in loads]
+
+
+def markdown_tables(found: Judgement) -> dict[str, str]:
+    """By title: what a README shows of a run."""
+    tables = {}
+    for sweep in found.sweeps:
+        name = f"{sweep.draft}, {sweep.traffic}"
+        rows = [Row(sweep, arm) for arm in sweep.standings]
+        tables[f"{name}: all loads"] = markdown(SWEEP, rows)
+        for load, cells in by_load(sweep, found.cells):
+            tables[f"{name}: {load}"] = markdown(CELL, cells)
+    return tables
 
 
 def check_line(check: Check) -> str:
