@@ -46,6 +46,15 @@ def test_provenance_is_a_readers(path: Path) -> None:
     assert not [word for word in command if re.match(r"(.*=)?(/|~/(?!\.cache/sglang))", word)]
 
 
+def test_the_coverage_of_intervals() -> None:
+    found = json.loads((RESULTS / "coverage.json").read_text())
+    shares = [100 * row["covered"] for row in found["coverage"]]
+    text = (ROOT / "docs" / "ab.md").read_text()
+    assert f"in {min(shares):.0f} to {max(shares):.0f} % of runs" in text
+    assert "fewer than one run in a thousand" in text
+    assert max(row["overstated"] for row in found["lower_bound"]) < 1e-3
+
+
 @pytest.mark.parametrize("draft", ["eagle3", "standalone"])
 def test_the_replayed_table(draft: str) -> None:
     lines = (ROOT / "docs" / "offline.md").read_text().splitlines()
