@@ -33,9 +33,10 @@ DEMO: dict[str, Any] = {
     "traffic": ("sweep",),
     "concurrency": (1, 4),
     "max_new_tokens": 96,
+    "minutes": 19.0,
     "out": "out/demo",
 }
-DEMO_MINUTES, QUICK_MINUTES = 19.0, 5.6
+QUICK: dict[str, Any] = {"drafts": ("eagle3",), "max_new_tokens": 64, "minutes": 5.5}
 _Text = str | None
 
 
@@ -105,7 +106,9 @@ def ab_command(
 
 
 def demo_command(
-    quick: Annotated[bool, typer.Option("--quick", help="About 6 minutes on two cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One draft, about 6 minutes on two cores.")
+    ] = False,
     target: Annotated[_Text, typer.Option(help="Model directory or hub id.")] = None,
     drafts: Annotated[
         list[str] | None, typer.Option("--draft", help="eagle3, standalone or a directory.")
@@ -119,8 +122,9 @@ def demo_command(
     No fixed depth is right for all of it. A small `speckv ab`, which has all the options.
     """
     asked = {"target": target, "drafts": drafts, "out": out}
-    limit = minutes or (QUICK_MINUTES if quick else DEMO_MINUTES)
-    values = DEMO | {"minutes": limit} | {key: v for key, v in asked.items() if v is not None}
+    preset = DEMO | (QUICK if quick else {})
+    given = {key: value for key, value in asked.items() if value is not None}
+    values = preset | given | ({} if minutes is None else {"minutes": minutes})
     raise typer.Exit(run_ab(options_from(values, "options"), only_json=json))
 
 

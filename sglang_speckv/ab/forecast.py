@@ -35,8 +35,12 @@ class Forecast:
     seconds: dict[Shape, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, result: BlockResult) -> None:
-        first = max((c.ttft_s or 0.0 for c in result.completions), default=0.0)
-        prefill = min(first, result.seconds)
+        prefill, start = 0.0, 0
+        for segment in result.block.segments:
+            ours = result.completions[start : start + len(segment.prompts)]
+            start += len(ours)
+            prefill += max((c.ttft_s or 0.0 for c in ours), default=0.0)
+        prefill = min(prefill, result.seconds)
         decode = (result.seconds - prefill) * self.max_new_tokens / WARM_UP_TOKENS
         self.seconds[shape(result.block)] += prefill + decode
 
