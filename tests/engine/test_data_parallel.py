@@ -3,13 +3,13 @@ start-up profile and traces reach both."""
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from sglang_speckv.offline.records import read_trace
-from sglang_speckv.srt.trace import FLUSH_SECONDS
+from sglang_speckv.offline.records import Record, read_trace
 from tests.engine.conftest import PROMPTS, Serving, flags, serving
 
 pytestmark = pytest.mark.engine
@@ -29,6 +29,10 @@ def pair(
 def ranks(running: Serving) -> list[dict[str, Any]]:
     answer = requests.get(running.url + "/server_info", timeout=60).json()
     return [state["speckv"] for state in answer["internal_states"]]
+
+
+def records_by_file(trace: Path) -> list[list[Record]]:
+    return [list(read_trace(file)[1]) for file in trace.iterdir()]
 
 
 def set_state(running: Serving, **values: int) -> list[bool]:
@@ -55,7 +59,10 @@ def test_both_are_profiled_pinned_and_traced(
     assert set_state(running, speckv_num_steps=-1) == [True, True]
     assert [rank["pinned"] for rank in ranks(running)] == [None, None]
 
-    time.sleep(3 * FLUSH_SECONDS)
-    files = list(trace.iterdir())
-    assert len(files) == 2
-    assert all({record.num_steps for record in read_trace(file)[1]} == {2} for file in files)
+    expected = sum(rank["trace"]["records"] for rank in ranks(running))
+    deadline = time.monotonic() + 20
+    while sum(map(len, found := records_by_file(trace))) < expected:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(found) == 2
+    assert all({record.num_steps for record in records} == {2} for records in found)

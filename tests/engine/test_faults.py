@@ -90,7 +90,7 @@ def test_text_and_server_survive(faulty: Faulty, fault: str, plain_answers: dict
         deadline = time.monotonic() + 30
         while faulty.failures(fault == "metrics").get(seam, 0) == before:
             assert time.monotonic() < deadline
-            time.sleep(0.2)
+            time.sleep(0.1)
     finally:
         faulty.file.write_text("")
     assert shown["active"] and (shown.get("failed") is not None) == (fault in ("show", "steer"))

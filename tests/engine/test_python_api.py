@@ -58,12 +58,13 @@ def test_serves_losslessly(
     tmp_path: Any,
 ) -> None:
     asked = arguments(models, algorithm, draft)
-    settings = {"candidate_steps": [0, 2], "policy": "static:2", "trace": "new/trace"}
+    settings = {"candidate_steps": [0, 2], "policy": "static:2"}
+    settings |= {"profile_seconds": 1, "trace": "new/trace"}
     shown = run(kind, settings, asked, tmp_path)
     speckv = shown["state"]["speckv"]
     assert shown["tokens"] == plain_answers["batch"]
     assert speckv["candidate_steps"] == [0, 2]
-    assert speckv["rounds"]["2"] > 0
+    assert speckv["profile"] and speckv["rounds"]["2"] > 0
     assert 0 < speckv["correct_drafts"] < speckv["proposed_drafts"]
     (trace,) = (tmp_path / "new" / "trace").iterdir()
     _, records = read_trace(trace)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from sglang_speckv.offline.records import Record
 from tests.engine.conftest import PROMPTS, STEPS, Serving, flags, serving
 from tests.engine.reference import AT_A_TIME, Reference, follows_target, sampled
 from tests.engine.test_signals import records_of
@@ -44,9 +43,12 @@ def test_sampled_text_follows_the_target(
 @pytest.mark.parametrize("num_steps", STEPS)
 def test_signals_do_not_depend_on_what_is_drawn(drawing: Serving, num_steps: int) -> None:
     drawing.pin(num_steps)
-    greedy = asked(drawing, f"greedy{num_steps}", temperature=0)
-    drawn = asked(drawing, f"drawn{num_steps}", temperature=COLD)
+    temperatures = {f"greedy{num_steps}": 0, f"drawn{num_steps}": COLD}
+    for rid, temperature in temperatures.items():
+        ask(drawing, rid, temperature)
     drawing.pin(-1)
+    records = records_of(drawing)[1]
+    greedy, drawn = ([r for r in records if r.request == rid] for rid in temperatures)
     assert all(r.sampled for r in drawn) and not any(r.sampled for r in greedy)
     # SGLang draws what is drafted behind a prompt at temperature 1 for a greedy request too, so the
     # first rounds may differ, and with them where the others begin.
@@ -61,8 +63,6 @@ def test_signals_do_not_depend_on_what_is_drawn(drawing: Serving, num_steps: int
         assert ours.first_prob == pytest.approx(theirs.first_prob, abs=1e-5)
 
 
-def asked(server: Serving, rid: str, temperature: float) -> list[Record]:
-    """The rounds of one request."""
+def ask(server: Serving, rid: str, temperature: float) -> None:
     sampling = {"temperature": temperature, "max_new_tokens": 72, "ignore_eos": True}
     server.post("/generate", {"text": PROMPTS[3], "rid": rid, "sampling_params": sampling})
-    return [record for record in records_of(server)[1] if record.request == rid]

@@ -69,14 +69,11 @@ def test_sampling_follows_the_targets_distribution(server: Serving) -> None:
         drafted = sampled(server, 400)
     server.pin(0)
     alone = sampled(server, 400)
+    cold = sampled(server, 150, temperature=0.2)
     server.pin(-1)
     for position in (1, 2):
         assert same_distribution([t[position] for t in drafted], [t[position] for t in alone])
-
-
-def test_the_distribution_test_can_fail(server: Serving) -> None:
-    warm, cold = sampled(server, 300), sampled(server, 300, temperature=0.2)
-    assert not same_distribution([t[1] for t in warm], [t[1] for t in cold])
+    assert not same_distribution([t[1] for t in cold], [t[1] for t in alone]), "it never tells"
 
 
 def sampled(server: Serving, count: int, temperature: float = 1.0) -> list[list[int]]:
