@@ -28,7 +28,7 @@ from unittest import mock
 import setproctitle
 
 from sglang_speckv.ab.process import Server
-from sglang_speckv.srt import cpu, metrics, trace
+from sglang_speckv.srt import cpu
 
 IMPORTS = (
     "tests.forked_imports",
@@ -149,7 +149,6 @@ def _run(
     setproctitle.setproctitle(shlex.join([sys.executable, "-m", *argv]))
     sys.path[:0] = added
     _load_plugins(added)
-    metrics.EVERY_SECONDS = trace.FLUSH_SECONDS = 0.1  # tests wait for both
     sys.argv = list(argv)
     runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
 

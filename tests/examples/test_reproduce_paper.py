@@ -88,12 +88,15 @@ def test_the_script_prints_all_figures(
     run("--data", str(data), "--json", "--output", str(tmp_path / "paper.json"))
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result) == {
+        "data",
         "tokens_per_step",
         "share_gamma8",
         "tok_per_s_vs_best_static_pct",
         "throughput_vs_best_static_pct",
+        "batches_vs_best_static_pct",
         "formula",
     }
+    assert all(len(digest) == 64 for digest in result["data"].values())
     assert set(result["tokens_per_step"]) == {"paper", "fixed4", "fixed8"}
     assert set(result["tok_per_s_vs_best_static_pct"]) == set(BASE_MS)
     assert set(result["throughput_vs_best_static_pct"]) == {
@@ -103,7 +106,17 @@ def test_the_script_prints_all_figures(
         name: {"4", "8"} for name in ("FP16", "INT8", "NF4")
     }
     stored = json.loads((tmp_path / "paper.json").read_text())
-    assert stored["formula"] == result["formula"] and "provenance" in stored
+    assert stored["formula"] == result["formula"]
+    assert set(stored["provenance"]["code"]) == {"policy", "srt"}
+
+
+def test_other_figures_than_the_committed_ones_are_named(
+    run: Callable[..., None], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """These records are not the paper's."""
+    with pytest.raises(SystemExit, match=r"data, tokens_per_step.* moved on; write them with"):
+        run("--data", str(data), "--check")
+    assert "tokens_per_step: committed {'paper': 5.82" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("broken", ["none", "empty", "other columns", "one run short"])

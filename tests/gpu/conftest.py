@@ -19,7 +19,6 @@ import torch
 from transformers import AutoTokenizer
 
 from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.lossless import first_difference
 from tests import overlap
 from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, models, serving
 
@@ -119,7 +118,7 @@ def on_kinds(*kinds: Kind) -> pytest.MarkDecorator:
 
 
 class Reference:
-    """Greedy answers of the target alone, and how close its two best tokens are."""
+    """Greedy answers of the target alone, which reads back those of others."""
 
     def __init__(self, server: Serving, path: str) -> None:
         self._server = server
@@ -132,19 +131,18 @@ class Reference:
         return [(p, a["output_ids"]) for p, a in zip(prompts, together, strict=True)]
 
     def losses(self, answers: list[list[int]]) -> list[tuple[str, float]]:
-        """Prompts whose answer leaves the target's where that was no tie, with the gap there."""
+        """Prompts whose answer is not the target's beyond ties, with the largest gap of a token."""
         found = []
         for text, (prompt, expected), answer in zip(PROMPTS, self.answers, answers, strict=True):
-            at = first_difference(answer, expected)
-            if at is not None:
-                gap = asyncio.run(self._gap([*prompt, *expected[:at]]))
+            if answer != expected:
+                gap = max(asyncio.run(self._gaps(prompt, answer)))
                 if gap >= TIE_GAP:
                     found.append((text, gap))
         return found
 
-    async def _gap(self, ids: list[int]) -> float:
+    async def _gaps(self, prompt: list[int], answer: list[int]) -> list[float]:
         async with Client("reference", self._server.url) as client:
-            return await client.top2_gap(ids)
+            return await client.gaps(prompt, answer)
 
 
 class References(dict[str, Reference]):

@@ -101,7 +101,7 @@ def test_the_demo_says_that_its_drafts_are_in_a_clone(site: Path) -> None:
     refused = run(site, site / "bin" / "speckv", "demo", "--quick")
     assert (refused.returncode, refused.stdout) == (2, "")
     (line,) = refused.stderr.splitlines()
-    assert line.startswith("speckv: the demo drafts (eagle3, standalone) come with a clone")
+    assert line.startswith("speckv: the demo drafts (eagle3) come with a clone")
     assert "pip install --editable" in line and "--draft PATH" in line
 
 

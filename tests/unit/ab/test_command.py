@@ -104,15 +104,15 @@ def drafting(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_everything_that_was_promised_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arms = (*ARMS, "fresh:3", "none:overlap", "none#2")
-    asked = wanted(tmp_path, traffic=("phases", "mixed", "sweep"), rate=(50.0,), arms=arms)
+    asked = wanted(tmp_path, traffic=("mixed", "sweep"), rate=(50.0,), arms=arms)
     assert run_comparison(asked, Screen()) == 0
     out = capsys.readouterr().out
     line = json.loads(out.splitlines()[-1])
     assert out.splitlines()[-2].startswith("eagle3, sweep: SpecKV was")
     loads = {(cell["traffic"], cell["concurrency"], cell["rate"]) for cell in line["cells"]}
     assert loads == {
-        *((traffic, n, None) for traffic in ("phases", "mixed", "sweep") for n in (1, 2)),
-        *((traffic, None, 50.0) for traffic in ("phases", "mixed")),
+        *((traffic, n, None) for traffic in ("mixed", "sweep") for n in (1, 2)),
+        ("mixed", None, 50.0),
     }
     by_arm = {
         c["arm"]: c for c in line["cells"] if (c["traffic"], c["concurrency"]) == ("mixed", 2)
