@@ -27,16 +27,20 @@ from sglang_speckv.ab.options import Options, options_from, read_options
 from sglang_speckv.config import ConfigError
 
 NOT_CHECKED = 3
-DEMO_ARMS = ("none", "static:1", "static:3", "static:5", "ema", "speckv")
 DEMO: dict[str, Any] = {
-    "arms": DEMO_ARMS,
+    "arms": ("none", "static:1", "static:3", "static:5", "ema", "speckv"),
     "traffic": ("sweep",),
     "concurrency": (1, 4),
-    "max_new_tokens": 96,
+    "max_new_tokens": 64,
     "minutes": 19.0,
     "out": "out/demo",
 }
-QUICK: dict[str, Any] = {"drafts": ("eagle3",), "max_new_tokens": 64, "minutes": 5.5}
+QUICK: dict[str, Any] = {
+    "drafts": ("eagle3",),
+    "arms": ("none", "static:1", "static:3", "ema", "speckv"),
+    "max_new_tokens": 40,
+    "minutes": 5.5,
+}
 _Text = str | None
 
 
