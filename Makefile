@@ -13,7 +13,7 @@ STAMP := .venv/.ready
 
 help:
 	@echo "make setup   build .venv: SGLang and CUDA libraries, about 10 GB"
-	@echo "make demo    a real model with real drafts: an A/B table and a picture; QUICK=1 is shorter"
+	@echo "make demo    a real model under a moving load: an A/B table and a report; QUICK=1 is shorter"
 	@echo "make test    every test, the real engine included; ARGS go to pytest"
 	@echo "make unit    the package's tests that start no engine; ARGS go to pytest"
 	@echo "make check   format, lint and types"
