@@ -3,7 +3,9 @@ what holds for all of them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import settings
@@ -18,6 +20,24 @@ IN_PROCESS = (
     *("test_switching", "test_untouched", "test_window_is_sglangs"),
 )
 """Engine tests that import SGLang themselves: all in one process, so that it is imported once."""
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    with same_logging():
+        yield
+
+
+@contextmanager
+def same_logging() -> Iterator[None]:
+    """SGLang gives the root logger a handler on the standard error of the moment, which is a file
+    that pytest closes after the test: the next line that any test logged would be an error."""
+    before, level = list(logging.root.handlers), logging.root.level
+    yield
+    logging.root.setLevel(level)
+    for handler in list(logging.root.handlers):
+        if handler not in before and not type(handler).__module__.startswith("_pytest"):
+            logging.root.removeHandler(handler)
 
 
 @pytest.hookimpl(wrapper=True)
