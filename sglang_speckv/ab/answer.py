@@ -2,69 +2,89 @@
 
 from __future__ import annotations
 
-from sglang_speckv.ab.runner import Outcome
+from collections.abc import Mapping, Sequence
+
+from sglang_speckv.ab.arms import RESTATED
+from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.sampled import LEAST_P
-from sglang_speckv.ab.verdict import NOT_INFERIOR, RESTATED, Judgement, Sweep
+from sglang_speckv.ab.traffic import MOVING
+from sglang_speckv.ab.verdict import NOT_INFERIOR, Record
 
 SPECKV = "speckv"
 
 
-def answers(outcome: Outcome, found: Judgement) -> list[str]:
+def answers(judged: Record, sampled: Mapping[str, Record]) -> list[str]:
     """One for each draft and kind of traffic that ``speckv`` served."""
     lines = []
-    for sweep in found.sweeps:
-        arm = next((a for a in sweep.standings if a.startswith(SPECKV) and a != RESTATED), None)
-        if arm is not None:
-            text = _text(outcome, sweep, arm)
-            lines.append(f"{sweep.draft}, {sweep.traffic}: {_speed(sweep, arm)}; {text}.")
+    for draft, by_traffic in judged["sweep"].items():
+        for traffic, sweep in by_traffic.items():
+            arm = next((a for a in sweep["arms"] if a.startswith(SPECKV) and a != RESTATED), None)
+            if arm is not None:
+                ours = [
+                    cell
+                    for cell in judged["cells"]
+                    if (cell["draft"], cell["arm"], cell["traffic"]) == (draft, arm, traffic)
+                ]
+                text = _text(ours, sampled.get(f"{draft} {arm}"))
+                lines.append(f"{draft}, {traffic}: {_speed(sweep, arm)}; {text}.")
     return lines
 
 
-def _speed(sweep: Sweep, arm: str) -> str:
-    standing = sweep.standings[arm]
-    name = "SpecKV" if arm == SPECKV else arm
+def shown(ratio: float | None, interval: Sequence[float] | None = None) -> str:
+    """``1.02 [0.98, 1.06]``."""
+    if ratio is None:
+        return "-"
+    return f"{ratio:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def _speed(sweep: Record, arm: str) -> str:
+    standing = sweep["arms"][arm]
+    over = standing["over"]
     parts = []
-    if standing.vs_best_fixed is not None:
+    if standing["vs_best_fixed"] is not None:
         parts.append(
-            f"{standing.vs_best_fixed} of the best fixed depth you would have had to find "
-            f"({standing.best_fixed})"
+            f"{shown(standing['vs_best_fixed'], standing['interval'])} of the best fixed depth "
+            f"you would have had to find ({standing['best_fixed']})"
         )
     for rule, what in (("ema", "SGLang's rule"), (RESTATED, "SGLang's rule as restated here")):
-        if rule in standing.over and not any("rule" in part for part in parts):
-            parts.append(f"{standing.over[rule]} of {what}")
-    nones = [(standing.over[n].value, n) for n in ("none", "none:overlap") if n in standing.over]
+        if rule in over and not any("rule" in part for part in parts):
+            parts.append(f"{shown(**over[rule])} of {what}")
+    nones = [(over[name]["ratio"], name) for name in ("none", "none:overlap") if name in over]
     if nones:
         _, best = min(nones)
-        shown = "" if best == "none" else " (with the overlap scheduler)"
-        parts.append(f"{standing.over[best]} of no draft{shown}")
+        how = "" if best == "none" else " (with the overlap scheduler)"
+        parts.append(f"{shown(**over[best])} of no draft{how}")
+    name = "SpecKV" if arm == SPECKV else arm
     said = f"{name} was " + ", ".join(parts) if parts else f"{name} was not compared with anything"
-    if standing.lower_bound is not None:
+    if standing["lower_bound"] is not None:
         said += (
-            f"; at least {standing.lower_bound:.2f} of every fixed setting, and not below "
-            f"{NOT_INFERIOR} of the best one in {sweep.not_inferior[arm]} of {sweep.loads} loads"
+            f"; at least {standing['lower_bound']:.2f} of every fixed setting, and as good as the "
+            f"best one (lower bound at least {NOT_INFERIOR}) at {standing['not_inferior']} of "
+            f"{sweep['loads']} loads"
         )
     return said
 
 
-def _text(outcome: Outcome, sweep: Sweep, arm: str) -> str:
-    verdicts = [
-        verdict
-        for (ours, condition), verdict in outcome.verdicts.items()
-        if (ours.draft, ours.name, condition.traffic) == (sweep.draft, arm, sweep.traffic)
-    ]
-    if verdicts:
-        total = sum(verdict.answers for verdict in verdicts)
-        said = f"text identical in {sum(v.identical for v in verdicts)} of {total} answers"
-        for count, name in (
-            (sum(v.ties for v in verdicts), "differing only at ties of the target"),
-            (sum(v.lost for v in verdicts), "NOT the target's"),
-            (sum(v.unchecked for v in verdicts), "unchecked"),
+def _text(cells: Sequence[Record], sampled: Record | None) -> str:
+    judged = cells[:1] if cells[0]["traffic"] in MOVING else cells  # its loads are judged as one
+    checked = [cell for cell in judged if cell["answers"]]
+    if checked:
+        total = {
+            key: sum(cell[key] for cell in checked)
+            for key in ("answers", "identical", "ties", "lost", "unchecked")
+        }
+        said = f"text identical in {total['identical']} of {total['answers']} answers"
+        for key, name in (
+            ("ties", "differing only at ties of the target"),
+            ("lost", "NOT the target's"),
+            ("unchecked", "unchecked"),
         ):
-            said += f", {count} {name}" if count else ""
+            said += f", {total[key]} {name}" if total[key] else ""
         return said
-    values = [p for a, p in outcome.p_values.items() if (a.draft, a.name) == (sweep.draft, arm)]
-    if values:
-        return f"sampled answers agree with the target's distribution at p = {values[0]:.2g}"
+    if sampled is not None:
+        return (
+            f"sampled answers agree with the target's distribution at p = {sampled['p_value']:.2g}"
+        )
     return "text NOT CHECKED"
 
 

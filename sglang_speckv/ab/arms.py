@@ -12,7 +12,8 @@
 ========================  =================================================================
 
 ``ARM#2`` is the same arm a second time: how far apart the two come out is the noise. All
-``static:K`` and ``speckv`` arms of a draft share one server and are switched while it runs.
+``static:K`` and ``speckv`` arms share one server and are switched while it runs; ``speckv#2``
+learns for itself. Each draft is compared apart, beside servers of its own.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from dataclasses import dataclass
 
 from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, MAX_NUM_STEPS, ConfigError
 
-NO_DRAFT = "shared"
+NO_DRAFT = "no draft"
+"""Stands for the draft where none of the arms has one."""
 NO_DRAFTING = ("none", "none:overlap")
+RESTATED = "speckv:ema"
+"""SGLang's own rule as this project restates it, for drafts that SGLang has no rule for."""
 DEFAULT_POLICY = "throughput"
 _ARM = re.compile(
     r"(?:none(?::overlap)?|default|ema|(?P<fixed>static|fresh):(?P<steps>\d{1,3})"
@@ -62,7 +66,12 @@ class Arm:
     def is_fixed(self) -> bool:
         """Whether it is a fixed setting that a user could have launched instead; measured twice it
         counts once."""
-        return self.name == self.base and not self.learns and not self.name.startswith("url:")
+        return self.name == self.base and not self.learns and not self.is_elsewhere
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is a server that somebody else runs."""
+        return self.name.startswith("url:")
 
     @property
     def learns(self) -> bool:
@@ -93,26 +102,20 @@ def check_arm(name: str) -> None:
         raise ConfigError(f"arm {name!r} drafts nothing; without drafting the arm is none")
 
 
-def arms_for(drafts: Sequence[Draft], names: Sequence[str], shared: bool = True) -> list[Arm]:
-    """The arms called ``names``, for each draft. Those without a draft stand in every draft's
-    comparison: ``shared`` they are measured once, else beside each draft."""
-    draftless = [name for name in names if _needs_no_draft(name)]
-    arms = [_draftless(name, NO_DRAFT) for name in draftless] if shared or not drafts else []
-    for draft in drafts:
-        if not shared:
-            arms += [_draftless(name, draft.name) for name in draftless]
-        for name in names:
-            if name not in draftless and not (_base(name) == "ema" and not has_ema(draft)):
-                arms.append(_drafting(draft, name))
+def arms_for(draft: Draft | None, names: Sequence[str]) -> list[Arm]:
+    """The arms called ``names`` beside one draft; those that cannot be with it are left out."""
+    arms = []
+    for name in names:
+        if _needs_no_draft(name):
+            arms.append(_draftless(name, draft.name if draft else NO_DRAFT))
+        elif draft and (_base(name) != "ema" or has_ema(draft)):
+            arms.append(_drafting(draft, name))
     return arms
 
 
-def servers_for(
-    drafts: Sequence[Draft], arms: Sequence[Arm], overlap: bool = True
-) -> list[ServerSpec]:
-    """The servers of ``arms``, each once, in their order. ``overlap``: servers that draft use
-    SGLang's overlap scheduler here; where they do not, ``none`` must not either."""
-    by_name = {draft.name: draft for draft in drafts}
+def servers_for(draft: Draft | None, arms: Sequence[Arm], overlap: bool = True) -> list[ServerSpec]:
+    """The servers of one draft's arms, each once, in their order. ``overlap``: servers that draft
+    use SGLang's overlap scheduler here; where they do not, ``none`` must not either."""
     specs: dict[str, ServerSpec] = {}
     for arm in arms:
         if arm.server not in specs:
@@ -122,7 +125,8 @@ def servers_for(
             elif arm.base == "none":
                 flags = () if overlap else ("--disable-overlap-schedule",)
             else:
-                flags = _flags(by_name[arm.draft], arm, arms)
+                assert draft is not None, "an arm that drafts has a draft"
+                flags = _flags(draft, arm, arms)
             specs[arm.server] = ServerSpec(arm.server, flags, match["url"] if match else None)
     return list(specs.values())
 
@@ -147,7 +151,9 @@ def _needs_no_draft(name: str) -> bool:
 
 def _draftless(name: str, draft: str) -> Arm:
     match = _URL.match(name)
-    server = f"url:{match['name']}" if match else _base(name).replace(":", "-")
+    if match:
+        return Arm(draft, name, f"url:{match['name']}")
+    server = _base(name).replace(":", "-")
     return Arm(draft, name, server if draft == NO_DRAFT else f"{draft}-{server}")
 
 
@@ -156,7 +162,7 @@ def _drafting(draft: Draft, name: str) -> Arm:
     if base.startswith("static:"):
         return Arm(draft.name, name, f"{draft.name}-speckv", base)
     if base.startswith("speckv"):
-        policy = base.partition(":")[2] or DEFAULT_POLICY
+        policy = (base.partition(":")[2] or DEFAULT_POLICY) + name.removeprefix(base)
         return Arm(draft.name, name, f"{draft.name}-speckv", policy)
     return Arm(draft.name, name, f"{draft.name}-{base.replace(':', '')}")
 

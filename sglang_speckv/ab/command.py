@@ -15,18 +15,14 @@ answer could be compared with the target's; 130 interrupted.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.options import Options, options_from, read_options
 from sglang_speckv.config import ConfigError
 
-NOT_CHECKED = 3
 DEMO: dict[str, Any] = {
     "arms": ("none", "static:1", "static:3", "static:5", "ema", "speckv"),
     "traffic": ("sweep",),
@@ -69,11 +65,14 @@ def ab_command(
     rate: Annotated[_Text, typer.Option(help="Also open-loop arrivals per second: 0.5,2.")] = None,
     traffic: Annotated[_Text, typer.Option(help="mixed, phases, sweep, bursty.")] = None,
     prompts: Annotated[_Text, typer.Option(help="Folder of *.jsonl files, or one file.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time limit after set-up.")] = None,
-    blocks: Annotated[int | None, typer.Option(help="Under each load; 8 without a limit.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time for measuring, all sessions together.")
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(help="Per load; with --minutes as many as fit. [8]")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Output length. [256]")] = None,
     temperature: Annotated[float | None, typer.Option(help="Sample instead of greedy.")] = None,
-    baseline: Annotated[_Text, typer.Option(help="Arm to compare with. [none]")] = None,
     goodput: Annotated[
         _Text, typer.Option(help="Objective in ms, such as ttft:500,tpot:50.")
     ] = None,
@@ -87,7 +86,7 @@ def ab_command(
     flush_urls: Annotated[
         bool | None, typer.Option("--flush-urls", help="Empty the caches of url: servers too.")
     ] = None,
-    timeout_s: Annotated[float | None, typer.Option(help="Of one request. [300]")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Seconds for one request. [300]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of arrivals and of the arms' order.")] = None,
     out: Annotated[_Text, typer.Option(help="Folder for everything. [out/ab]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the --out folder.")] = False,
@@ -123,7 +122,7 @@ def demo_command(
 ) -> None:
     """Serve a small real model under a load that moves: one request, then four, then one.
 
-    No fixed depth is right for all of it. A small `speckv ab`, which has all the options.
+    No fixed depth is right for all of it. A preset of `speckv ab`, which can change anything.
     """
     asked = {"target": target, "drafts": drafts, "out": out}
     preset = DEMO | (QUICK if quick else {})
@@ -135,78 +134,11 @@ def demo_command(
 def run_ab(options: Options, resume: bool = False, only_json: bool = False) -> int:
     """All of it; returns the exit code."""
     from sglang_speckv.ab.comparison import comparison_of
+    from sglang_speckv.ab.measure import measure_and_report
     from sglang_speckv.progress import Screen
 
     screen = Screen()
-    return run_comparison(comparison_of(options, screen), screen, resume, only_json)
-
-
-def run_comparison(wanted: Any, screen: Any, resume: bool = False, only_json: bool = False) -> int:
-    """Measure, judge, write ``results.json`` and the report into the output folder, print. What was
-    measured is kept block by block; an interruption ends the servers and judges what there is.
-
-    Raises:
-        ConfigError: every server refused its settings, or there is nothing to resume.
-    """
-    from rich.console import Console
-
-    from sglang_speckv.ab.answer import lossy, not_checked
-    from sglang_speckv.ab.report import print_report, write_report
-    from sglang_speckv.ab.results import RESULTS, describe, last_line, write_results
-    from sglang_speckv.ab.verdict import judge
-
-    started = time.perf_counter()
-    try:
-        outcome = measured(wanted, screen, resume)
-    except ServerError as error:
-        screen.say(f"speckv: {error}")
-        return 1
-    found = judge(wanted, outcome)
-    out = Path(wanted.options.out)
-    results = describe(wanted, outcome, found, time.perf_counter() - started)
-    write_results(out / RESULTS, results)
-    files = {"results": out / RESULTS, **write_report(results, found, outcome, out)}
-    if not only_json:
-        console = Console()
-        wide = console if console.is_terminal else Console(width=150)
-        print_report(results, found, outcome, wide)
-    losses = lossy(outcome)
-    for line in losses:
-        screen.say(f"speckv: {line}")
-    unchecked = not outcome.interrupted and not_checked(outcome)
-    if unchecked:
-        screen.say("speckv: NOT CHECKED: no answer could be compared with the target's")
-    print(last_line(results, files))
-    if outcome.interrupted:
-        return 130
-    if outcome.failures or losses:
-        return 1
-    return NOT_CHECKED if unchecked else 0
-
-
-def measured(wanted: Any, screen: Any, resume: bool = False) -> Any:
-    """The outcome of a run, or of what an interruption left of it.
-
-    Raises:
-        ServerError: no arm could be measured at all.
-    """
-    from sglang_speckv.ab.journal import JOURNAL, Journal
-    from sglang_speckv.ab.runner import Outcome, run
-    from sglang_speckv.ab.verdict import widest
-
-    outcome = Outcome()
-    with Journal(Path(wanted.options.out) / JOURNAL, wanted.options, resume) as journal:
-        outcome.results = journal.restored(wanted.arms, wanted.workload)
-        outcome.keep = journal.add
-        try:
-            asyncio.run(run(wanted, outcome, lambda *at: widest(wanted, *at), screen))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            outcome.interrupted = True
-            screen.say("stopped; the servers are down, what was measured is kept")
-    if not outcome.results.blocks:
-        reasons = "\n".join(outcome.failures.values())
-        raise ServerError(reasons or "stopped before anything was measured")
-    return outcome
+    return measure_and_report(comparison_of(options, screen), screen, resume, only_json)
 
 
 def _listed(text: str, kind: type, name: str) -> list[Any]:
@@ -220,10 +152,10 @@ def _listed(text: str, kind: type, name: str) -> list[Any]:
 
 
 def _objective(text: str) -> dict[str, float]:
-    """``ttft:500,tpot:50`` in milliseconds -> seconds by name."""
+    """``ttft:500,tpot:50``, in milliseconds, by name."""
     try:
         pairs = [part.split(":") for part in text.split(",")]
-        return {name.strip(): float(value) / 1e3 for name, value in pairs}
+        return {name.strip(): float(value) for name, value in pairs}
     except ValueError:
         raise ConfigError(
             f"goodput {text!r} is not of the form ttft:500,tpot:50 (milliseconds)"

@@ -29,24 +29,44 @@ _SERVER_BYTES = 3_800_000_000  # one CPU server's processes beside its weights, 
 
 
 @dataclass(frozen=True)
+class Group:
+    """Servers that are up together, and the arms of one draft that they serve."""
+
+    arms: Sequence[Arm]
+    servers: Sequence[ServerSpec]
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """What to compare. ``groups`` are the servers that are up together, group by group."""
+    """What to compare, group after group."""
 
     options: Options
     target: str
     drafts: Sequence[Draft]
-    arms: Sequence[Arm]
-    groups: Sequence[Sequence[ServerSpec]]
+    groups: Sequence[Group]
     workload: Workload
     tokenize: Tokenize
     server_flags: Sequence[str]
     dtype: str
 
     @property
+    def arms(self) -> list[Arm]:
+        return [arm for group in self.groups for arm in group.arms]
+
+    @property
     def traffic(self) -> list[list[Condition]]:
         """The conditions of each kind of traffic."""
         rates = self.options.rate
         return [self.workload.conditions(kind, rates) for kind in self.options.traffic]
+
+    @property
+    def conditions(self) -> list[Condition]:
+        return [condition for kind in self.traffic for condition in kind]
+
+    @property
+    def together(self) -> bool:
+        """Whether all servers of a draft are up at the same time."""
+        return len(self.groups) <= max(len(self.drafts), 1)
 
     @property
     def logs(self) -> Path:
@@ -71,13 +91,11 @@ def comparison_of(options: Options, screen: Screen) -> Comparison:
     dtype = options.dtype or default_dtype()
     most = most_requests(options, workload)
     tokens = None if options.own_memory else kv_tokens(most, longest + options.max_new_tokens)
-    arms, groups = grouped(options, drafts, target, screen)
     return Comparison(
         options=options,
         target=str(target),
         drafts=drafts,
-        arms=arms,
-        groups=groups,
+        groups=grouped(options, drafts, target, screen),
         workload=workload,
         tokenize=tokenize,
         server_flags=[*server_flags(most, dtype, tokens), *options.server_flags],
@@ -87,43 +105,38 @@ def comparison_of(options: Options, screen: Screen) -> Comparison:
 
 def grouped(
     options: Options, drafts: Sequence[Draft], target: Path | str, screen: Screen
-) -> tuple[list[Arm], list[list[ServerSpec]]]:
-    """The arms and their servers: all at once; or one draft after the other, each beside servers
-    without drafting of its own; or, where memory is short even for that, one by one."""
-    overlap = has_cuda()
-    needed = server_bytes(options, target)
-    arms = arms_for(drafts, options.arms)
-    every = servers_for(drafts, arms, overlap)
-    if fit(every, needed):
-        return arms, [every]
-    apart = arms_for(drafts, options.arms, shared=False)
-    by_draft = [
-        servers_for(drafts, [arm for arm in apart if arm.draft == draft.name], overlap)
-        for draft in drafts
-    ]
-    if len(drafts) > 1 and all(fit(group, needed) for group in by_draft):
-        screen.say("no memory for all servers at once: one draft after the other")
-        return apart, by_draft
+) -> list[Group]:
+    """One draft after the other, each with all of its servers up; or, where they cannot all be,
+    server by server."""
+    groups, either = [], drafts or (None,)
+    for draft in either:
+        arms = arms_for(draft, options.arms)
+        servers = servers_for(draft, arms, has_cuda())
+        groups.append(Group(arms, servers))
+    if all(fit(group.servers, options, target) for group in groups):
+        return groups
     screen.say(
-        f"{len(every)} servers run one after another (own_memory, not enough memory, or on a "
-        "GPU), so noise over time cancels only within a server; together: true in the file has "
-        "all up at once"
+        "not all servers of a draft fit at once, so they run one after another, and what the "
+        "machine does meanwhile does not cancel; together: true in the file starts all at once"
     )
-    # the one without drafting comes last: the others' answers are judged while it is up
-    return arms, [[spec] for spec in sorted(every, key=lambda spec: spec.name == "none")]
+    return [
+        Group([arm for arm in group.arms if arm.server == spec.name], [spec])
+        for group in groups
+        # the one without drafting comes last: the others' answers are judged while it is up
+        for spec in sorted(group.servers, key=lambda spec: spec.name.endswith("none"))
+    ]
 
 
-def fit(specs: Sequence[ServerSpec], needed: int) -> bool:
-    """Whether there is memory for all of them; what runs elsewhere needs none."""
-    ours = sum(spec.url is None for spec in specs)
-    return psutil.virtual_memory().available >= ours * needed
-
-
-def server_bytes(options: Options, target: Path | str) -> int:
-    """Memory that a server is taken to need: 0, or more than there is, where that is decided."""
+def fit(servers: Sequence[ServerSpec], options: Options, target: Path | str) -> bool:
+    """Whether they are to be up together: as asked, else where there is memory for all. On a GPU
+    servers divide the memory among themselves as they start, and nothing here can tell."""
     if options.together is not None or options.own_memory:
-        return 0 if options.together else 1 << 60
-    return 1 << 60 if has_cuda() else _SERVER_BYTES + 2 * _weight_bytes(target)
+        return bool(options.together)
+    ours = sum(spec.url is None for spec in servers)
+    if has_cuda():
+        return ours <= 1
+    needed = _SERVER_BYTES + 2 * _weight_bytes(target)
+    return psutil.virtual_memory().available >= ours * needed
 
 
 def most_requests(options: Options, workload: Workload) -> int:

@@ -34,6 +34,11 @@ class Forecast:
     conditions: Counter[Shape] = field(default_factory=Counter)
     seconds: dict[Shape, float] = field(default_factory=lambda: defaultdict(float))
 
+    def is_new(self, block: Block) -> bool:
+        """Counts a condition with such blocks, and says whether it is the first one."""
+        self.conditions[shape(block)] += 1
+        return self.conditions[shape(block)] == 1
+
     def add(self, result: BlockResult) -> None:
         prefill, start = 0.0, 0
         for segment in result.block.segments:

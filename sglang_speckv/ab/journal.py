@@ -47,34 +47,43 @@ class BlockResult:
 
 
 @dataclass
-class Results:
-    """Blocks by arm and condition, in order of their index."""
+class Blocks:
+    """What was run, by arm and condition, in order."""
 
-    blocks: dict[tuple[Arm, Condition], list[BlockResult]] = field(default_factory=dict)
+    ran: dict[tuple[Arm, Condition], list[BlockResult]] = field(default_factory=dict)
 
     def add(self, arm: Arm, result: BlockResult) -> None:
-        self.blocks.setdefault((arm, result.block.condition), []).append(result)
-
-    def has(self, arm: Arm, block: Block) -> bool:
-        return any(r.block.index == block.index for r in self.of(arm, block.condition))
+        self.ran.setdefault((arm, result.block.condition), []).append(result)
 
     def of(self, arm: Arm, condition: Condition) -> list[BlockResult]:
-        return self.blocks.get((arm, condition), [])
+        return self.ran.get((arm, condition), [])
+
+    def indices(self, arm: Arm, condition: Condition) -> set[int]:
+        return {result.block.index for result in self.of(arm, condition)}
 
     def conditions(self) -> list[Condition]:
-        return list(dict.fromkeys(condition for _, condition in self.blocks))
+        return list(dict.fromkeys(condition for _, condition in self.ran))
 
-    def common(self, arms: Sequence[Arm], condition: Condition) -> dict[Arm, list[BlockResult]]:
-        """The blocks that all ``arms`` ran, so that they compare pair by pair."""
-        found = {arm: {r.block.index: r for r in self.of(arm, condition)} for arm in arms}
-        shared = set.intersection(*(set(results) for results in found.values())) if found else set()
-        return {arm: [found[arm][index] for index in sorted(shared)] for arm in arms}
+    def seconds(self, arms: Sequence[Arm]) -> float:
+        """What these arms' blocks took."""
+        return sum(
+            result.seconds for (arm, _), ran in self.ran.items() if arm in arms for result in ran
+        )
+
+    def paired(
+        self, arm: Arm, other: Arm, condition: Condition
+    ) -> list[tuple[BlockResult, BlockResult]]:
+        """The blocks that both arms ran."""
+        theirs = {result.block.index: result for result in self.of(other, condition)}
+        ours = [result for result in self.of(arm, condition) if result.block.index in theirs]
+        return [(result, theirs[result.block.index]) for result in ours]
 
 
 class Head(msgspec.Struct, frozen=True):
-    """A journal's first line: what was asked."""
+    """A journal's first line: what was asked, and digests of what it was asked of."""
 
     options: dict[str, Any]
+    origin: dict[str, str]
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -92,17 +101,28 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     counters: Counters | None = None
     place: int = 0
 
+    @property
+    def block(self) -> tuple[str, int | None, float | None, int]:
+        return (self.traffic, self.concurrency, self.rate, self.index)
+
 
 class Journal:
     """Finished blocks, one line each, appended to a file: a line is there whole or, cut off,
     ignored. A new journal replaces an old one when its first block is finished."""
 
-    def __init__(self, path: Path, options: Options, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, options: Options, origin: dict[str, str], resume: bool = False
+    ) -> None:
         """
+        Args:
+            origin: Name -> digest of what must not change between the sessions of one run: code,
+                prompts, machine.
+
         Raises:
-            ConfigError: there is nothing to resume, or it is no journal of these options.
+            ConfigError: there is nothing to resume, or it is no journal of these options and of
+                this origin.
         """
-        self._path, self._options = path, msgspec.to_builtins(options)
+        self._path, self._head = path, Head(msgspec.to_builtins(options), origin)
         self._file: IO[bytes] | None = None
         self._lines: list[Line] = []
         if resume:
@@ -135,30 +155,55 @@ class Journal:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("wb")
-            self._write(self._file, Head(self._options))
+            self._write(self._file, self._head)
         self._write(self._file, line)
 
-    def restored(self, arms: Sequence[Arm], workload: Workload) -> Results:
-        """What was measured before; blocks of other arms or prompts than now are left out."""
-        by_name = {(arm.draft, arm.name): arm for arm in arms}
-        results = Results()
+    def restored(self, groups: Sequence[Sequence[Arm]], workload: Workload) -> Blocks:
+        """What was measured before, by ``groups`` of arms that run a block together. A block that
+        was broken off before all of its group had run it is left out: the others would run it at
+        another time than those they are compared with."""
+        by_name = {(arm.draft, arm.name): (arm, group) for group in groups for arm in group}
+        blocks, last = Blocks(), self._last(groups)
         for line in self._lines:
-            arm = by_name.get((line.draft, line.arm))
-            block = workload.block(line.index, Condition(line.traffic, line.concurrency, line.rate))
-            if arm is None or tuple(prompt.id for prompt in block.prompts) != line.prompts:
+            arm, _ = by_name.get((line.draft, line.arm), (None, None))
+            if arm is None or line in last:
                 continue
-            if not results.has(arm, block):
+            block = workload.block(line.index, Condition(line.traffic, line.concurrency, line.rate))
+            if line.index not in blocks.indices(arm, block.condition):
                 ran = BlockResult(block, line.seconds, line.completions, line.counters, line.place)
-                results.add(arm, ran)
-        return results
+                blocks.add(arm, ran)
+        return blocks
+
+    def _last(self, groups: Sequence[Sequence[Arm]]) -> list[Line]:
+        """The lines of the newest block, unless all of its group ran it."""
+        if not self._lines:
+            return []
+        newest = self._lines[-1]
+        group = next(
+            (g for g in groups if any((a.draft, a.name) == (newest.draft, newest.arm) for a in g)),
+            (),
+        )
+        names = {(arm.draft, arm.name) for arm in group}
+        alike = [
+            line
+            for line in self._lines
+            if (line.draft, line.arm) in names and line.block == newest.block
+        ]
+        return alike if len(alike) < len(group) else []
 
     def _check(self, head: Head) -> None:
-        ours = msgspec.json.decode(msgspec.json.encode(self._options))
+        ours = msgspec.json.decode(msgspec.json.encode(self._head.options))
         for key, value in ours.items():
             if key not in RESUMABLE and head.options.get(key) != value:
                 raise ConfigError(
                     f"{self._path} was measured with {key} {head.options.get(key)!r}, not "
                     f"{value!r}; resume with the same options, or name another --out"
+                )
+        for key, value in self._head.origin.items():
+            if head.origin.get(key) != value:
+                raise ConfigError(
+                    f"{self._path} was measured with another {key} ({head.origin.get(key)}, now "
+                    f"{value}); name another --out and measure all of it again"
                 )
 
     @staticmethod

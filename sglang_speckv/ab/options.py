@@ -20,29 +20,29 @@ DEFAULT_ARMS = (
     *("ema", "speckv", "speckv#2"),
 )
 DEFAULT_BLOCKS = 8
-RESUMABLE = ("out", "minutes", "blocks", "together", "baseline", "timeout_s")
+RESUMABLE = ("out", "minutes", "blocks", "together", "timeout_s")
 """Options that may differ when a run is resumed."""
 _MAX_FILE_BYTES = 1 << 20
 
 _Count = Annotated[int, Meta(ge=1, le=1024)]
 _Rate = Annotated[float, Meta(ge=1e-3, le=1e4)]
-_Seconds = Annotated[float, Meta(gt=0, le=86400)]
+_Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
 
 
 class Goodput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request must keep to count as good, in seconds: the time to first token, the time per
-    output token, the end-to-end latency."""
+    """What a request must keep to count as good, in milliseconds: the time to first token, the time
+    per output token, the end-to-end latency."""
 
-    ttft: _Seconds | None = None
-    tpot: _Seconds | None = None
-    e2e: _Seconds | None = None
+    ttft: _Milliseconds | None = None
+    tpot: _Milliseconds | None = None
+    e2e: _Milliseconds | None = None
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of a run. ``together``: all servers up at once; None is where memory allows, and on a
-    GPU, whose memory servers divide among themselves as they start, one after another.
-    ``own_memory``: each server sizes its KV cache itself, one server at a time, so that what
-    several depths cost in memory shows; otherwise all get what the prompts need."""
+    """All of a run. ``together``: run all servers of a draft at once (None: where memory allows, on
+    a GPU never, where each server takes most of it). ``own_memory``: each server sizes its own KV
+    cache, so that what several depths cost in memory shows; servers then run one at a time.
+    Otherwise all get what the prompts need. ``minutes`` is for all sessions of a run."""
 
     target: str | None = None
     drafts: tuple[str, ...] = ()
@@ -59,7 +59,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0
     minutes: Annotated[float, Meta(ge=1, le=1440)] | None = None
     blocks: Annotated[int, Meta(ge=1, le=10_000)] | None = None
-    baseline: str | None = None
     goodput: Goodput | None = None
     dtype: str | None = None
     server_flags: tuple[str, ...] = ()
@@ -76,21 +75,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for traffic in self.traffic:
             if traffic not in TRAFFIC:
                 raise ConfigError(f"unknown traffic {traffic!r}; choose from {', '.join(TRAFFIC)}")
-        if self.base not in self.arms:
-            raise ConfigError(
-                f"the baseline {self.base!r} is not one of the arms {', '.join(self.arms)}; "
-                "name one of them"
-            )
         if self.own_memory and self.together:
             raise ConfigError(
                 "own_memory and together exclude each other: servers that are up at once divide "
                 "the memory; drop one of them"
             )
-
-    @property
-    def base(self) -> str:
-        """The arm that others are compared with: the one asked for, `none`, or the first."""
-        return self.baseline or ("none" if "none" in self.arms else self.arms[0])
 
     @property
     def seconds(self) -> float:

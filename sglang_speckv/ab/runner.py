@@ -1,9 +1,10 @@
 """Running a comparison: servers up, every arm in turn, block by block, until the time is spent.
 
-Each block is run by every arm before the next block begins, in an order that is drawn anew for each
-block, so that no arm is favoured by its place or by the arm before it. Conditions take turns until
-each has blocks enough for an interval; from then on the next block goes where the interval is
-widest.
+Each block is run by every arm whose server is up before the next block begins, in an order that is
+drawn anew for each block, so that no arm is favoured by its place or by the arm before it.
+Conditions take turns until each has blocks enough for an interval; from then on the next block goes
+where the interval is widest. Where the servers of a draft do not fit together they run one after
+another: conditions take turns to the end, and the same blocks are compared across time.
 """
 
 from __future__ import annotations
@@ -11,103 +12,64 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 
 from sglang_speckv.ab import sampled
-from sglang_speckv.ab.arms import NO_DRAFT, Arm, ServerSpec
+from sglang_speckv.ab.arms import Arm
 from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.comparison import Comparison
+from sglang_speckv.ab.comparison import Comparison, Group
 from sglang_speckv.ab.connection import ServerError
-from sglang_speckv.ab.counters import Counters, Reliability, read_counters, read_reliability
-from sglang_speckv.ab.forecast import WARM_UP_TOKENS, Forecast, shape
+from sglang_speckv.ab.counters import Counters, read_counters
+from sglang_speckv.ab.forecast import WARM_UP_TOKENS, Forecast
 from sglang_speckv.ab.intervals import MIN_BLOCKS
-from sglang_speckv.ab.journal import BlockResult, Results
+from sglang_speckv.ab.journal import BlockResult
 from sglang_speckv.ab.load import Answer, Completion, drive
-from sglang_speckv.ab.lossless import Judge, Verdict, tie_gap
+from sglang_speckv.ab.lossless import Judge, tie_gap
 from sglang_speckv.ab.openai_client import OpenAIClient
+from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.prompts import Prompt
-from sglang_speckv.ab.servers import Fleet, ServerFacts, fleet_of
+from sglang_speckv.ab.servers import Fleet, fleet_of
 from sglang_speckv.ab.traffic import Block, Condition
+from sglang_speckv.ab.verdict import widest
 from sglang_speckv.progress import Report, Screen
 
-_CLOSING_S = 8.0  # judging the answers, the report, ending the servers
 
-Width = Callable[[Results, Condition], float]
-"""How wide the widest interval under a condition is, in logs."""
-
-
-@dataclass
-class Outcome:
-    """Filled while it runs, so that what an interrupted run measured is there.
-
-    ``failures`` are servers that are out and why. ``keep`` gets every finished block.
-    """
-
-    results: Results = field(default_factory=Results)
-    verdicts: dict[tuple[Arm, Condition], Verdict] = field(default_factory=dict)
-    samples: dict[Arm, sampled.Samples] = field(default_factory=dict)
-    reliability: dict[Arm, Reliability] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, ServerFacts] = field(default_factory=dict)
-    ready_s: float = 0.0
-    interrupted: bool = False
-    keep: Callable[[Arm, BlockResult], None] = lambda arm, result: None
-
-    def reference_of(self, arm: Arm) -> Arm | None:
-        """The ``none`` whose sampled answers ``arm``'s are compared with."""
-        nones = (a for a in self.samples if a.name == "none" and a.draft in (NO_DRAFT, arm.draft))
-        return next((none for none in nones if none != arm), None)
-
-    @property
-    def p_values(self) -> dict[Arm, float]:
-        """Of each arm's sampled answers being drawn from the target's distribution."""
-        pairs = {arm: self.reference_of(arm) for arm in self.samples}
-        return {
-            arm: sampled.p_value(self.samples[arm], self.samples[none])
-            for arm, none in pairs.items()
-            if none is not None
-        }
-
-
-async def run(wanted: Comparison, outcome: Outcome, width: Width, screen: Screen) -> None:
-    """All of it; servers end with it, also when it is interrupted or terminated."""
+async def run(wanted: Comparison, outcome: Outcome, screen: Screen) -> None:
+    """All of it; servers end with it, also when it is interrupted or terminated. The time is shared
+    out by the number of arms; a run that is resumed has what its earlier sessions left."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    deadline = time.perf_counter() + wanted.options.seconds - _CLOSING_S
+    used = [outcome.blocks.seconds(group.arms) for group in wanted.groups]
+    deadline = time.perf_counter() + wanted.options.seconds - sum(used)
     arms_left = len(wanted.arms)
-    for group in wanted.groups:
-        names = {spec.name for spec in group}
-        arms = [arm for arm in wanted.arms if arm.server in names]
-        share, arms_left = len(arms) / arms_left, arms_left - len(arms)
-        until = time.perf_counter() + share * (deadline - time.perf_counter())
-        await _run_group(wanted, group, arms, until, outcome, width, screen)
+    for i, group in enumerate(wanted.groups):
+        share = len(group.arms) / arms_left
+        left = deadline - time.perf_counter() + sum(used[i:])
+        await _run_group(wanted, group, share * left - used[i], outcome, screen)
+        arms_left -= len(group.arms)
 
 
 async def _run_group(
-    wanted: Comparison,
-    group: Sequence[ServerSpec],
-    arms: Sequence[Arm],
-    until: float,
-    outcome: Outcome,
-    width: Width,
-    screen: Screen,
+    wanted: Comparison, group: Group, seconds: float, outcome: Outcome, screen: Screen
 ) -> None:
+    arms, until = group.arms, time.perf_counter() + seconds
     flags = ("--model-path", wanted.target, *wanted.server_flags)
-    started = time.perf_counter()
-    with screen.status(f"starting {len(group)} SGLang server(s)") as report:
-        async with fleet_of(group, flags, wanted.logs, wanted.options) as fleet:
-            outcome.ready_s += time.perf_counter() - started
+    draft, count = arms[0].draft, len(group.servers)
+    with screen.status(f"{draft}, starting {count} SGLang server(s)") as report:
+        async with fleet_of(group.servers, flags, wanted.logs, wanted.options) as fleet:
             known = [facts.settings for facts in outcome.facts.values() if facts.settings]
             await fleet.prove(arms, next(iter(known), None), wanted.options.own_memory)
             outcome.facts |= fleet.facts
             _tell(fleet, outcome, screen)
-            runner = Runner(wanted, fleet, arms, outcome, width, report)
+            runner = Runner(wanted, fleet, arms, outcome, report)
             try:
-                screen.say((await runner.warm_up()).text(until - time.perf_counter()))
+                told = (await runner.warm_up()).text(until - time.perf_counter())
+                screen.say(f"{draft}: {told}")
                 await runner.measure(until)
                 if wanted.options.temperature > 0:
                     await runner.sample()
@@ -115,7 +77,7 @@ async def _run_group(
                 fleet.note_memory()
                 _tell(fleet, outcome, screen)
             if wanted.options.temperature == 0:
-                report("comparing the answers")
+                report(f"{draft}, comparing the answers")
                 await _judge(wanted, fleet, outcome)
                 _tell(fleet, outcome, screen)
 
@@ -134,16 +96,18 @@ async def _judge(wanted: Comparison, fleet: Fleet, outcome: Outcome) -> None:
         if none.name != "none" or not isinstance(client, Client):
             continue
         judge = Judge(client, wanted.tokenize, tie_gap(wanted.dtype))
-        ours = [a for a in wanted.arms if none.draft in (NO_DRAFT, a.draft) and a != none]
-        for arm in ours:
-            for condition in outcome.results.conditions():
-                pair = outcome.results.common([none, arm], condition)
-                if pair[arm] and not arm.name.startswith("url:"):
+        for arm in wanted.arms:
+            if arm.draft != none.draft or arm == none or arm.is_elsewhere:
+                continue
+            for condition in outcome.blocks.conditions():
+                pairs = outcome.blocks.paired(arm, none, condition)
+                if pairs:
                     try:
-                        verdict = await judge.verdict(pair[arm], pair[none])
+                        outcome.verdicts[arm, condition] = await judge.verdict(
+                            *zip(*pairs, strict=True)
+                        )
                     except ServerError as error:
                         return fleet.fail(none.server, error)
-                    outcome.verdicts[arm, condition] = verdict
 
 
 @dataclass
@@ -154,7 +118,6 @@ class Runner:
     fleet: Fleet
     arms: Sequence[Arm]
     outcome: Outcome
-    width: Width
     report: Report
     _took_s: dict[Condition, float] = field(default_factory=dict)
 
@@ -166,13 +129,12 @@ class Runner:
     async def warm_up(self) -> Forecast:
         """One short block of every arm at every load, dropped; how long real ones will take."""
         forecast = Forecast(self.wanted.options.max_new_tokens)
-        for condition in [c for group in self.wanted.traffic for c in group]:
+        for condition in self.wanted.conditions:
             block = self.wanted.workload.block(-1, condition)
-            forecast.conditions[shape(block)] += 1
-            if forecast.conditions[shape(block)] > 1:
+            if not forecast.is_new(block):
                 continue
             for arm in self.up:
-                self.report(f"warm-up: {label(arm, condition)}")
+                self.report(f"{arm.draft}, warm-up: {arm.name} at {condition.load}")
                 result = await self.attempt(arm, block, WARM_UP_TOKENS)
                 if result is not None:
                     forecast.add(result)
@@ -185,30 +147,38 @@ class Runner:
         spent: set[Condition] = set()
         first = self.wanted.traffic[0]
         while self.up and (condition := self._next(spent)) is not None:
-            index = self._done(condition)
-            wanted = index == 0 and condition in first
+            wanted = self._done(condition) == 0 and condition in first
             if not wanted and time.perf_counter() + self._expected_s(condition) > until:
                 spent.add(condition)
                 continue
-            await self._block(self.wanted.workload.block(index, condition))
+            await self._block(self.wanted.workload.block(self._missing(condition), condition))
 
     def _next(self, spent: set[Condition]) -> Condition | None:
-        """Where the next block is worth most: conditions in turn, each its whole cycle of classes,
-        until all have blocks enough for an interval; then where the interval is widest."""
+        """Where the next block is worth most: conditions in turn, each its whole cycle of classes
+        and the most requests at a time first, whose blocks are the longest; once all have blocks
+        enough for an interval, where that is widest."""
         options, found = self.wanted.options, []
-        for rank, condition in enumerate(c for group in self.wanted.traffic for c in group):
-            done, cycle = self._done(condition), self.wanted.workload.cycle(condition.traffic)
+        for condition in self.wanted.conditions:
+            done, cycle = self._done(condition), self.wanted.workload.cycle(condition)
             if condition in spent or done >= options.most_blocks:
                 continue
             begun = done % cycle != 0
-            enough = done >= max(MIN_BLOCKS, cycle)
-            value = self.width(self.outcome.results, condition) if enough else -done / cycle
-            found.append(((begun, not enough, value, -rank), condition))
+            enough = self.wanted.together and done >= max(MIN_BLOCKS, cycle)
+            value = -done / cycle
+            if enough:
+                value = widest(self.outcome.blocks, self.up, condition)
+            found.append(((begun, not enough, value, condition.concurrency or 0), condition))
         return max(found, default=(None, None), key=lambda pair: pair[0])[1]
 
     def _done(self, condition: Condition) -> int:
         """Blocks that every arm has run, or was not up for."""
-        return min((len(self.outcome.results.of(arm, condition)) for arm in self.up), default=0)
+        ran = [self.outcome.blocks.indices(arm, condition) for arm in self.up]
+        return len(set.intersection(*ran)) if ran else 0
+
+    def _missing(self, condition: Condition) -> int:
+        """The first block that an arm has not run."""
+        ran = [self.outcome.blocks.indices(arm, condition) for arm in self.up]
+        return next(i for i in count() if not all(i in indices for indices in ran))
 
     def _expected_s(self, condition: Condition) -> float:
         """Seconds of all arms' blocks as the last ones took, or some of the same load; else 0."""
@@ -216,17 +186,18 @@ class Runner:
         return self._took_s.get(condition, max(alike, default=0.0))
 
     async def _block(self, block: Block) -> None:
-        started, results = time.perf_counter(), self.outcome.results
+        started, blocks = time.perf_counter(), self.outcome.blocks
         order = drawn_order(self.arms, block, self.wanted.options.seed)
         for place, arm in enumerate(order):
-            if arm.server not in self.fleet.clients or results.has(arm, block):
+            ran = block.index in blocks.indices(arm, block.condition)
+            if arm.server not in self.fleet.clients or ran:
                 continue
             result = await self.attempt(arm, block, self.wanted.options.max_new_tokens, place)
             if result is not None:
-                results.add(arm, result)
+                blocks.add(arm, result)
                 self.outcome.keep(arm, result)
                 self.report(
-                    f"{block.condition}, block {block.index + 1}: {label(arm, block.condition)}, "
+                    f"{arm.draft}, {block.condition}, block {block.index + 1}: {arm.name}, "
                     f"{result.tok_per_s:.0f} tok/s"
                 )
         self._took_s[block.condition] = time.perf_counter() - started
@@ -256,7 +227,7 @@ class Runner:
         """Sampled answers of every arm to the first prompt, many times."""
         concurrency = max(self.wanted.options.concurrency)
         for arm in self.up:
-            self.report(f"repeated prompts: {arm.name}")
+            self.report(f"{arm.draft}, repeated prompts: {arm.name}")
             try:
                 answer = self._answer(await self._switched(arm), sampled.TOKENS)
                 prompt = self.wanted.workload.prompts[0]
@@ -294,7 +265,11 @@ class Runner:
             raise ServerError(f"server {arm.server}: SpecKV stopped being active")
         if state["speckv"].get("policy", arm.policy) != arm.policy:
             raise ServerError(f"server {arm.server} runs another policy than {arm.policy!r}")
-        self.outcome.reliability[arm] = read_reliability(state)
+        if state["speckv"].get("held"):
+            raise ServerError(
+                f"server {arm.server}: SpecKV gave up its policy and holds the launch depth "
+                f"({state['speckv'].get('failures')})"
+            )
         return counters
 
 
@@ -303,8 +278,3 @@ def drawn_order(arms: Sequence[Arm], block: Block, seed: int) -> list[Arm]:
     name = str(block.condition).encode()
     rng = np.random.default_rng([seed, block.index + 1, *name])
     return [arms[i] for i in rng.permutation(len(arms))]
-
-
-def label(arm: Arm, condition: Condition) -> str:
-    name = arm.name if arm.draft == NO_DRAFT else f"{arm.draft} {arm.name}"
-    return f"{name} at {condition.load}"

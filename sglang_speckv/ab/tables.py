@@ -2,97 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.table import Table
 
-from sglang_speckv.ab.verdict import Cell, Check, Judgement, Standing, Sweep
+from sglang_speckv.ab.answer import shown
+from sglang_speckv.ab.verdict import Record
 
 
 @dataclass(frozen=True)
 class Column:
-    """``text`` shows one item of a table; ``left`` aligns it."""
+    """``text`` shows one record of a table; ``left`` aligns it."""
 
     heading: str
-    text: Callable[[Any], str]
+    text: Callable[[Record], str]
     left: bool = False
 
 
-@dataclass(frozen=True)
-class Row:
-    """An arm over all loads of one kind of traffic."""
+def value(key: str, form: str = "", scale: float = 1.0) -> Callable[[Record], str]:
+    """One value of a record, or "-"."""
 
-    sweep: Sweep
-    arm: str
+    def text(record: Record) -> str:
+        found = record.get(key)
+        if found is None:
+            return "-"
+        return format(scale * found if form else found, form)
 
-    @property
-    def standing(self) -> Standing:
-        return self.sweep.standings[self.arm]
-
-
-def shown(value: Any, form: str = "") -> str:
-    return "-" if value is None else format(value, form)
+    return text
 
 
-def pair(found: dict[str, float] | None, scale: float = 1.0, form: str = ".2f") -> str:
+def pair(key: str, form: str = ".2f", scale: float = 1.0) -> Callable[[Record], str]:
     """The 50th and the 99th percentile."""
-    if found is None:
-        return "-"
-    return f"{scale * found['p50']:{form}} / {scale * found['p99']:{form}}"
+
+    def text(record: Record) -> str:
+        found = record[key]
+        return f"{scale * found['p50']:{form}} / {scale * found['p99']:{form}}" if found else "-"
+
+    return text
 
 
-def shares(found: Any) -> str:
-    return "  ".join(f"{tier}: {share:.0%}" for tier, share in (found or {}).items()) or "-"
+def steps(record: Record) -> str:
+    return "  ".join(f"{k}: {share:.0%}" for k, share in (record["steps"] or {}).items()) or "-"
 
 
-def best_fixed(item: Cell | Row) -> str:
-    return "is it" if item.standing.best_fixed == item.arm else shown(item.standing.vs_best_fixed)
+def of_best_fixed(record: Record) -> str:
+    if record["best_fixed"] == record["arm"]:
+        return "best"
+    return shown(record["vs_best_fixed"], record["interval"])
+
+
+def over(arm: str) -> Callable[[Record], str]:
+    return lambda record: shown(**record["over"].get(arm, {"ratio": None}))
 
 
 CELL = (
-    Column("arm", lambda cell: cell.arm, left=True),
-    Column("tok/s", lambda cell: f"{cell.tok_per_s:.1f}"),
-    Column("of the best fixed", best_fixed),
-    Column("at least, of each", lambda cell: shown(cell.standing.lower_bound, ".2f")),
-    Column("accept length", lambda cell: shown(cell.accept_length, ".2f")),
-    Column("TTFT s", lambda cell: pair(cell.ttft_s)),
-    Column("TPOT ms", lambda cell: pair(cell.tpot_s, 1e3, ".0f")),
-    Column("rounds by depth", lambda cell: shares(cell.steps), left=True),
-    Column("text", lambda cell: shown(cell.verdict), left=True),
+    Column("arm", value("arm"), left=True),
+    Column("tok/s", value("tok_per_s", ".1f")),
+    Column("of the best fixed", of_best_fixed),
+    Column("of every fixed, at least", value("lower_bound", ".2f")),
+    Column("accept length", value("accept_length", ".2f")),
+    Column("TTFT s", pair("ttft_s")),
+    Column("TPOT ms", pair("tpot_s", ".0f", 1e3)),
+    Column("rounds by depth", steps, left=True),
+    Column("text", value("text"), left=True),
 )
 DETAIL = (
-    Column("arm", lambda cell: cell.arm, left=True),
-    Column("blocks", lambda cell: str(len(cell.blocks))),
-    Column("accept rate", lambda cell: shown(cell.accept_rate, ".0%")),
-    Column("end to end s", lambda cell: pair(cell.e2e_s)),
-    Column("goodput req/s", lambda cell: shown(cell.goodput, ".2f")),
-    Column("time by depth", lambda cell: shares(cell.step_time), left=True),
+    Column("arm", value("arm"), left=True),
+    Column("blocks", value("blocks")),
+    Column("tok/s, whole block", value("whole_tok_per_s", ".1f")),
+    Column("end to end s", pair("e2e_s")),
+    Column("goodput req/s", value("goodput_per_s", ".2f")),
+    Column("accept rate", value("accept_rate", ".0%")),
 )
 SWEEP = (
-    Column("arm", lambda row: row.arm, left=True),
-    Column("tok/s (geo. mean)", lambda row: f"{row.sweep.tok_per_s[row.arm]:.1f}"),
-    Column("of the best fixed", best_fixed),
-    Column("at least, of each", lambda row: shown(row.standing.lower_bound, ".2f")),
-    Column("of each load's best", lambda row: shown(row.sweep.own_best.get(row.arm))),
-    Column("of ema", lambda row: shown(row.standing.over.get("ema"))),
-    Column("of none", lambda row: shown(row.standing.over.get("none"))),
-    Column(
-        "loads not inferior", lambda row: f"{row.sweep.not_inferior[row.arm]} of {row.sweep.loads}"
-    ),
+    Column("arm", value("arm"), left=True),
+    Column("tok/s (geo. mean)", value("tok_per_s", ".1f")),
+    Column("of the best fixed", of_best_fixed),
+    Column("of every fixed, at least", value("lower_bound", ".2f")),
+    Column("of ema", over("ema")),
+    Column("of none", over("none")),
+    Column("loads as good as the best", value("not_inferior")),
+)
+SERVER = (
+    Column("server", value("arm"), left=True),
+    Column("start-up s", value("ready_s")),
+    Column("host memory GB", value("memory_gb")),
+    Column("max running", value("effective_max_running_requests_per_dp")),
+    Column("KV tokens", value("max_total_tokens")),
+    Column("steps", value("speculative_num_steps")),
+    Column("topk", value("speculative_eagle_topk")),
+    Column("attention", value("attention_backend")),
 )
 NOTES = (
     "A block is as many requests as run at a time, sent at once; every arm answers the same ones. "
-    "tok/s counts from the moment at which all of them have their first token to the moment at "
-    "which the first is done (SGLang's own window); prefill is in TTFT. Percentiles are p50 / p99.",
-    "Ratios are raw ratios of tok/s with 95 % intervals, paired by block and counting both the "
+    "tok/s is counted while all of them decode, from the last first token to the first finished "
+    "request (SGLang's own window); prefill is in TTFT. Requests that advance slowly have little "
+    "part in that window, so beyond one request it flatters arms whose requests differ in speed: "
+    "'whole block' counts all tokens from the first request to the last answer. Percentiles are "
+    "p50 / p99.",
+    "Ratios are raw ratios of tok/s with 95 % intervals, paired by block; they count both the "
     "blocks' and the prompts' variance. A fixed setting is no drafting, SGLang's default or a "
-    "number of steps; the best of them is the one that came out fastest, which flatters it. "
-    "'At least, of each' is the least lower bound over all fixed settings. A load is not inferior "
-    "where that is at or above 0.95.",
-    "Text: greedy answers that equal those without drafting token by token. The others are read "
-    "back by the target, token by token: in a tie every token is the likeliest or as good as.",
+    "number of steps. The best one is the one that came out fastest, which flatters it. 'At "
+    "least' is the lowest lower bound against all fixed settings. An arm is as good as the "
+    "best where that is 0.95 or more.",
+    "Text: greedy answers that equal those without drafting token by token. The server without "
+    "drafting reads all others back. A tie: no token scores below the likeliest by more than "
+    "rounding explains.",
 )
 OPEN_LOOP = (
     "Under a rate, tok/s is output tokens over the time that requests took, since the arrivals set "
@@ -100,47 +116,84 @@ OPEN_LOOP = (
 )
 
 
-def rich_table(title: str, columns: Sequence[Column], items: Sequence[Any]) -> Table:
+def tables(results: Record) -> Iterator[tuple[str, Sequence[Column], list[Record]]]:
+    """(title, columns, records) of each: every load of a sweep, then all of them."""
+    for draft, by_traffic in results["sweep"].items():
+        for traffic, sweep in by_traffic.items():
+            for load, cells in by_load(results["cells"], draft, traffic):
+                yield f"{draft}, {traffic}: {load}", CELL, cells
+            yield f"{draft}, {traffic}: all loads", SWEEP, list(sweep["arms"].values())
+
+
+def by_load(cells: Sequence[Record], draft: str, traffic: str) -> list[tuple[str, list[Record]]]:
+    """The cells of one draft and kind of traffic, load by load."""
+    ours = [cell for cell in cells if (cell["draft"], cell["traffic"]) == (draft, traffic)]
+    loads = dict.fromkeys(cell["load"] for cell in ours)
+    return [(load, [cell for cell in ours if cell["load"] == load]) for load in loads]
+
+
+def rich_table(title: str, columns: Sequence[Column], records: Sequence[Record]) -> Table:
     table = Table(title=title, title_style="bold")
     for column in columns:
         table.add_column(column.heading, justify="left" if column.left else "right")
-    for item in items:
-        style = "bold cyan" if item.arm.startswith("speckv") else ""
-        table.add_row(*(column.text(item) for column in columns), style=style)
+    for record in records:
+        style = "bold cyan" if record["arm"].startswith("speckv") else ""
+        table.add_row(*(column.text(record) for column in columns), style=style)
     return table
 
 
-def markdown(columns: Sequence[Column], items: Sequence[Any]) -> str:
+def markdown(columns: Sequence[Column], records: Sequence[Record]) -> str:
     lines = [
         [column.heading for column in columns],
         [":--" if column.left else "--:" for column in columns],
-        *([column.text(item) for column in columns] for item in items),
+        *([column.text(record) for column in columns] for record in records),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def by_load(sweep: Sweep, cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
-    """The cells of one draft and kind of traffic, load by load."""
-    ours = [c for c in cells if (c.draft, c.condition.traffic) == (sweep.draft, sweep.traffic)]
-    loads = dict.fromkeys(cell.condition for cell in ours)
-    return [(load.load, [cell for cell in ours if cell.condition == load]) for load in loads]
+def notes(results: Record) -> list[str]:
+    return [*NOTES, OPEN_LOOP] if any(cell["rate"] for cell in results["cells"]) else list(NOTES)
 
 
-def markdown_tables(found: Judgement) -> dict[str, str]:
-    """By title: what a README shows of a run."""
-    tables = {}
-    for sweep in found.sweeps:
-        name = f"{sweep.draft}, {sweep.traffic}"
-        rows = [Row(sweep, arm) for arm in sweep.standings]
-        tables[f"{name}: all loads"] = markdown(SWEEP, rows)
-        for load, cells in by_load(sweep, found.cells):
-            tables[f"{name}: {load}"] = markdown(CELL, cells)
-    return tables
+def odd(results: Record) -> list[str]:
+    """What a reader has to know before any figure."""
+    lines = list(results["lossy"])
+    if results["interrupted"]:
+        lines.append("interrupted: fewer blocks than planned, and answers that were not checked")
+    if not results["servers_together"]:
+        lines.append(
+            "the servers ran one after another: what the machine did meanwhile does not cancel"
+        )
+    if results["code_changed"]:
+        lines.append("the code changed while it was measured")
+    for name, reason in results["failures"].items():
+        lines.append(f"out of the comparison, {name}: {reason}")
+    for key, values in results["settings_that_differ"].items():
+        told = ", ".join(f"{server} {value}" for server, value in values.items())
+        lines.append(f"servers differ in {key}: {told}")
+    for cell in results["cells"]:
+        if cell["fallbacks"]:
+            lines.append(
+                f"{cell['draft']} {cell['arm']}, {cell['load']}: the policy failed in "
+                f"{cell['fallbacks']} rounds, which served the launch depth"
+            )
+    return lines
 
 
-def check_line(check: Check) -> str:
+def checks(results: Record) -> list[str]:
+    """How far apart came out what is the same, and what the sampled answers say."""
     said = {True: "within noise", False: "NOT within noise", None: "too few blocks to say"}
-    return (
-        f"{check.kind}: {check.draft} {check.arm} over {check.against}, {check.condition}: "
-        f"{check.ratio} ({said[check.within_noise]})"
-    )
+    lines = []
+    for check in results["checks"]:
+        level = check["concurrency"] or f"{check['rate']:g} per second"
+        lines.append(
+            f"{check['kind']}: {check['draft']} {check['arm']} over {check['against']}, "
+            f"{check['traffic']} at {level}: {shown(check['ratio'], check['interval'])} "
+            f"({said[check['within_noise']]})"
+        )
+    return lines + [
+        f"sampled answers, {arm}: p = {told['p_value']:.3g} of the target's distribution; a shift "
+        f"of {told['detectable_shift']:.0%} of the probability would have been found nine times "
+        "out of ten"
+        for arm, told in results["sampled"].items()
+    ]

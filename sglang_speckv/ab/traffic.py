@@ -4,7 +4,7 @@
 ``mixed``   classes take turns, at a constant number of requests at a time
 ``phases``  one class per block, the next class in the next block
 ``sweep``   the number at a time rises through all concurrencies and falls again in each block
-``bursty``  one request at a time, then many at once, and again, in each block
+``bursty``  one request at a time, then the most at once, and again, in each block
 ==========  ==================================================================================
 
 With a rate, requests arrive on their own (Poisson) instead of when another one is done.
@@ -12,6 +12,7 @@ With a rate, requests arrive on their own (Poisson) instead of when another one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ import numpy as np
 from sglang_speckv.ab.prompts import Prompt
 
 TRAFFIC = ("mixed", "phases", "sweep", "bursty")
+MOVING = ("sweep", "bursty")
+"""One condition for all concurrencies: each block goes through several loads."""
 _BURSTS = 2
 
 
@@ -86,13 +89,17 @@ class Workload:
             found.setdefault(prompt.kind, []).append(prompt)
         return list(found.values())
 
-    def cycle(self, traffic: str) -> int:
+    def cycle(self, condition: Condition) -> int:
         """After this many blocks every class was met equally often."""
-        return len(self.by_class) if traffic == "phases" else 1
+        classes = len(self.by_class)
+        if condition.traffic == "phases":
+            return classes
+        requests = sum(count for _, count in self._levels(condition))
+        return classes // math.gcd(classes, requests)
 
     def conditions(self, traffic: str, rates: Sequence[float] = ()) -> list[Condition]:
-        """What ``traffic`` is run under: each concurrency, or all of them in one sweep."""
-        if traffic == "sweep":
+        """What ``traffic`` is run under: each concurrency, or one condition for all of them."""
+        if traffic in MOVING:
             return [Condition(traffic, max(self.concurrencies))]
         closed = [Condition(traffic, concurrency) for concurrency in self.concurrencies]
         return closed + [Condition(traffic, None, rate) for rate in rates]

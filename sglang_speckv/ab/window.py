@@ -69,7 +69,8 @@ def _part(completions: Sequence[Completion], slots: int) -> Part:
 
 def _within(completion: Completion, begin: float, end: float) -> tuple[float, float]:
     """Tokens and seconds of one request between two moments of its block."""
-    first = min(completion.e2e_s, max(0.0, begin - completion.sent_s))
+    # begin is when some first token came, which rounding must not put before that token
+    first = min(completion.e2e_s, max(0.0, begin - completion.sent_s + 1e-9))
     last = min(completion.e2e_s, max(0.0, end - completion.sent_s))
     times, tokens = zip(*completion.arrived, strict=True)
     before, after = np.interp([first, last], times, tokens, left=0.0)

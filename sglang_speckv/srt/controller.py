@@ -155,14 +155,15 @@ class EnginePolicy:
         self.held = False
 
     def prepare(self, name: str) -> None:
-        """Build the policy called ``name`` if it is new.
+        """Build the policy called ``name`` if it is new. ``NAME#2`` is the same policy once more,
+        which learns for itself: a comparison of a policy with itself measures the noise.
 
         Raises:
             ConfigError: unknown name, or one that these candidate steps cannot serve.
         """
         if name not in self._policies:
             self._policies[name] = create_policy(
-                name,
+                name.removesuffix("#2"),
                 self.candidate_steps,
                 self.launch_steps,
                 adaptive_config=self._config.ema_config,

@@ -10,38 +10,37 @@ STANDALONE = Draft("standalone", "/s", "STANDALONE")
 NAMES = ("none", "default", "static:1", "static:3#2", "ema", "speckv", "speckv:ema")
 
 
-def test_arms_without_a_draft_come_once_the_others_for_each():
-    arms = arms_for([EAGLE3, STANDALONE], ("none", "static:1", "ema", "speckv"))
-    assert [(arm.draft, arm.name) for arm in arms] == [
-        ("shared", "none"),
-        *(("eagle3", name) for name in ("static:1", "ema", "speckv")),
-        *(("standalone", name) for name in ("static:1", "speckv")),  # SGLang's rule: EAGLE only
+def test_each_draft_has_all_arms_that_can_be_with_it():
+    names = ("none", "static:1", "ema", "speckv")
+    assert [(arm.name, arm.server) for arm in arms_for(EAGLE3, names)] == [
+        ("none", "eagle3-none"),
+        ("static:1", "eagle3-speckv"),
+        ("ema", "eagle3-ema"),
+        ("speckv", "eagle3-speckv"),
     ]
+    # SGLang's rule: EAGLE only
+    assert [arm.name for arm in arms_for(STANDALONE, names)] == ["none", "static:1", "speckv"]
+    assert [(arm.draft, arm.server) for arm in arms_for(None, names)] == [("no draft", "none")]
 
 
-def test_what_needs_no_draft_is_measured_beside_each_draft_where_they_do_not_run_together():
-    arms = arms_for([EAGLE3, STANDALONE], ("none", "static:1"), shared=False)
-    assert [(arm.draft, arm.name, arm.server) for arm in arms] == [
-        ("eagle3", "none", "eagle3-none"),
-        ("eagle3", "static:1", "eagle3-speckv"),
-        ("standalone", "none", "standalone-none"),
-        ("standalone", "static:1", "standalone-speckv"),
-    ]
-    assert servers_for([EAGLE3, STANDALONE], arms)[0].flags == ()
+def test_the_second_time_of_a_policy_learns_for_itself():
+    arms = arms_for(EAGLE3, ("speckv", "speckv#2", "speckv:ema#2", "static:1#2"))
+    assert [arm.policy for arm in arms] == ["throughput", "throughput#2", "ema#2", "static:1"]
 
 
 def test_static_and_speckv_share_a_server_and_differ_by_policy():
-    arms = arms_for([EAGLE3], NAMES)
+    arms = arms_for(EAGLE3, NAMES)
     shared = [arm.policy for arm in arms if arm.server == "eagle3-speckv"]
     assert shared == ["static:1", "static:3", "throughput", "ema"]
 
 
 def test_servers_and_what_makes_them_different():
-    arms = arms_for([EAGLE3, STANDALONE], (*NAMES, "fresh:3", "url:other=http://h:1/v1"))
-    servers = {spec.name: spec for spec in servers_for([EAGLE3, STANDALONE], arms)}
+    names = (*NAMES, "fresh:3", "url:other=http://h:1/v1")
+    arms = arms_for(EAGLE3, names)
+    servers = {spec.name: spec for spec in servers_for(EAGLE3, arms)}
     assert {arm.server for arm in arms} == set(servers)
-    assert servers["none"].flags == ()
-    assert "--speckv" in servers["standalone-speckv"].flags
+    assert servers["eagle3-none"].flags == ()
+    assert "--speckv" in servers["eagle3-speckv"].flags
     assert "--speckv" not in servers["eagle3-ema"].flags
     assert "--speculative-adaptive" in servers["eagle3-ema"].flags
     assert not any("steps" in flag for flag in servers["eagle3-default"].flags)
@@ -51,15 +50,15 @@ def test_servers_and_what_makes_them_different():
 
 
 def test_a_depth_that_no_tier_has_becomes_one():
-    arms = arms_for([EAGLE3], ("static:4", "static:6"))
-    (server,) = servers_for([EAGLE3], arms)
+    arms = arms_for(EAGLE3, ("static:4", "static:6"))
+    (server,) = servers_for(EAGLE3, arms)
     assert server.flags[-1] == "0,1,2,3,4,5,6,7"
-    (usual,) = servers_for([EAGLE3], arms_for([EAGLE3], ("static:3", "speckv")))
+    (usual,) = servers_for(EAGLE3, arms_for(EAGLE3, ("static:3", "speckv")))
     assert "--speckv-candidate-steps" not in usual.flags
 
 
 def test_what_a_user_could_have_launched_instead():
-    arms = arms_for([EAGLE3], (*NAMES, "fresh:2", "none:overlap"))
+    arms = arms_for(EAGLE3, (*NAMES, "fresh:2", "none:overlap"))
     fixed = {arm.name for arm in arms if arm.is_fixed}
     # the second time of an arm is not another setting
     assert fixed == {"none", "none:overlap", "default", "static:1", "fresh:2"}

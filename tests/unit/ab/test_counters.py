@@ -5,9 +5,9 @@ import pytest
 from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.counters import Counters, read_counters
 
-BEFORE = Counters({"1": 4, "3": 2}, 6, 10, 5, 1, 0, ((0.1, 1, 1), (0.2, 3, 1)))
+BEFORE = Counters({"1": 4, "3": 2}, 10, 5, 1, ((0.1, 1, 1), (0.2, 3, 1)))
 AFTER = Counters(
-    {"0": 1, "1": 4, "3": 5}, 22, 58, 35, 3, 0, ((0.2, 3, 1), (1.0, 0, 4), (1.1, 3, 4), (1.2, 3, 4))
+    {"0": 1, "1": 4, "3": 5}, 58, 35, 3, ((0.2, 3, 1), (1.0, 0, 4), (1.1, 3, 4), (1.2, 3, 4))
 )
 
 
@@ -15,13 +15,12 @@ def test_a_block_is_the_difference():
     block = AFTER.since(BEFORE)
     assert block.rounds == {"0": 1, "1": 0, "3": 3}
     assert block.accept_rate == 30 / 48
-    assert block.accept_length == 1 + 30 / 16
-    assert block.switches == 2
+    assert block.fallbacks == 2
     assert block.shares() == {"0": 0.25, "3": 0.75}
 
 
 def test_recent_rounds_are_only_the_blocks_own():
-    one_more = Counters({"0": 1, "1": 4, "3": 6}, 26, 70, 40, 3, 0, (*AFTER.recent, (2.0, 3, 4)))
+    one_more = Counters({"0": 1, "1": 4, "3": 6}, 70, 40, 3, (*AFTER.recent, (2.0, 3, 4)))
     assert one_more.since(AFTER).recent == ((2.0, 3, 4),)
     assert AFTER.since(AFTER).recent == ()
 
@@ -34,10 +33,12 @@ def test_blocks_add_up():
 
 
 def test_nothing_proposed_has_no_rate():
-    idle = Counters({"0": 3}, 3, 0, 0)
-    assert idle.accept_rate is None
-    assert idle.accept_length == 1
-    assert AFTER.since(AFTER).accept_length is None
+    assert Counters({"0": 3}, 0, 0).accept_rate is None
+
+
+def test_the_shares_of_some_batch_sizes():
+    block = AFTER.since(BEFORE)
+    assert block.shares((0, 1)) == {"3": 1.0} and block.shares((1, 4)) == {"0": 1 / 3, "3": 2 / 3}
 
 
 def test_reading_tells_inactive_from_broken():

@@ -1,6 +1,7 @@
 """The runner on clients that only count: order, stopping, warm-up, servers that fail."""
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections import Counter
@@ -10,22 +11,24 @@ from itertools import pairwise
 
 import pytest
 
+from sglang_speckv.ab import runner as runner_module
 from sglang_speckv.ab.arms import Draft, arms_for
 from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.comparison import Comparison
+from sglang_speckv.ab.comparison import Comparison, Group
 from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.forecast import USUAL_SPREAD, WARM_UP_TOKENS, Forecast
-from sglang_speckv.ab.journal import BlockResult, Results
+from sglang_speckv.ab.journal import BlockResult, Blocks
 from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.options import Options
+from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.prompts import Prompt
-from sglang_speckv.ab.runner import Outcome, Runner, drawn_order
+from sglang_speckv.ab.runner import Runner, drawn_order
 from sglang_speckv.ab.traffic import Block, Condition, Workload
 
 PROMPTS = [Prompt(f"p{i}", kind, "x") for i in range(8) for kind in ("code", "qa")]
 PROMPTS = [Prompt(f"{p.kind}{p.id}", p.kind, "x") for p in PROMPTS]
-ARMS = arms_for([Draft("e", "/e", "EAGLE3")], ("none", "static:1", "static:3", "ema", "speckv"))
-SERVERS = ("none", "e-speckv", "e-ema")
+ARMS = arms_for(Draft("e", "/e", "EAGLE3"), ("none", "static:1", "static:3", "ema", "speckv"))
+SERVERS = ("e-none", "e-speckv", "e-ema")
 
 
 class CountingClient(Client):
@@ -36,6 +39,7 @@ class CountingClient(Client):
         self.calls: list[tuple[str, int]] = []
         self.ids: list[str] = []
         self.seconds, self.active, self.dies_after = seconds, active, dies_after
+        self.held = False
 
     async def set_policy(self, policy: str) -> None:
         self.policy = policy
@@ -48,9 +52,9 @@ class CountingClient(Client):
         return {
             "speckv": {
                 "active": self.active,
+                "held": self.held,
                 "policy": self.policy,
                 "rounds": self.rounds,
-                "request_rounds": total,
                 "proposed_drafts": total,
                 "correct_drafts": total,
             }
@@ -90,46 +94,32 @@ def fleet(
     )
 
 
-def runner(
-    on: CountingFleet,
-    outcome: Outcome | None = None,
-    width: dict[Condition, float] | None = None,
-    **asked: object,
-) -> Runner:
+def runner(on: CountingFleet, outcome: Outcome | None = None, **asked: object) -> Runner:
     options = Options(**{"concurrency": (1, 4), "max_new_tokens": 8} | asked)
     wanted = Comparison(
         options=options,
         target="t",
         drafts=[],
-        arms=ARMS,
-        groups=[],
+        groups=[Group(ARMS, [])],
         workload=Workload(PROMPTS, options.concurrency),
         tokenize=lambda prompt: [1],
         server_flags=[],
         dtype="float32",
     )
-    widths = width or {}
-    return Runner(
-        wanted,
-        on,
-        ARMS,
-        outcome or Outcome(),
-        lambda results, condition: widths.get(condition, 0.0),
-        lambda line: None,
-    )
+    return Runner(wanted, on, ARMS, outcome or Outcome(), lambda line: None)
 
 
-def measured(on: CountingFleet, limit: float, **asked: object) -> Results:
+def measured(on: CountingFleet, limit: float, **asked: object) -> Blocks:
     drive = runner(on, **asked)
     asyncio.run(drive.measure(time.perf_counter() + limit))
-    return drive.outcome.results
+    return drive.outcome.blocks
 
 
 def test_every_arm_runs_the_same_blocks():
     results = measured(fleet(), 60, blocks=4)
     for concurrency in (1, 4):
-        common = results.common(ARMS, Condition("mixed", concurrency))
-        runs = [[result.block for result in blocks] for blocks in common.values()]
+        ran = [results.of(arm, Condition("mixed", concurrency)) for arm in ARMS]
+        runs = [[result.block for result in blocks] for blocks in ran]
         assert all(run == runs[0] for run in runs) and len(runs[0]) == 4
     static = results.of(ARMS[1], Condition("mixed", 4))
     assert static[0].counters.rounds == {"1": 32}
@@ -137,8 +127,8 @@ def test_every_arm_runs_the_same_blocks():
 
 def test_a_deadline_that_has_passed_still_gives_one_block_of_each():
     results = measured(fleet(), -1, minutes=1)
-    assert {len(blocks) for blocks in results.blocks.values()} == {1}
-    assert len(results.blocks) == 2 * len(ARMS)
+    assert {len(blocks) for blocks in results.ran.values()} == {1}
+    assert len(results.ran) == 2 * len(ARMS)
 
 
 def test_the_time_ends_it():
@@ -159,17 +149,17 @@ def test_request_ids_group_by_class_and_prompt_and_never_repeat():
 
 
 def test_what_was_measured_before_is_not_measured_again():
-    outcome = Outcome(results=measured(fleet(), 60, blocks=2))
+    outcome = Outcome(blocks=measured(fleet(), 60, blocks=2))
     on = fleet()
     asyncio.run(runner(on, outcome, blocks=3).measure(time.perf_counter() + 60))
-    assert {len(blocks) for blocks in outcome.results.blocks.values()} == {3}
-    assert sum(name != "flush" for name, _ in on.clients["none"].calls) == 1 + 4
+    assert {len(blocks) for blocks in outcome.blocks.ran.values()} == {3}
+    assert sum(name != "flush" for name, _ in on.clients["e-none"].calls) == 1 + 4
 
 
 def test_warm_up_is_short_and_every_arm_meets_every_load():
     on = fleet()
     forecast = asyncio.run(runner(on, traffic=("mixed", "phases")).warm_up())
-    assert {n for name, n in on.clients["none"].calls if name != "flush"} == {WARM_UP_TOKENS}
+    assert {n for name, n in on.clients["e-none"].calls if name != "flush"} == {WARM_UP_TOKENS}
     policies = [name for name, _ in on.clients["e-speckv"].calls if name != "flush"]
     for policy in ("static:1", "throughput"):
         assert policies.count(policy) == 1 + 4, "alike blocks of other traffic are not tried"
@@ -222,23 +212,60 @@ def test_the_place_of_a_block_is_kept():
         assert [arm.name for arm in drawn_order(ARMS, block, 0)] == sorted(order, key=order.get)
 
 
-def test_time_goes_where_the_interval_is_widest():
-    at = Condition("mixed", 4)
-    on = fleet()
-    drive = runner(on, width={at: 0.1}, minutes=1)
-    real = drive._block
-    ran: list[Condition] = []
+def conditions_of(drive: Runner, on: CountingFleet, count: int) -> list[Condition]:
+    """What the first blocks run under."""
+    real, ran = drive._block, []
 
-    async def ten(block: Block) -> None:
+    async def counted(block: Block) -> None:
         ran.append(block.condition)
         await real(block)
-        if len(ran) == 10:
+        if len(ran) == count:
             on.clients.clear()
 
-    drive._block = ten  # type: ignore[method-assign]
+    drive._block = counted  # type: ignore[method-assign]
     asyncio.run(drive.measure(time.perf_counter() + 60))
-    one = Condition("mixed", 1)
-    assert ran == [one, at, one, at, one, at, at, at, at, at]
+    return ran
+
+
+ONE, FOUR = Condition("mixed", 1), Condition("mixed", 4)
+
+
+@pytest.mark.parametrize("wide", [ONE, FOUR])
+def test_time_goes_where_the_interval_is_widest(monkeypatch: pytest.MonkeyPatch, wide: Condition):
+    """First every load has blocks enough for one, the longest first, and every class once."""
+    monkeypatch.setattr(runner_module, "widest", lambda blocks, arms, at: float(at == wide))
+    on = fleet()
+    ran = conditions_of(runner(on, minutes=1), on, 12)
+    assert ran[:6] == [FOUR, ONE, ONE, FOUR, ONE, ONE][:6]
+    assert Counter(ran[:7])[FOUR] == 3 and set(ran[7:]) == {wide}
+
+
+def test_servers_one_after_another_give_every_load_as_many_blocks(monkeypatch: pytest.MonkeyPatch):
+    """Each must run the same blocks, so none may go where its own interval is widest."""
+    monkeypatch.setattr(runner_module, "widest", lambda *_: pytest.fail("asked"))
+    on = fleet()
+    drive = runner(on, minutes=1)
+    apart = [Group([arm], []) for arm in ARMS]
+    drive.wanted = dataclasses.replace(drive.wanted, groups=apart)
+    ran = Counter(conditions_of(drive, on, 30))
+    assert ran == {FOUR: 10, ONE: 20}, "of two classes, one at a time"
+
+
+def test_a_hole_is_filled(monkeypatch: pytest.MonkeyPatch):
+    """Whatever a resumed run lacks is the next block."""
+    outcome = Outcome(blocks=measured(fleet(), 60, blocks=2))
+    del outcome.blocks.ran[ARMS[0], FOUR][0]
+    on = fleet()
+    asyncio.run(runner(on, outcome, blocks=2).measure(time.perf_counter() + 60))
+    assert outcome.blocks.indices(ARMS[0], FOUR) == {0, 1}
+    assert not on.clients["e-ema"].ids, "it had all of its blocks"
+
+
+def test_an_arm_that_holds_the_launch_depth_is_out():
+    on = fleet()
+    on.clients["e-speckv"].held = True
+    measured(on, 60, blocks=1)
+    assert "SpecKV gave up its policy and holds the launch depth" in on.failures["e-speckv"]
 
 
 def test_phases_run_whole_cycles_of_their_classes():
@@ -250,7 +277,7 @@ def test_phases_run_whole_cycles_of_their_classes():
 def test_cache_is_flushed_before_every_block():
     on = fleet()
     measured(on, 60, blocks=1)
-    names = [name for name, _ in on.clients["none"].calls]
+    names = [name for name, _ in on.clients["e-none"].calls]
     assert names in (["flush", "", "flush", "", "", "", ""], ["flush", *[""] * 4, "flush", ""])
 
 
@@ -267,10 +294,10 @@ def test_an_arm_whose_speckv_goes_off_is_out():
     on = fleet(active=False)
     results = measured(on, 60, blocks=1)
     assert "SpecKV stopped being active" in on.failures["e-speckv"]
-    assert {arm.name for arm, _ in results.blocks} == {"none", "ema"}
+    assert {arm.name for arm, _ in results.ran} == {"none", "ema"}
 
 
 def test_when_all_servers_fail_it_ends():
     on = fleet()
     on.clients.clear()
-    assert not measured(on, 60, blocks=4).blocks
+    assert not measured(on, 60, blocks=4).ran

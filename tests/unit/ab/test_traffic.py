@@ -45,6 +45,23 @@ def test_bursts_come_between_single_requests():
     assert [segment.concurrency for segment in block.segments] == [1, 4, 1, 4]
 
 
+@pytest.mark.parametrize("traffic", ["sweep", "bursty"])
+def test_moving_traffic_is_one_condition(traffic: str):
+    """Its loads are told apart within its blocks, so that none is counted twice."""
+    assert WORKLOAD.conditions(traffic) == [Condition(traffic, 16)]
+
+
+@pytest.mark.parametrize(
+    ("traffic", "concurrency", "cycle"),
+    [("mixed", 1, 4), ("mixed", 2, 2), ("mixed", 4, 1), ("mixed", 6, 2), ("phases", 4, 4)],
+)
+def test_after_a_cycle_every_class_was_met_equally_often(traffic, concurrency, cycle):
+    at = Condition(traffic, concurrency)
+    assert WORKLOAD.cycle(at) == cycle
+    kinds = Counter(p.kind for i in range(cycle) for p in WORKLOAD.block(i, at).prompts)
+    assert len(kinds) == 4 and len(set(kinds.values())) == 1
+
+
 def test_more_requests_than_run_at_a_time():
     block = Workload(PROMPTS, (4,), requests_per_slot=3).block(0, Condition("mixed", 4))
     assert [segment.concurrency for segment in block.segments] == [4]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +19,15 @@ import pytest
 from sglang_speckv.ab import process
 from sglang_speckv.ab.answer import lossy
 from sglang_speckv.ab.arms import Draft, arms_for, servers_for
-from sglang_speckv.ab.command import NOT_CHECKED, measured, run_comparison
-from sglang_speckv.ab.comparison import Comparison, server_flags
+from sglang_speckv.ab.comparison import Comparison, Group, server_flags
 from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.measure import NOT_CHECKED, measure_and_report, measured
 from sglang_speckv.ab.options import options_from
+from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.prompts import Prompt
 from sglang_speckv.ab.results import RESULTS, describe
-from sglang_speckv.ab.runner import Outcome
 from sglang_speckv.ab.sampled import LEAST_P
 from sglang_speckv.ab.traffic import Workload
-from sglang_speckv.ab.verdict import judge
 from sglang_speckv.config import ConfigError
 from sglang_speckv.progress import Screen
 from tests.forked import Forked
@@ -62,13 +61,11 @@ def wanted(out: Path, **asked: object) -> Comparison:
     }
     options = options_from(values | asked, "test")
     drafts = [Draft("eagle3", "/head", "EAGLE3")]
-    arms = arms_for(drafts, options.arms)
     return Comparison(
         options=options,
         target="target",
         drafts=drafts,
-        arms=arms,
-        groups=[servers_for(drafts, arms, overlap=False)],
+        groups=[group_of(drafts[0], options.arms)],
         workload=Workload(PROMPTS, options.concurrency, open_loop_requests=4),
         tokenize=lambda prompt: [len(prompt.prompt), len(prompt.kind)],
         server_flags=server_flags(2, "float32", 4096),
@@ -76,8 +73,18 @@ def wanted(out: Path, **asked: object) -> Comparison:
     )
 
 
+def group_of(draft: Draft, names: Sequence[str]) -> Group:
+    arms = arms_for(draft, names)
+    return Group(arms, servers_for(draft, arms, overlap=False))
+
+
 def one_by_one(asked: Comparison) -> Comparison:
-    return replace(asked, groups=[[spec] for group in asked.groups for spec in group[::-1]])
+    (group,) = asked.groups
+    apart = [
+        Group([arm for arm in group.arms if arm.server == spec.name], [spec])
+        for spec in group.servers[::-1]
+    ]
+    return replace(asked, groups=apart)
 
 
 @dataclass
@@ -90,7 +97,7 @@ class Done:
 
 def done(asked: Comparison, resume: bool = False) -> Done:
     outcome = measured(asked, Screen(), resume)
-    results = describe(asked, outcome, judge(asked, outcome), 1.0)
+    results = describe(asked, outcome, 1.0)
     return Done(outcome, json.loads(msgspec.json.encode(results)))
 
 
@@ -105,7 +112,7 @@ def drafting(results: dict[str, Any]) -> list[dict[str, Any]]:
 def test_everything_that_was_promised_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arms = (*ARMS, "fresh:3", "none:overlap", "none#2")
     asked = wanted(tmp_path, traffic=("mixed", "sweep"), rate=(50.0,), arms=arms)
-    assert run_comparison(asked, Screen()) == 0
+    assert measure_and_report(asked, Screen()) == 0
     out = capsys.readouterr().out
     line = json.loads(out.splitlines()[-1])
     assert out.splitlines()[-2].startswith("eagle3, sweep: SpecKV was")
@@ -128,7 +135,6 @@ def test_everything_that_was_promised_is_there(tmp_path: Path, capsys: pytest.Ca
         "tok_per_s",
         "vs_best_fixed",
         "lower_bound",
-        "vs_own_best_fixed",
         "not_inferior",
     } <= set(sweep["arms"]["speckv"])
     assert {(check["kind"], check["arm"]) for check in line["checks"]} == {
@@ -136,7 +142,9 @@ def test_everything_that_was_promised_is_there(tmp_path: Path, capsys: pytest.Ca
         ("the same arm twice", "none#2"),
         ("a server of its own", "fresh:3"),
     }
-    assert line["none_scheduling"] == "none: without overlap; none-overlap: with overlap"
+    assert (
+        line["none_scheduling"] == "eagle3-none: without overlap; eagle3-none-overlap: with overlap"
+    )
     results = json.loads(Path(line["results"]).read_text())
     assert list(results["settings_that_differ"]) == ["disable_overlap_schedule"]
     for facts in results["servers"].values():
@@ -228,7 +236,7 @@ def test_where_nothing_could_be_compared_that_is_said(
     """Without a `none`, or where it vanished."""
     monkeypatch.setenv("FAKE_SERVER", fault)
     asked = wanted(tmp_path, concurrency=(2,), arms=arms, blocks=8)
-    assert run_comparison(asked, Screen()) == code
+    assert measure_and_report(asked, Screen()) == code
     captured = capsys.readouterr()
     assert ("NOT CHECKED: no answer could be compared" in captured.err) == bool(code)
     (answer,) = json.loads(captured.out.splitlines()[-1])["answers"]
@@ -283,9 +291,9 @@ from pathlib import Path
 from typing import Any
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite run under nohup ignores it
 sys.path.insert(0, sys.argv[1])
-from tests.unit.ab import test_command as t
+from tests.unit.ab import test_measure as t
 t.process.COMMAND = t.FAKE
-sys.exit(t.run_comparison(t.wanted(Path(sys.argv[2]), blocks=5000), t.Screen(), only_json=True))
+sys.exit(t.measure_and_report(t.wanted(Path(sys.argv[2]), blocks=5000), t.Screen(), only_json=True))
 """
 
 
@@ -339,15 +347,14 @@ def test_limits_must_be_equal_between_servers_that_are_not_up_together(
     monkeypatch.setenv("FAKE_SERVER", "plain=unequal")
     asked = wanted(tmp_path / "out", arms=("none", "static:1"), blocks=1, concurrency=(1,))
     found = done(one_by_one(asked))
-    assert "effective_max_running_requests_per_dp is 48" in found.outcome.failures["none"]
+    assert "effective_max_running_requests_per_dp is 48" in found.outcome.failures["eagle3-none"]
 
 
 def test_drafts_one_after_the_other(tmp_path: Path):
     both = wanted(tmp_path / "out", arms=("none", "static:1", "speckv"), blocks=1)
     drafts = [Draft("a", "/a", "EAGLE3"), Draft("b", "/b", "STANDALONE")]
-    arms = arms_for(drafts, both.options.arms, shared=False)
-    groups = [servers_for(drafts, [a for a in arms if a.draft == name]) for name in "ab"]
-    found = done(replace(both, drafts=drafts, arms=arms, groups=groups))
+    groups = [group_of(draft, both.options.arms) for draft in drafts]
+    found = done(replace(both, drafts=drafts, groups=groups))
     assert not found.outcome.failures
     assert {(cell["draft"], cell["arm"]) for cell in found.results["cells"]} == {
         (draft, arm) for draft in "ab" for arm in ("none", "static:1", "speckv")
@@ -371,6 +378,6 @@ def test_what_is_wrong_is_the_exit_code(
 ):
     monkeypatch.setenv("FAKE_SERVER", fault)
     asked = wanted(tmp_path, arms=("none", "static:1", "ema", "speckv"), concurrency=(1,))
-    assert run_comparison(asked, Screen(), only_json=True) == code
+    assert measure_and_report(asked, Screen(), only_json=True) == code
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["failures"] == (["eagle3-ema"] if "ema" in fault else [])

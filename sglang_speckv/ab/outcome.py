@@ -1,0 +1,46 @@
+"""What a run leaves, filled while it runs, so that an interrupted one has what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang_speckv.ab import sampled
+from sglang_speckv.ab.arms import Arm
+from sglang_speckv.ab.journal import BlockResult, Blocks
+from sglang_speckv.ab.lossless import Verdict
+from sglang_speckv.ab.servers import ServerFacts
+from sglang_speckv.ab.traffic import Condition
+from sglang_speckv.provenance import provenance
+
+
+@dataclass
+class Outcome:
+    """``failures`` are servers that are out and why. ``keep`` gets every finished block.
+    ``provenance`` is taken at the start: what is measured is the code of then."""
+
+    blocks: Blocks = field(default_factory=Blocks)
+    verdicts: dict[tuple[Arm, Condition], Verdict] = field(default_factory=dict)
+    samples: dict[Arm, sampled.Samples] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, ServerFacts] = field(default_factory=dict)
+    interrupted: bool = False
+    keep: Callable[[Arm, BlockResult], None] = lambda arm, result: None
+    provenance: dict[str, Any] = field(default_factory=provenance)
+
+    def reference_of(self, arm: Arm) -> Arm | None:
+        """The ``none`` whose sampled answers ``arm``'s are compared with."""
+        nones = (a for a in self.samples if (a.name, a.draft) == ("none", arm.draft))
+        return next((none for none in nones if none != arm), None)
+
+    @property
+    def p_values(self) -> dict[Arm, float]:
+        """Of each arm's sampled answers being drawn from the target's distribution."""
+        pairs = {arm: self.reference_of(arm) for arm in self.samples}
+        found = {
+            arm: sampled.p_value(self.samples[arm], self.samples[none])
+            for arm, none in pairs.items()
+            if none is not None
+        }
+        return {arm: value for arm, value in found.items() if value is not None}
