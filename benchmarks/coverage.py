@@ -4,9 +4,10 @@
 
 Two arms that are equally fast answer the same prompts in the same blocks. What a moment does to one
 arm (``of_blocks``) and how well a prompt suits one (``of_prompts``) are drawn, in logs; prompts
-come again after ``prompts`` of them, as they do in a run. An interval that says 95 % should hold 1
-in 95 of 100 runs. ``lower_bound`` is about the claim that an arm is at least x of every fixed
-setting: among six equal arms it should be wrong in at most 2.5 of 100 runs.
+come again after ``prompts`` of them, as they do in a run. Loads have blocks of their own, or one
+block goes through all of them (``shared``) and a moment does the same to each. An interval that
+says 95 % should hold 1 in 95 of 100 runs. ``lower_bound`` is about the claim that an arm is at
+least x of every fixed setting: among six equal arms it should be wrong in at most 2.5 of 100 runs.
 """
 
 from __future__ import annotations
@@ -25,33 +26,35 @@ from sglang_speckv.provenance import provenance
 
 @dataclass(frozen=True)
 class Truth:
-    """What is simulated. Spreads are standard deviations of log seconds."""
+    """What is simulated: ``loads`` has the requests of a block under each load. Spreads are
+    standard deviations of log seconds."""
 
     blocks: int = 8
-    requests: int = 4
+    loads: tuple[int, ...] = (4,)
     prompts: int = 96
-    cells: int = 1
     arms: int = 2
     of_blocks: float = 0.05
     of_prompts: float = 0.1
+    shared: bool = False
 
     def __str__(self) -> str:
         return (
-            f"{self.blocks} blocks of {self.requests}, {self.prompts} prompts, "
-            f"{self.cells} cells, {self.arms} arms"
+            f"{self.blocks} {'shared ' * self.shared}blocks of {'+'.join(map(str, self.loads))}, "
+            f"{self.prompts} prompts, {self.arms} arms, spreads {self.of_blocks}, {self.of_prompts}"
         )
 
 
 def drawn(truth: Truth, rng: np.random.Generator) -> list[Sample]:
-    count = truth.blocks * truth.requests
     suits = rng.normal(0, truth.of_prompts, (truth.arms, truth.prompts))
-    samples = []
-    for _ in range(truth.cells):
-        prompt = np.arange(count) % truth.prompts
-        block = np.repeat(np.arange(truth.blocks), truth.requests)
-        moment = rng.normal(0, truth.of_blocks, (truth.arms, truth.blocks))
-        common = rng.normal(0, 0.5, count)  # long and short prompts; the same for every arm
-        seconds = np.exp(common + suits[:, prompt] + moment[:, block])
+    samples: list[Sample] = []
+    for load, requests in enumerate(truth.loads):
+        place = np.repeat(np.arange(truth.blocks), requests)
+        prompt = np.arange(len(place)) % truth.prompts
+        if not samples or not truth.shared:
+            moment = rng.normal(0, truth.of_blocks, (truth.arms, truth.blocks))
+        common = rng.normal(0, 0.5, len(place))  # long and short prompts; the same for every arm
+        seconds = np.exp(common + suits[:, prompt] + moment[:, place])
+        block = place if truth.shared else place + load * truth.blocks
         samples.append(Sample(np.full(seconds.shape, 64.0), seconds, block, prompt.astype(str)))
     return samples
 
@@ -75,12 +78,22 @@ def overstated(truth: Truth, trials: int, seed: int = 0) -> float:
 
 TRUTHS = (
     *(Truth(blocks=blocks) for blocks in (3, 4, 6, 8, 12)),
-    *(Truth(requests=requests) for requests in (1, 16)),
-    *(Truth(prompts=prompts, requests=16) for prompts in (16, 32)),
+    *(Truth(loads=(requests,)) for requests in (1, 16)),
+    *(Truth(prompts=prompts, loads=(16,)) for prompts in (16, 32)),
     *(Truth(of_prompts=0.0), Truth(of_blocks=0.0), Truth(of_blocks=0.2)),
-    *(Truth(cells=3), Truth(cells=3, requests=16, prompts=48)),
+    *(Truth(loads=(4,) * 3), Truth(loads=(16,) * 3, prompts=48)),
+    # loads that vary unequally
+    *(Truth(blocks=blocks, loads=(1, 4, 16), of_prompts=0.25) for blocks in (3, 6)),
+    Truth(blocks=3, loads=(1, 64), prompts=192, of_blocks=0.02, of_prompts=0.25),
+    # moving traffic
+    *(
+        Truth(blocks=blocks, loads=loads, of_blocks=0.1, of_prompts=0.05, shared=True)
+        for loads in ((1, 4), (1, 4, 16))
+        for blocks in (3, 6)
+    ),
+    *(Truth(blocks=b, loads=(1, 4, 16), of_prompts=0.25, shared=True) for b in (3, 6)),
 )
-EQUALS = (Truth(arms=7), Truth(arms=7, cells=3), Truth(arms=7, blocks=4))
+EQUALS = (Truth(arms=7), Truth(arms=7, loads=(4,) * 3), Truth(arms=7, blocks=4))
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def test_the_coverage_of_intervals() -> None:
     found = json.loads((RESULTS / "coverage.json").read_text())
     shares = [100 * row["covered"] for row in found["coverage"]]
     text = (ROOT / "docs" / "ab.md").read_text()
-    assert f"in {min(shares):.0f} to {max(shares):.0f} % of runs" in text
+    assert f"in {min(shares):.1f} to {max(shares):.1f} % of runs" in text
     assert "fewer than one run in a thousand" in text
     assert max(row["overstated"] for row in found["lower_bound"]) < 1e-3
 

@@ -10,13 +10,18 @@ from benchmarks.coverage import Truth, covered
 from sglang_speckv.ab.intervals import Ratio, Sample, ratio
 
 
-def sample(seconds: object, prompts: object = None) -> Sample:
-    """Arms x blocks of 64 tokens each; a block is one request, of a prompt of its own unless
-    ``prompts`` are given."""
+def sample(seconds: object, load: str = "", condition: str = "") -> Sample:
+    """Arms x blocks of 64 tokens each; a block is one request. Prompts are of the load alone, and
+    blocks of the condition."""
     each = np.asarray(seconds, float)
-    count = each.shape[1]
-    names = np.array([f"p{i}" for i in range(count)] if prompts is None else prompts)
-    return Sample(np.full(each.shape, 64.0), each, np.arange(count), names)
+    blocks = np.array([f"{condition} {i}" for i in range(each.shape[1])])
+    prompts = np.array([f"{load} p{i}" for i in range(each.shape[1])])
+    return Sample(np.full(each.shape, 64.0), each, blocks, prompts)
+
+
+def half(found: Ratio) -> float:
+    """Of the interval's width, in logs."""
+    return np.log(found.high / found.low) / 2
 
 
 def test_pairing_removes_common_noise():
@@ -30,14 +35,53 @@ def test_interval_is_the_paired_t_interval_where_that_exists():
     """For small noise the logarithm is nearly linear and both must agree."""
     seconds = 1 + 0.01 * np.random.default_rng(1).standard_normal((2, 6))
     difference = np.log(seconds[1]) - np.log(seconds[0])
-    half = t.ppf(0.975, 5) * difference.std(ddof=1) / np.sqrt(6)
-    found = ratio([sample(seconds)], 0, 1)
-    assert np.log(found.high / found.low) / 2 == pytest.approx(half, rel=0.01)
+    width = t.ppf(0.975, 5) * difference.std(ddof=1) / np.sqrt(6)
+    assert half(ratio([sample(seconds)], 0, 1)) == pytest.approx(width, rel=0.01)
+
+
+def test_a_block_counts_by_how_far_its_absence_moves_the_ratio():
+    """Most of the time is in one block, which so hides its own error."""
+    seconds = np.array([9, 1, 1, 1]) * (1 + 0.01 * np.random.default_rng(1).normal(size=(2, 4)))
+    whole = ratio([sample(seconds)], 0, 1)
+    without = [ratio([sample(np.delete(seconds, i, axis=1))], 0, 1).value for i in range(4)]
+    error = np.sqrt(3 / 4 * np.square(np.log(without) - np.log(whole.value)).sum())
+    assert half(whole) == pytest.approx(t.ppf(0.975, 3) * error, rel=0.01)
+
+
+def test_the_loads_of_one_block_are_not_two_blocks():
+    """What a moment does to a block it does under each of its loads: a second load with the same
+    noise tells nothing new. Blocks of their own do."""
+    noisy = 1 + 0.1 * np.random.default_rng(1).standard_normal((2, 6))
+    one = sample(noisy, "1")
+    alone = ratio([one], 0, 1)
+    shared = ratio([one, sample(noisy, "4")], 0, 1)
+    apart = ratio([one, sample(noisy, "4", "another")], 0, 1)
+    assert half(shared) == pytest.approx(half(alone))
+    assert half(apart) == pytest.approx(
+        half(alone) / np.sqrt(2) * t.ppf(0.975, 10) / t.ppf(0.975, 5)
+    )
+
+
+def test_calm_loads_lend_a_noisy_one_no_degrees_of_freedom():
+    """All of the error is in three blocks: the mean over two loads has half of it, and no more
+    degrees of freedom than the three alone."""
+    noisy, calm = np.random.default_rng(1).standard_normal((2, 2, 3))
+    one = sample(1 + 0.1 * noisy, "1")
+    both = ratio([one, sample(1 + 1e-4 * calm, "4", "another")], 0, 1)
+    assert half(both) == pytest.approx(half(ratio([one], 0, 1)) / 2, rel=0.01)
 
 
 @pytest.mark.parametrize(
     "truth",
-    [Truth(blocks=4), Truth(blocks=12), Truth(prompts=12, of_prompts=0.2), Truth(cells=3)],
+    [
+        Truth(blocks=4),
+        Truth(blocks=12),
+        Truth(prompts=12, of_prompts=0.2),
+        Truth(loads=(4, 4, 4)),
+        Truth(blocks=3, loads=(1, 64), prompts=192, of_blocks=0.02, of_prompts=0.25),
+        Truth(blocks=3, loads=(1, 4), of_blocks=0.1, of_prompts=0.05, shared=True),
+        Truth(blocks=6, loads=(1, 4), of_blocks=0.1, of_prompts=0.05, shared=True),
+    ],
     ids=str,
 )
 def test_intervals_cover_the_truth_as_often_as_they_say(truth: Truth):
@@ -58,7 +102,7 @@ def test_a_mean_over_cells_compares_with_another_arm_in_each():
     """Arm 0 is best in the first cell, arm 1 in the second; arm 2 is both."""
     cells = [
         sample(np.tile([[1.0], [2.0], [1.0]], 4)),
-        sample(np.tile([[4.0], [1.0], [1.0]], 4)),
+        sample(np.tile([[4.0], [1.0], [1.0]], 4), condition="another"),
     ]
     assert ratio(cells, 2, 0).value == pytest.approx(2)
     assert ratio(cells, 2, [0, 1]).value == pytest.approx(1)
