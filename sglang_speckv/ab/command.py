@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.options import Options, options_from, read_options
 from sglang_speckv.config import ConfigError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import ServerError
 
 Reliability = tuple[tuple[float, float, float], ...]
 

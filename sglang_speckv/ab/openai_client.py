@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx
 import openai
 
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.prompts import Prompt
 

@@ -18,9 +18,8 @@ import numpy as np
 
 from sglang_speckv.ab import sampled
 from sglang_speckv.ab.arms import NO_DRAFT, Arm, ServerSpec
-from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.comparison import Comparison
-from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.counters import Counters, Reliability, read_counters, read_reliability
 from sglang_speckv.ab.forecast import WARM_UP_TOKENS, Forecast, shape
 from sglang_speckv.ab.intervals import MIN_BLOCKS

@@ -19,9 +19,9 @@ import pytest
 from sglang_speckv.ab import process
 from sglang_speckv.ab.answer import lossy
 from sglang_speckv.ab.arms import Draft, arms_for, servers_for
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.command import NOT_CHECKED, measured, run_comparison
 from sglang_speckv.ab.comparison import Comparison, server_flags
-from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.options import options_from
 from sglang_speckv.ab.prompts import Prompt
 from sglang_speckv.ab.results import RESULTS, describe

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.openai_client import OpenAIClient
 from sglang_speckv.ab.prompts import Prompt

@@ -11,9 +11,8 @@ from itertools import pairwise
 import pytest
 
 from sglang_speckv.ab.arms import Draft, arms_for
-from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.comparison import Comparison
-from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.forecast import USUAL_SPREAD, WARM_UP_TOKENS, Forecast
 from sglang_speckv.ab.journal import BlockResult, Results
 from sglang_speckv.ab.load import Completion
