@@ -65,9 +65,9 @@ class Outcome:
         """Of each arm's sampled answers being drawn from the target's distribution."""
         pairs = {arm: self.reference_of(arm) for arm in self.samples}
         return {
-            arm: sampled.p_value(self.samples[arm], self.samples[none])
+            arm: p
             for arm, none in pairs.items()
-            if none is not None
+            if none and (p := sampled.p_value(self.samples[arm], self.samples[none])) is not None
         }
 
 
