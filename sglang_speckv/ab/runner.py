@@ -25,7 +25,7 @@ from sglang_speckv.ab.forecast import WARM_UP_TOKENS, Forecast, shape
 from sglang_speckv.ab.intervals import MIN_BLOCKS
 from sglang_speckv.ab.journal import BlockResult, Results
 from sglang_speckv.ab.load import Answer, Completion, drive
-from sglang_speckv.ab.lossless import Judge, Verdict, tie_gap
+from sglang_speckv.ab.lossless import TextCheck, Verdict, tie_gap
 from sglang_speckv.ab.openai_client import OpenAIClient
 from sglang_speckv.ab.prompts import Prompt
 from sglang_speckv.ab.servers import Fleet, ServerFacts, fleet_of
@@ -132,14 +132,14 @@ async def _judge(wanted: Comparison, fleet: Fleet, outcome: Outcome) -> None:
         client = fleet.clients.get(none.server)
         if none.name != "none" or not isinstance(client, Client):
             continue
-        judge = Judge(client, wanted.tokenize, tie_gap(wanted.dtype))
+        check = TextCheck(client, wanted.tokenize, tie_gap(wanted.dtype))
         ours = [a for a in wanted.arms if none.draft in (NO_DRAFT, a.draft) and a != none]
         for arm in ours:
             for condition in outcome.results.conditions():
                 pair = outcome.results.common([none, arm], condition)
                 if pair[arm] and not arm.name.startswith("url:"):
                     try:
-                        verdict = await judge.verdict(pair[arm], pair[none])
+                        verdict = await check.verdict(pair[arm], pair[none])
                     except ServerError as error:
                         return fleet.fail(none.server, error)
                     outcome.verdicts[arm, condition] = verdict
