@@ -108,8 +108,8 @@ class OpenAIClient:
             )
         if len(text) < 2 and tokens > _ONE_PIECE:
             raise ServerError(
-                f"server {self.name} does not stream its answers: the text of {tokens} tokens came "
-                f"in {len(text)} chunks; without a time for each its speed cannot be told"
+                f"server {self.name} does not stream its answers: {tokens} tokens came in fewer "
+                "than two pieces of text, and nothing tells when each of them was there"
             )
         return Completion(
             (),
