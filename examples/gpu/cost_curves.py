@@ -43,8 +43,7 @@ from examples.gpu.observe import (
     tier_memory,
     write_json,
 )
-from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.process import Server, running
 from sglang_speckv.config import ConfigError, parse_steps
 from sglang_speckv.progress import Screen

@@ -14,8 +14,7 @@ import numpy as np
 from scipy.stats import trim_mean
 
 from examples.gpu.observe import keep_awake, memory_of, pin
-from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.policy.prior import OFF
 
 SHORT = 4

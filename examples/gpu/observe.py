@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.config import ConfigError
 from sglang_speckv.files import write_atomically
 from sglang_speckv.offline.records import Record

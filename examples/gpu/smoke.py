@@ -35,9 +35,8 @@ from examples.gpu.observe import (
     write_json,
 )
 from sglang_speckv.ab.arms import Draft
-from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.comparison import chat_tokenizer, default_dtype, find_drafts, server_flags
-from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.process import COMMAND, Server, running
 from sglang_speckv.ab.prompts import DEMO_PROMPTS, in_turn, load_prompts
 from sglang_speckv.demo.target import resolve_target

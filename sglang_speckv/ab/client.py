@@ -1,52 +1,70 @@
-"""One SGLang server over its native HTTP interface: requests and the few control calls."""
+"""One SGLang server over its native HTTP interface: requests and the few control calls. Every
+failure is one sentence, every answer is bounded."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from math import inf
-from typing import Any
+from typing import Any, Self, TypeVar
 
+import aiohttp
 import msgspec
 
-from sglang_speckv.ab.connection import Connection, ServerError
 from sglang_speckv.ab.load import Completion
+from sglang_speckv.files import BAD_JSON
 
-__all__ = ["Client", "ServerError"]
+_MAX_ANSWER_BYTES = 32 << 20
+_MAX_STREAM_BYTES = 1 << 30  # SGLang repeats all tokens so far in every event
+IDLE_S = 2.0
+_T = TypeVar("_T")
 
 
-class _MetaInfo(msgspec.Struct):
-    completion_tokens: int
+class ServerError(RuntimeError):
+    """A server that died, hung or answered nonsense: one sentence."""
+
+
+_Logprob = tuple[float | None, int, Any]
+
+
+class _Meta(msgspec.Struct):
+    """The log-probabilities are (value, token, text), of each token that was read back and of the
+    likeliest in its place. The first of each list has no value."""
+
+    completion_tokens: int = 0
     spec_verify_ct: int = 0
     spec_num_correct_drafts: int = 0
+    input_token_logprobs: list[_Logprob] = []
+    input_top_logprobs: list[list[_Logprob] | None] = []
 
 
 class _Event(msgspec.Struct):
-    meta_info: _MetaInfo
+    meta_info: _Meta
 
 
 class _Answer(_Event):
     output_ids: list[int]
 
 
-_Logprob = tuple[float | None, int, Any]
-
-
-class _ForcedMeta(msgspec.Struct):
-    """(log-probability, token, text) of each token and of the likeliest in its place; those of the
-    token that they start from are None."""
-
-    input_token_logprobs: list[_Logprob]
-    input_top_logprobs: list[list[_Logprob] | None]
-
-
-class _ForcedAnswer(msgspec.Struct):
-    meta_info: _ForcedMeta
-
-
-class Client(Connection):
+class Client:
     """Speaks to one SGLang server; use as an async context manager."""
+
+    def __init__(self, name: str, url: str, timeout_s: float = 300.0) -> None:
+        self.name = name
+        self.url = url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        # No limit on connections: the load's concurrency is the limit. An idle one is given up
+        # before a server gives it up (after 5 s by default) just as a request is sent on it.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
+        self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._session.close()
 
     async def generate(
         self,
@@ -56,16 +74,20 @@ class Client(Connection):
         temperature: float = 0.0,
     ) -> Completion:
         """The continuation of exactly ``max_new_tokens`` tokens, streamed."""
-        body = self._request_body(input_ids, max_new_tokens, temperature) | {"stream": True}
+        body = _request_body(input_ids, max_new_tokens, temperature) | {"stream": True}
         if request_id is not None:
             body["rid"] = request_id
         start = time.perf_counter()
         events = [
-            (time.perf_counter() - start, event) async for event in self.events("/generate", body)
+            (time.perf_counter() - start, event) async for event in self._events("/generate", body)
         ]
         e2e_s = time.perf_counter() - start
-        answer = self._decode_answer(events[-1][1] if events else b"")
-        counted = answer.meta_info.completion_tokens
+        last = events[-1][1] if events else b""
+        if last.startswith(b'{"error"'):
+            text = last[:300].decode("utf-8", "replace")
+            raise ServerError(f"server {self.name}: /generate failed ({text})")
+        answer = self.decode(last, _Answer, "/generate")
+        meta, counted = answer.meta_info, answer.meta_info.completion_tokens
         if not counted == len(answer.output_ids) == max_new_tokens:
             raise ServerError(
                 f"server {self.name}: asked for {max_new_tokens} tokens, got "
@@ -73,22 +95,25 @@ class Client(Connection):
             )
         return Completion(
             tuple(answer.output_ids),
-            answer.meta_info.spec_verify_ct,
-            answer.meta_info.spec_num_correct_drafts,
+            meta.spec_verify_ct,
+            meta.spec_num_correct_drafts,
             counted,
             e2e_s,
             events[0][0],
-            arrived=tuple((s, self._tokens_by(event)) for s, event in events),
+            arrived=tuple(
+                (moment, self.decode(event, _Event, "/generate").meta_info.completion_tokens)
+                for moment, event in events
+            ),
         )
 
     async def gaps(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         """By how much the log-probability of each token of ``answer`` is below that of the
         likeliest token at its place, read in one prefill of ``prompt`` and ``answer``."""
-        body = self._request_body([*prompt, *answer], 1)
+        body = _request_body([*prompt, *answer], 1)
         body |= {"return_logprob": True, "top_logprobs_num": 1}
         body["logprob_start_len"] = len(prompt) - 1
         raw = await self.call("POST", "/generate", body)
-        told = self.decode(raw, _ForcedAnswer, "/generate").meta_info
+        told = self.decode(raw, _Event, "/generate").meta_info
         own, top = told.input_token_logprobs[1:], told.input_top_logprobs[1:]
         best = [row[0][0] if row else None for row in top]
         values = [value for value, *_ in own]
@@ -101,8 +126,7 @@ class Client(Connection):
         """``internal_states[0]`` of ``/server_info``: live, where the top level is start-up.
 
         Raises:
-            ServerError: there is none, or one for each of several data-parallel ranks, of which one
-                would be taken for all.
+            ServerError: there is none, or each of several data-parallel ranks has its own.
         """
         raw = await self.call("GET", "/server_info")
         info = self.decode(raw, dict[str, Any], "/server_info")
@@ -122,8 +146,8 @@ class Client(Connection):
         await self.set_state(f"speckv_policy:{policy}", 1, f"the policy {policy!r}")
 
     async def set_state(self, key: str, value: int, what: str) -> None:
-        """Change an internal state of a running server, on all of its data-parallel ranks; ``what``
-        names it where one refuses."""
+        """Change an internal state of a running server on all of its data-parallel ranks. ``what``
+        names it in the error where one refuses."""
         raw = await self.call("POST", "/set_internal_state", {"server_args": {key: value}})
         answers = self.decode(raw, list[bool], "/set_internal_state")
         if not answers or not all(answers):
@@ -149,23 +173,64 @@ class Client(Connection):
             return False
         return True
 
-    def _decode_answer(self, event: bytes) -> _Answer:
-        """The last event has everything; one with ``error`` has the server's own sentence."""
-        if event.startswith(b'{"error"'):
-            text = event[:300].decode("utf-8", "replace")
-            raise ServerError(f"server {self.name}: /generate failed ({text})")
-        return self.decode(event, _Answer, "/generate")
+    async def call(self, method: str, path: str, body: Any = None) -> bytes:
+        """The answer's body. Raises :class:`ServerError` on anything but status 200."""
+        content = bytearray()
+        async with self._request(method, path, body) as response:
+            async for chunk in response.content.iter_any():
+                content += chunk
+                if len(content) > _MAX_ANSWER_BYTES:
+                    raise ValueError(f"the answer is over {_MAX_ANSWER_BYTES >> 20} MB")
+        return bytes(content)
 
-    def _tokens_by(self, event: bytes) -> int:
-        return self.decode(event, _Event, "/generate").meta_info.completion_tokens
+    def decode(self, raw: bytes, kind: type[_T], path: str) -> _T:
+        try:
+            return msgspec.json.decode(raw, type=kind)
+        except BAD_JSON as error:
+            raise ServerError(
+                f"server {self.name}: {path} answered something unexpected ({error})"
+            ) from None
 
-    @staticmethod
-    def _request_body(
-        input_ids: Sequence[int], max_new_tokens: int, temperature: float = 0.0
-    ) -> dict[str, Any]:
-        sampling = {
-            "temperature": temperature,
-            "max_new_tokens": max_new_tokens,
-            "ignore_eos": True,
-        }
-        return {"input_ids": list(input_ids), "sampling_params": sampling, "stream": False}
+    async def _events(self, path: str, body: Any) -> AsyncIterator[bytes]:
+        """The data of each server-sent event, as it arrives, up to ``[DONE]``."""
+        rest, total = b"", 0
+        async with self._request("POST", path, body) as response:
+            async for chunk in response.content.iter_any():
+                total += len(chunk)
+                *lines, rest = (rest + chunk).split(b"\n")
+                if total > _MAX_STREAM_BYTES or len(rest) > _MAX_ANSWER_BYTES:
+                    raise ValueError("the stream does not end")
+                for line in lines:
+                    data = line.removeprefix(b"data:").strip()
+                    if data == b"[DONE]":
+                        return
+                    if data and line.startswith(b"data:"):
+                        yield data
+        raise ServerError(f"server {self.name}: {path} broke off in the middle of an answer")
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, body: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        try:
+            async with self._session.request(method, self.url + path, json=body) as response:
+                if response.status != 200:
+                    text = (await response.content.read(200)).decode("utf-8", "replace").strip()
+                    raise ServerError(
+                        f"server {self.name}: {path} answered {response.status} ({text})"
+                    )
+                yield response
+        except TimeoutError:
+            raise ServerError(
+                f"server {self.name}: no answer from {path} within {self._timeout.total:.0f} s"
+            ) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise ServerError(f"server {self.name}: {path} failed ({reason[:200]})") from None
+
+
+def _request_body(
+    input_ids: Sequence[int], max_new_tokens: int, temperature: float = 0.0
+) -> dict[str, Any]:
+    sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens, "ignore_eos": True}
+    return {"input_ids": list(input_ids), "sampling_params": sampling, "stream": False}

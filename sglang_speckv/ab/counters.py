@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import ServerError
 
 
 class Counters(msgspec.Struct, frozen=True):

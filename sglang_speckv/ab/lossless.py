@@ -1,24 +1,21 @@
 """Did an arm answer greedily what the target alone answers?
 
 An answer that equals the one of ``none`` to the same prompt needs no question. Every other one is
-teacher-forced: the server without drafting reads the prompt and the answer in one prefill and says
+teacher-forced: the server without drafting reads the prompt and the answer in one prefill. It says
 of each token by how much its log-probability is below that of the likeliest token at its place. A
-gap of 0 is the target's own choice, a small one a tie, which the shape of a batch may decide either
-way; anything larger is a loss. ``none#2`` is judged like any arm, so the baseline's own divergence
-is known.
+gap of 0 is the target's own choice. A small gap is a tie, which the shape of a batch may decide
+either way. Anything larger is a loss. ``none#2`` is checked like any arm, so the baseline's own
+divergence is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from sglang_speckv.ab.client import Client
 from sglang_speckv.ab.journal import BlockResult
 from sglang_speckv.ab.prompts import Prompt, Tokenize
-
-MAX_ASKED = 1000
-"""Distinct answers that one server is asked about; those beyond are counted as unchecked."""
 
 
 def tie_gap(dtype: str) -> float:
@@ -29,8 +26,8 @@ def tie_gap(dtype: str) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of ``answers``, ``identical`` equal the reference's; ``gaps`` are the largest gap of each
-    other one that was asked about, ``allowed`` is what a tie may have."""
+    """``identical`` of the ``answers`` equal the reference's. ``gaps`` has the largest gap of each
+    other one; ``allowed`` is what a tie may have. An answer without tokens is unchecked."""
 
     answers: int
     identical: int
@@ -55,10 +52,10 @@ class Verdict:
 
     @property
     def lossless(self) -> bool | None:
-        """None where no answer could be looked at."""
+        """False once one answer is lost, True only where every answer was checked, else None."""
         if self.lost:
             return False
-        return True if self.identical + self.ties else None
+        return True if self.answers and not self.unchecked else None
 
     def __str__(self) -> str:
         text = f"{self.identical} of {self.answers} identical"
@@ -71,16 +68,11 @@ class Verdict:
         return text + (f", gap up to {self.largest_gap:.2g}" if self.lost else "")
 
 
-class TeacherForced(Protocol):
-    async def gaps(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-        """How far each token of ``answer`` is below the likeliest one, in log-probability."""
-
-
 @dataclass
-class Judge:
-    """Asks the server without drafting; remembers what it was told."""
+class TextCheck:
+    """Asks the server without drafting, about the same answer once."""
 
-    client: TeacherForced
+    client: Client
     tokenize: Tokenize
     allowed: float
     _known: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
@@ -92,17 +84,15 @@ class Judge:
         answers, identical, gaps = 0, 0, []
         for prompt, answer, expected in _answers(blocks, reference):
             answers += 1
-            if answer == expected:
+            if answer and answer == expected:
                 identical += 1
-            elif (gap := await self._largest_gap(prompt, answer)) is not None:
-                gaps.append(gap)
+            elif answer:
+                gaps.append(await self._largest_gap(prompt, answer))
         return Verdict(answers, identical, tuple(gaps), self.allowed)
 
-    async def _largest_gap(self, prompt: Prompt, answer: tuple[int, ...]) -> float | None:
+    async def _largest_gap(self, prompt: Prompt, answer: tuple[int, ...]) -> float:
         key = (prompt.id, answer)
         if key not in self._known:
-            if len(self._known) >= MAX_ASKED:
-                return None
             self._known[key] = max(await self.client.gaps(self.tokenize(prompt), answer))
         return self._known[key]
 

@@ -12,8 +12,8 @@ import msgspec
 from rich.console import Console
 
 from sglang_speckv.ab.answer import not_checked
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.comparison import Comparison
-from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.journal import JOURNAL, Journal
 from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.report import print_report, write_report

@@ -11,11 +11,12 @@ from typing import Any, Self
 import httpx
 import openai
 
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.prompts import Prompt
 
 _MAX_CHARS = 32 << 20
+_ONE_PIECE = 8  # tokens that a server which streams may send at once: a verified draft
 _FAILURES = (
     openai.OpenAIError,
     httpx.HTTPError,
@@ -66,8 +67,12 @@ class OpenAIClient:
     async def chat(
         self, prompt: Prompt, max_new_tokens: int, temperature: float = 0.0
     ) -> Completion:
-        """Tokens are counted by the server (``usage``); how many had arrived by a moment is told
-        from the share of the text."""
+        """Tokens are counted by the server (``usage``). How many had arrived by a moment is told
+        from the share of the text.
+
+        Raises:
+            ServerError: the server fails, does not stream, or does not count as it was asked.
+        """
         start = time.perf_counter()
         text: list[tuple[float, int]] = []
         usage: Any = None
@@ -85,11 +90,11 @@ class OpenAIClient:
             stream = await self._client.chat.completions.create(**request)
             async for chunk in stream:
                 usage = chunk.usage or usage
-                said = "".join(choice.delta.content or "" for choice in chunk.choices)
-                if chunk.choices:
-                    seen = (text[-1][1] if text else 0) + len(said)
-                    text.append((time.perf_counter() - start, seen))
-                if text and text[-1][1] > _MAX_CHARS:
+                chars = sum(_chars(choice.delta) for choice in chunk.choices)
+                if chars:  # the first chunk may hold a role only
+                    chars += text[-1][1] if text else 0
+                    text.append((time.perf_counter() - start, chars))
+                if chars > _MAX_CHARS:
                     raise ValueError("the answer does not end")
         except _FAILURES as error:
             raise self._failed("/v1/chat/completions", error) from None
@@ -97,6 +102,15 @@ class OpenAIClient:
         tokens = getattr(usage, "completion_tokens", None)
         if not isinstance(tokens, int) or tokens < 1:
             raise ServerError(f"server {self.name} does not count tokens (stream_options)")
+        if tokens > max_new_tokens:
+            raise ServerError(
+                f"server {self.name} counts {tokens} tokens where {max_new_tokens} were asked for"
+            )
+        if len(text) < 2 and tokens > _ONE_PIECE:
+            raise ServerError(
+                f"server {self.name} does not stream its answers: {tokens} tokens came in fewer "
+                "than two pieces of text, and nothing tells when each of them was there"
+            )
         return Completion(
             (),
             tokens=tokens,
@@ -128,10 +142,15 @@ class OpenAIClient:
         )
 
 
+def _chars(delta: Any) -> int:
+    """Of the answer, and of the reasoning before it, for which servers have two names."""
+    thought = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
+    return len(delta.content or "") + len(thought or "")
+
+
 def _arrivals(
     text: list[tuple[float, int]], tokens: int, e2e_s: float
 ) -> tuple[tuple[float, int], ...]:
     """(time, tokens by then) from (time, characters by then)."""
-    whole = text[-1][1] if text else 0
-    before = [(moment, round(tokens * seen / whole)) for moment, seen in text[:-1] if whole]
+    before = [(moment, round(tokens * seen / text[-1][1])) for moment, seen in text[:-1]]
     return (*before, (e2e_s, tokens))

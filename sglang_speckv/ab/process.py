@@ -19,8 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.config import ConfigError
 
 COMMAND = (sys.executable, "-m", "sglang_speckv", "serve")

@@ -20,15 +20,14 @@ import numpy as np
 
 from sglang_speckv.ab import sampled
 from sglang_speckv.ab.arms import Arm
-from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.comparison import Comparison, Group
-from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.counters import Counters, read_counters
 from sglang_speckv.ab.forecast import WARM_UP_TOKENS, Forecast
 from sglang_speckv.ab.intervals import MIN_BLOCKS
 from sglang_speckv.ab.journal import BlockResult
 from sglang_speckv.ab.load import Answer, Completion, drive
-from sglang_speckv.ab.lossless import Judge, tie_gap
+from sglang_speckv.ab.lossless import TextCheck, tie_gap
 from sglang_speckv.ab.openai_client import OpenAIClient
 from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.prompts import Prompt
@@ -95,7 +94,7 @@ async def _judge(wanted: Comparison, fleet: Fleet, outcome: Outcome) -> None:
         client = fleet.clients.get(none.server)
         if none.name != "none" or not isinstance(client, Client):
             continue
-        judge = Judge(client, wanted.tokenize, tie_gap(wanted.dtype))
+        check = TextCheck(client, wanted.tokenize, tie_gap(wanted.dtype))
         for arm in wanted.arms:
             if arm.draft != none.draft or arm == none or arm.is_elsewhere:
                 continue
@@ -103,7 +102,7 @@ async def _judge(wanted: Comparison, fleet: Fleet, outcome: Outcome) -> None:
                 pairs = outcome.blocks.paired(arm, none, condition)
                 if pairs:
                     try:
-                        outcome.verdicts[arm, condition] = await judge.verdict(
+                        outcome.verdicts[arm, condition] = await check.verdict(
                             *zip(*pairs, strict=True)
                         )
                     except ServerError as error:

@@ -35,11 +35,12 @@ async def draw(answer: Answer, prompt: Prompt, concurrency: int) -> Samples:
     return [completion.output_ids for completion in load.completions]
 
 
-def p_value(ours: Samples, theirs: Samples) -> float:
-    """Of both being one distribution at every position after the first."""
+def p_value(ours: Samples, theirs: Samples) -> float | None:
+    """Of both being one distribution at every position after the first. None where there is no
+    such position, as in answers from elsewhere, which come without token ids."""
     tables = [_table(*answers) for answers in _positions(ours, theirs)]
     found = [float(chi2_contingency(t).pvalue) if t.shape[1] > 1 else 1.0 for t in tables]
-    return min(1.0, len(found) * min(found, default=1.0))
+    return min(1.0, len(found) * min(found)) if found else None
 
 
 def detectable(theirs: Samples) -> float:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_speckv.ab.arms import NO_DRAFTING, Arm, ServerSpec
-from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.openai_client import OpenAIClient
 from sglang_speckv.ab.options import Options
 from sglang_speckv.ab.process import Server, last_lines, running

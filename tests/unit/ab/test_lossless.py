@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from sglang_speckv.ab import lossless
 from sglang_speckv.ab.journal import BlockResult
 from sglang_speckv.ab.load import Completion
-from sglang_speckv.ab.lossless import Judge, Verdict, tie_gap
+from sglang_speckv.ab.lossless import TextCheck, Verdict, tie_gap
 from sglang_speckv.ab.prompts import Prompt
 from sglang_speckv.ab.traffic import Block, Condition, Segment
 
@@ -37,12 +36,16 @@ class Target:
 
 
 def verdict(
-    gap: float, *ours: Sequence[int], dtype: str = "float32", blocks: int = 2
+    gap: float,
+    *ours: Sequence[int],
+    dtype: str = "float32",
+    blocks: int = 2,
+    reference: Sequence[int] = (1, 2, 3),
 ) -> tuple[Verdict, Target]:
     target = Target(gap)
-    judge = Judge(target, lambda prompt: [100], tie_gap(dtype))
-    reference = result([1, 2, 3], [4, 5, 6])
-    found = asyncio.run(judge.verdict([result(*ours)] * blocks, [reference] * blocks))
+    check = TextCheck(target, lambda prompt: [100], tie_gap(dtype))
+    theirs = result(reference, [4, 5, 6])
+    found = asyncio.run(check.verdict([result(*ours)] * blocks, [theirs] * blocks))
     return found, target
 
 
@@ -77,13 +80,30 @@ def test_what_a_tie_may_have(dtype: str, gap: float, lossless: bool):
     assert verdict(gap, [9, 2, 3], [4, 5, 6], dtype=dtype)[0].lossless is lossless
 
 
-def test_questions_are_bounded_and_what_was_not_asked_is_told(monkeypatch):
-    monkeypatch.setattr(lossless, "MAX_ASKED", 1)
-    found, target = verdict(1e-4, [9, 2, 3], [4, 8, 8])
-    assert (found.ties, found.unchecked, len(target.asked)) == (2, 2, 1)
-    assert str(found) == "0 of 4 identical, 2 ties, 2 unchecked"
+def test_every_distinct_answer_is_asked_about():
+    ours = [result([i, 2, 3], [4, 5, 6]) for i in range(10, 1510)]
+    target = Target(0.0)
+    check = TextCheck(target, lambda prompt: [100], tie_gap("float32"))
+    found = asyncio.run(check.verdict(ours, [result([1, 2, 3], [4, 5, 6])] * len(ours)))
+    assert (len(target.asked), found.ties, found.lossless) == (1500, 1500, True)
 
 
-def test_nothing_that_could_be_looked_at_is_no_verdict(monkeypatch):
-    monkeypatch.setattr(lossless, "MAX_ASKED", 0)
-    assert verdict(0.0, [7, 2, 3], [4, 8, 8])[0].lossless is None
+@pytest.mark.parametrize("reference", [[1, 2, 3], []])
+def test_an_answer_without_tokens_is_unchecked(reference: Sequence[int]):
+    found, target = verdict(0.0, [], [4, 5, 6], reference=reference)
+    assert (found.identical, found.unchecked, target.asked) == (2, 2, [])
+    assert str(found) == "2 of 4 identical, 2 unchecked"
+
+
+@pytest.mark.parametrize(
+    ("found", "lossless"),
+    [
+        (Verdict(3, 2, (0.0,), 0.1), True),
+        (Verdict(3, 2, (0.2,), 0.1), False),
+        (Verdict(4, 2, (0.2,), 0.1), False),
+        (Verdict(4, 2, (0.0,), 0.1), None),
+        (Verdict(0, 0, (), 0.1), None),
+    ],
+)
+def test_what_was_not_wholly_checked_is_not_called_lossless(found: Verdict, lossless: bool | None):
+    assert found.lossless is lossless

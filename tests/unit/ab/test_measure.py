@@ -19,8 +19,8 @@ import pytest
 from sglang_speckv.ab import process
 from sglang_speckv.ab.answer import lossy
 from sglang_speckv.ab.arms import Draft, arms_for, servers_for
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.comparison import Comparison, Group, server_flags
-from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.measure import NOT_CHECKED, measure_and_report, measured
 from sglang_speckv.ab.options import options_from
 from sglang_speckv.ab.outcome import Outcome

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.openai_client import OpenAIClient
 from sglang_speckv.ab.prompts import Prompt
@@ -27,13 +28,22 @@ async def chatting(
         async with OpenAIClient("url:other", f"http://127.0.0.1:{port}{path}", 5, flush) as client:
             await client.find_model()
             await client.flush_cache()
-            return await client.chat(PROMPT, 8), client
+            return await client.chat(PROMPT, 16), client
     finally:
         await runner.cleanup()
 
 
-def app(usage: bool = True, models: object = None, key: str = "") -> web.Application:
-    """With ``key``, one that answers only who has it."""
+TWO = ({"content": "a"},) * 2
+
+
+def app(
+    tokens: int | None = 7,
+    models: object = None,
+    key: str = "",
+    deltas: Sequence[dict[str, str | None]] = TWO,
+) -> web.Application:
+    """Streams ``deltas``, each a while after the one before, and counts ``tokens``. With ``key``,
+    one that answers only who has it."""
 
     @web.middleware
     async def keyed(request: web.Request, handler: Any) -> web.StreamResponse:
@@ -50,15 +60,15 @@ def app(usage: bool = True, models: object = None, key: str = "") -> web.Applica
     async def chat(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         assert body["model"] == "m" and body["messages"] == PROMPT.chat()
-        assert body["ignore_eos"] is True and body["max_tokens"] == 8
+        assert body["ignore_eos"] is True and body["max_tokens"] == 16
         response = web.StreamResponse()
         await response.prepare(request)
-        chunks = [{"choices": [{"delta": {"content": "a"}}], "usage": None}] * 2
-        if usage:
-            chunks.append({"choices": [], "usage": {"completion_tokens": 7}})
+        chunks = [{"choices": [{"delta": delta}], "usage": None} for delta in deltas]
+        if tokens is not None:
+            chunks.append({"choices": [], "usage": {"completion_tokens": tokens}})
         for chunk in chunks:
             await response.write(f"data: {json.dumps(chunk)}\r\n\r\n".encode())
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.03)
         await response.write(b"data: [DONE]\n\n")
         return response
 
@@ -83,7 +93,39 @@ def test_tokens_are_the_servers_count(path: str):
 
 def test_a_server_that_does_not_count_is_no_arm():
     with pytest.raises(ServerError, match="does not count tokens"):
-        asyncio.run(chatting(app(usage=False)))
+        asyncio.run(chatting(app(None)))
+
+
+ROLE = {"role": "assistant", "content": ""}
+
+
+def test_the_first_token_comes_with_the_first_text_not_with_the_role():
+    late, _ = asyncio.run(chatting(app(deltas=(ROLE, *TWO, {"content": None}))))
+    assert late.ttft_s > 0.025
+    assert [tokens for _, tokens in late.arrived] == [4, 7]
+
+
+def test_reasoning_is_text():
+    thinking = ({"reasoning_content": "a"}, {"reasoning": "a", "content": None}, *TWO)
+    done, _ = asyncio.run(chatting(app(16, deltas=thinking)))
+    assert [tokens for _, tokens in done.arrived] == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("deltas", [(ROLE, {"content": "aa"}, {}), (ROLE, {})])
+def test_a_server_that_does_not_stream_is_no_arm(deltas: Sequence[dict[str, str | None]]):
+    """Its whole answer would be measured as one instant: 256,000 tok/s of a window."""
+    with pytest.raises(ServerError, match="server url:other does not stream its answers"):
+        asyncio.run(chatting(app(16, deltas=deltas)))
+
+
+def test_a_short_answer_may_be_one_chunk():
+    done, _ = asyncio.run(chatting(app(5, deltas=TWO[:1])))
+    assert (done.tokens, len(done.arrived)) == (5, 1)
+
+
+def test_more_tokens_than_asked_for_are_refused():
+    with pytest.raises(ServerError, match="counts 17 tokens where 16 were asked for"):
+        asyncio.run(chatting(app(17)))
 
 
 @pytest.mark.parametrize("models", [{"data": []}, {"models": []}, []])

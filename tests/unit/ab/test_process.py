@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from sglang_speckv.ab import process as server_module
-from sglang_speckv.ab.connection import ServerError
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.process import Server, running
 from sglang_speckv.config import ConfigError
 

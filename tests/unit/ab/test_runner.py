@@ -13,9 +13,8 @@ import pytest
 
 from sglang_speckv.ab import runner as runner_module
 from sglang_speckv.ab.arms import Draft, arms_for
-from sglang_speckv.ab.client import Client
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.comparison import Comparison, Group
-from sglang_speckv.ab.connection import ServerError
 from sglang_speckv.ab.forecast import USUAL_SPREAD, WARM_UP_TOKENS, Forecast
 from sglang_speckv.ab.journal import BlockResult, Blocks
 from sglang_speckv.ab.load import Completion

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.demo import drafts
-from sglang_speckv.demo.drafts import algorithm_of, resolve_draft
+from sglang_speckv.demo.drafts import algorithm_of, check_demo_drafts, resolve_draft
 
 
 @pytest.fixture
@@ -39,6 +39,17 @@ def test_a_draft_is_completed_from_its_target(frozen_draft):
     assert not (complete / "assemble.json").exists()
     assert algorithm_of(complete) == "EAGLE3"
     assert resolve_draft("eagle3", target) == complete
+    assert resolve_draft(str(source), target) == complete
+
+
+def test_a_draft_of_another_target_is_another_folder(frozen_draft):
+    _, target = frozen_draft
+    first = resolve_draft("eagle3", target)
+    embed = torch.arange(8.0, 20.0).reshape(4, 3)
+    save_file({"model.embed_tokens.weight": embed}, target / "model.safetensors")
+    second = resolve_draft("eagle3", target)
+    assert first != second and first.is_dir()
+    assert load_file(second / "model.safetensors")["lm_head.weight"].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +78,10 @@ def test_a_hub_target_cannot_complete_a_draft(frozen_draft):
 def test_missing_drafts_say_how_to_name_one(tmp_path, monkeypatch):
     monkeypatch.setattr(drafts, "_MODELS", tmp_path)
     with pytest.raises(ConfigError, match=r"drafts \(standalone\).* with --draft PATH"):
-        resolve_draft("standalone", tmp_path)
-    with pytest.raises(ConfigError, match=r"holds no config\.json"):
-        resolve_draft(str(tmp_path), tmp_path)
+        check_demo_drafts(["standalone"])
+    for missing in ("standalone", str(tmp_path)):
+        with pytest.raises(ConfigError, match=r"holds no config\.json"):
+            resolve_draft(missing, tmp_path)
 
 
 @pytest.mark.parametrize(

