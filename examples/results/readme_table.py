@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sglang_speckv.ab.tables import markdown
+from sglang_speckv.ab.tables import tables as ab_tables
+
 SIGNALS = (
     "first-token probability",
     "first-token entropy",
@@ -39,8 +42,10 @@ def _signal(rows: list[dict[str, Any]], signal: str, lag: int) -> str:
 
 
 def tables(result: dict[str, Any]) -> list[str]:
-    """What a README shows of one file: the tables that ``speckv ab`` wrote into it, or signals."""
-    return list(result["tables"].values()) if "tables" in result else [signals_table(result)]
+    """What a README shows of one file: the tables of a ``speckv ab``, or signals."""
+    if "cells" not in result:
+        return [signals_table(result)]
+    return [markdown(columns, records) for _, columns, records in ab_tables(result)]
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.command import NOT_CHECKED, run_ab
+from sglang_speckv.ab.command import run_ab
 from sglang_speckv.ab.journal import JOURNAL
 from sglang_speckv.ab.lossless import tie_gap
+from sglang_speckv.ab.measure import NOT_CHECKED
 from sglang_speckv.ab.options import Options, options_from
 from tests.engine.conftest import PROMPTS, TOKENS, Serving, on_pairs
 from tests.engine.reference import Reference
@@ -71,18 +72,24 @@ def test_ab(
     assert set(line["sweep"]) == {"eagle3"} and line["sweep"]["eagle3"]["sweep"]["loads"] == 2
     assert {check["kind"] for check in line["checks"]} == {"the same arm twice"}
     assert line["failures"] == [] and len(line["answers"]) == 1
-    assert line["none_scheduling"] == "none: without overlap; none-overlap: with overlap"
+    assert line["none_scheduling"] == (
+        "eagle3-none: without overlap; eagle3-none-overlap: with overlap"
+    )
 
     results = json.loads((tmp_path / "results.json").read_text())
     overlap = results["settings_that_differ"].pop("disable_overlap_schedule")
-    assert overlap == {"none": True, "none-overlap": False, "eagle3-speckv": True}
+    assert overlap == {
+        "eagle3-none": True,
+        "eagle3-none-overlap": False,
+        "eagle3-speckv": True,
+    }
     assert not results["settings_that_differ"]
     for server in results["servers"].values():
         assert server["memory_gb"] > 0.1 and server["ready_s"] > 1
     speckv = next(cell for cell in results["cells"] if cell["arm"] == "speckv")
-    assert sum(speckv["step_time"].values()) == pytest.approx(1, abs=1e-3)
+    assert speckv["fallbacks"] == 0 and speckv["whole_tok_per_s"] > 0
     assert speckv["ttft_s"]["p50"] < speckv["e2e_s"]["p50"]
-    assert (tmp_path / "report.html").read_text().count("<svg") >= 4
+    assert (tmp_path / "report.html").read_text().count("<svg") == 1
 
 
 @on_pairs("eagle3")
