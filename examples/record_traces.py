@@ -25,7 +25,8 @@ from sglang_speckv.ab.client import Client
 from sglang_speckv.ab.comparison import chat_tokenizer, default_dtype, find_drafts, server_flags
 from sglang_speckv.ab.load import request_id
 from sglang_speckv.ab.process import Server, running
-from sglang_speckv.ab.prompts import DEMO_PROMPTS, Prompt, in_turn, load_prompts
+from sglang_speckv.ab.prompts import DEMO_PROMPTS, in_turn, load_prompts
+from sglang_speckv.ab.request import Prompt
 from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, ConfigError
 from sglang_speckv.demo.target import resolve_target
 from sglang_speckv.progress import Screen

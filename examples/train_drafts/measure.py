@@ -20,7 +20,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from examples.train_drafts.common import chat_ids
-from sglang_speckv.ab.prompts import Prompt, load_prompts
+from sglang_speckv.ab.prompts import load_prompts
+from sglang_speckv.ab.request import Prompt
 from sglang_speckv.demo.drafts import algorithm_of, resolve_draft
 from sglang_speckv.provenance import provenance
 from sglang_speckv.srt import cpu

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sglang_speckv.ab.arms import RESTATED
-from sglang_speckv.ab.outcome import Outcome
-from sglang_speckv.ab.sampled import LEAST_P
+from sglang_speckv.ab.intervals import NOT_INFERIOR
 from sglang_speckv.ab.traffic import MOVING
-from sglang_speckv.ab.verdict import NOT_INFERIOR, Record
 
 SPECKV = "speckv"
+
+Record = dict[str, Any]
 
 
 def answers(judged: Record, sampled: Mapping[str, Record]) -> list[str]:
@@ -86,29 +87,3 @@ def _text(cells: Sequence[Record], sampled: Record | None) -> str:
             f"sampled answers agree with the target's distribution at p = {sampled['p_value']:.2g}"
         )
     return "text NOT CHECKED"
-
-
-def not_checked(outcome: Outcome) -> bool:
-    """Whether no answer of any arm could be compared with the target's."""
-    return not outcome.p_values and all(
-        verdict.lossless is None for verdict in outcome.verdicts.values()
-    )
-
-
-def lossy(outcome: Outcome) -> list[str]:
-    """What fails a run: greedy answers with tokens that the target would not choose, and sampled
-    ones of another distribution."""
-    found = [
-        f"{arm.draft} {arm.name} ({condition}): {verdict.lost} of {verdict.answers} answers hold a "
-        f"token that the target would not choose (gap {verdict.largest_gap:.2g}, a tie has up to "
-        f"{verdict.allowed:g})"
-        for (arm, condition), verdict in outcome.verdicts.items()
-        if verdict.lost
-    ]
-    for arm, p in outcome.p_values.items():
-        if p < LEAST_P:
-            found.append(
-                f"{arm.draft} {arm.name}: sampled answers are not the target's distribution "
-                f"(p = {p:.1e})"
-            )
-    return found

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, MAX_NUM_STEPS, ConfigError
 
@@ -86,6 +87,15 @@ class ServerSpec:
     name: str
     flags: tuple[str, ...] = ()
     url: str | None = None
+
+
+@dataclass
+class ServerFacts:
+    """What is reported of a server beside its arms."""
+
+    ready_s: float | None = None
+    peak_memory: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def check_arm(name: str) -> None:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sglang_speckv.ab.verdict import Record
+from sglang_speckv.ab.answer import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 import msgspec
 
-from sglang_speckv.ab.load import Completion
+from sglang_speckv.ab.request import Completion
 from sglang_speckv.files import BAD_JSON
 
 _MAX_ANSWER_BYTES = 32 << 20

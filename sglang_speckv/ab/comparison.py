@@ -17,7 +17,8 @@ from sglang_speckv.ab.arms import (
     servers_for,
 )
 from sglang_speckv.ab.options import Options
-from sglang_speckv.ab.prompts import Prompt, Tokenize, find_prompts
+from sglang_speckv.ab.prompts import find_prompts
+from sglang_speckv.ab.request import Prompt, Tokenize
 from sglang_speckv.ab.traffic import Condition, Workload
 from sglang_speckv.config import MAX_NUM_STEPS, ConfigError
 from sglang_speckv.demo.drafts import DEMO_DRAFTS, algorithm_of, check_demo_drafts, resolve_draft

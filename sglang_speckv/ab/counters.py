@@ -7,8 +7,6 @@ from typing import Any
 
 import msgspec
 
-from sglang_speckv.ab.client import ServerError
-
 
 class Counters(msgspec.Struct, frozen=True):
     """Cumulative since start, or what one block added.
@@ -69,14 +67,16 @@ def shares_of(amounts: Mapping[str, float]) -> dict[str, float]:
     return {tier: amounts[tier] / total for tier in sorted(amounts, key=int) if amounts[tier]}
 
 
-def read_counters(state: dict[str, Any], server: str) -> Counters | None:
-    """The counters in one ``internal_states`` entry; None where SpecKV is not active."""
+def read_counters(state: dict[str, Any]) -> Counters | None:
+    """The counters in one ``internal_states`` entry; None where SpecKV is not active.
+
+    Raises:
+        ValueError: they are not what a SpecKV server tells.
+    """
     speckv = state.get("speckv")
     if not isinstance(speckv, dict) or speckv.get("active") is not True:
         return None
     try:
         return msgspec.convert(speckv, Counters)
     except msgspec.ValidationError as error:
-        raise ServerError(
-            f"server {server}: its SpecKV counters are unreadable ({error})"
-        ) from None
+        raise ValueError(f"its SpecKV counters are unreadable ({error})") from None

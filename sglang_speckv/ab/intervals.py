@@ -31,6 +31,8 @@ from scipy.stats import t as student
 MIN_BLOCKS = 3
 """Fewer blocks under a load give no interval."""
 LEVEL = 0.95
+NOT_INFERIOR = 0.95
+"""Of a load's best fixed setting: what an arm may cost at most to pass for as good."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import msgspec
 
 from sglang_speckv.ab.arms import Arm
 from sglang_speckv.ab.counters import Counters
-from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.options import RESUMABLE, Options
+from sglang_speckv.ab.request import Completion
 from sglang_speckv.ab.traffic import Block, Condition, Workload
 from sglang_speckv.ab.window import Part, counted
 from sglang_speckv.config import ConfigError

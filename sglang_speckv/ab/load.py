@@ -12,34 +12,11 @@ from uuid import uuid4
 
 import msgspec
 
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Completion, Prompt
 from sglang_speckv.ab.traffic import Block, Segment
 
 _RUN = uuid4().hex[:8]
 _serial = count()
-
-
-class Completion(msgspec.Struct, frozen=True, array_like=True):
-    """One answer. ``tokens`` as the engine counts them; ``verify_ct`` its verify rounds, 0 if not
-    drafting. Times are in seconds: ``e2e_s`` (end-to-end latency) and ``ttft_s`` (time to first
-    token) from sending the request, ``sent_s`` from the block's start. ``arrived`` are (time since
-    sending, tokens by then), at least one."""
-
-    output_ids: tuple[int, ...]
-    verify_ct: int = 0
-    num_correct_drafts: int = 0
-    tokens: int = 0
-    e2e_s: float = 0.0
-    ttft_s: float | None = None
-    sent_s: float = 0.0
-    arrived: tuple[tuple[float, int], ...] = ()
-
-    @property
-    def tpot_s(self) -> float | None:
-        """Time per output token after the first."""
-        if self.ttft_s is None or self.tokens < 2:
-            return None
-        return (self.e2e_s - self.ttft_s) / (self.tokens - 1)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ divergence is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sglang_speckv.ab.client import Client
-from sglang_speckv.ab.journal import BlockResult
-from sglang_speckv.ab.prompts import Prompt, Tokenize
+from sglang_speckv.ab.request import Prompt, Tokenize
 
 
 def tie_gap(dtype: str) -> float:
@@ -78,31 +77,19 @@ class TextCheck:
     _known: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
 
     async def verdict(
-        self, blocks: Sequence[BlockResult], reference: Sequence[BlockResult]
+        self, answers: Sequence[tuple[Prompt, tuple[int, ...], tuple[int, ...]]]
     ) -> Verdict:
-        """Of the answers of ``blocks``, paired with those of the reference to the same prompts."""
-        answers, identical, gaps = 0, 0, []
-        for prompt, answer, expected in _answers(blocks, reference):
-            answers += 1
+        """Of (prompt, tokens answered, tokens of the reference)."""
+        identical, gaps = 0, []
+        for prompt, answer, expected in answers:
             if answer and answer == expected:
                 identical += 1
             elif answer:
                 gaps.append(await self._largest_gap(prompt, answer))
-        return Verdict(answers, identical, tuple(gaps), self.allowed)
+        return Verdict(len(answers), identical, tuple(gaps), self.allowed)
 
     async def _largest_gap(self, prompt: Prompt, answer: tuple[int, ...]) -> float:
         key = (prompt.id, answer)
         if key not in self._known:
             self._known[key] = max(await self.client.gaps(self.tokenize(prompt), answer))
         return self._known[key]
-
-
-def _answers(
-    blocks: Sequence[BlockResult], reference: Sequence[BlockResult]
-) -> Iterator[tuple[Prompt, tuple[int, ...], tuple[int, ...]]]:
-    for ours, theirs in zip(blocks, reference, strict=True):
-        assert ours.block == theirs.block, "blocks are not paired"
-        for prompt, answer, expected in zip(
-            ours.block.prompts, ours.completions, theirs.completions, strict=True
-        ):
-            yield prompt, answer.output_ids, expected.output_ids

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from sglang_speckv.ab.answer import not_checked
 from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.comparison import Comparison
 from sglang_speckv.ab.journal import JOURNAL, Journal
@@ -50,7 +49,7 @@ def measure_and_report(
         print_report(results, console if console.is_terminal else Console(width=150))
     for line in results["lossy"]:
         screen.say(f"speckv: {line}")
-    unchecked = not outcome.interrupted and not_checked(outcome)
+    unchecked = not outcome.interrupted and not outcome.is_checked
     if unchecked:
         screen.say("speckv: NOT CHECKED: no answer could be compared with the target's")
     print(last_line(results, files))

@@ -12,8 +12,7 @@ import httpx
 import openai
 
 from sglang_speckv.ab.client import ServerError
-from sglang_speckv.ab.load import Completion
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Completion, Prompt
 
 _MAX_CHARS = 32 << 20
 _ONE_PIECE = 8  # tokens that a server which streams may send at once: a verified draft

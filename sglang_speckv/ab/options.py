@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from sglang_speckv.ab.arms import check_arm
-from sglang_speckv.ab.traffic import TRAFFIC
 from sglang_speckv.config import ConfigError
 from sglang_speckv.files import read_bounded
 
@@ -24,6 +23,7 @@ RESUMABLE = ("out", "minutes", "blocks", "together", "timeout_s")
 """Options that may differ when a run is resumed."""
 _MAX_FILE_BYTES = 1 << 20
 
+Traffic = Literal["mixed", "phases", "sweep", "bursty"]
 _Count = Annotated[int, Meta(ge=1, le=1024)]
 _Rate = Annotated[float, Meta(ge=1e-3, le=1e4)]
 _Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
@@ -50,7 +50,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     arms: Annotated[tuple[str, ...], Meta(min_length=1)] = DEFAULT_ARMS
     concurrency: Annotated[tuple[_Count, ...], Meta(min_length=1)] = (1, 4, 16)
     rate: tuple[_Rate, ...] = ()
-    traffic: Annotated[tuple[str, ...], Meta(min_length=1)] = ("mixed",)
+    traffic: Annotated[tuple[Traffic, ...], Meta(min_length=1)] = ("mixed",)
     prompts: str | None = None
     max_new_tokens: Annotated[int, Meta(ge=2, le=1 << 16)] = 256
     requests_per_slot: Annotated[int, Meta(ge=1, le=100)] = 1
@@ -72,9 +72,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             check_arm(arm)
         for name in ("arms", "concurrency", "traffic"):
             _check_distinct(name, getattr(self, name))
-        for traffic in self.traffic:
-            if traffic not in TRAFFIC:
-                raise ConfigError(f"unknown traffic {traffic!r}; choose from {', '.join(TRAFFIC)}")
         if self.own_memory and self.together:
             raise ConfigError(
                 "own_memory and together exclude each other: servers that are up at once divide "

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_speckv.ab import sampled
-from sglang_speckv.ab.arms import Arm
+from sglang_speckv.ab.arms import Arm, ServerFacts
 from sglang_speckv.ab.journal import BlockResult, Blocks
 from sglang_speckv.ab.lossless import Verdict
-from sglang_speckv.ab.servers import ServerFacts
 from sglang_speckv.ab.traffic import Condition
 from sglang_speckv.provenance import provenance
 
@@ -44,3 +43,27 @@ class Outcome:
             if none is not None
         }
         return {arm: value for arm, value in found.items() if value is not None}
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether an answer of any arm could be compared with the target's."""
+        greedy = any(verdict.lossless is not None for verdict in self.verdicts.values())
+        return greedy or bool(self.p_values)
+
+    @property
+    def lossy(self) -> list[str]:
+        """What fails a run: greedy answers with tokens that the target would not choose, and
+        sampled ones of another distribution."""
+        found = [
+            f"{arm.draft} {arm.name} ({condition}): {verdict.lost} of {verdict.answers} answers "
+            f"hold a token that the target would not choose (gap {verdict.largest_gap:.2g}, a tie "
+            f"has up to {verdict.allowed:g})"
+            for (arm, condition), verdict in self.verdicts.items()
+            if verdict.lost
+        ]
+        return found + [
+            f"{arm.draft} {arm.name}: sampled answers are not the target's distribution "
+            f"(p = {p:.1e})"
+            for arm, p in self.p_values.items()
+            if p < sampled.LEAST_P
+        ]

@@ -14,13 +14,14 @@ to the last user message). A ``*.json`` file is a list of such records.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from sglang_speckv.ab.request import Message, Prompt
 from sglang_speckv.config import ConfigError
 from sglang_speckv.files import BAD_JSON, read_bounded
 
@@ -28,30 +29,6 @@ DEMO_PROMPTS = Path(__file__).with_name("demo_prompts")
 _MAX_FILE_BYTES = 256 << 20
 _MAX_RECORDS = 20_000
 _MAX_PROMPT_CHARS = 1 << 20
-
-
-class Message(msgspec.Struct, frozen=True):
-    """One turn of a chat."""
-
-    role: str
-    content: str
-
-
-class Prompt(msgspec.Struct, frozen=True, rename={"kind": "class"}):
-    """One request; ``kind`` is its class, such as "code". ``messages`` is a whole chat in place
-    of the one user message ``prompt``, which then only shows what it is about."""
-
-    id: str
-    kind: str
-    prompt: str
-    messages: tuple[Message, ...] = ()
-
-    def chat(self) -> list[dict[str, str]]:
-        messages = self.messages or (Message("user", self.prompt),)
-        return [{"role": message.role, "content": message.content} for message in messages]
-
-
-Tokenize = Callable[[Prompt], list[int]]
 
 
 def find_prompts(spec: str | None) -> list[Prompt]:

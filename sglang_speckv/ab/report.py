@@ -12,7 +12,7 @@ from markupsafe import Markup
 from rich.console import Console
 
 from sglang_speckv.ab import chart, tables
-from sglang_speckv.ab.verdict import Record
+from sglang_speckv.ab.answer import Record
 from sglang_speckv.files import write_atomically
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from sglang_speckv.ab.answer import answers, lossy
+from sglang_speckv.ab.answer import Record, answers
 from sglang_speckv.ab.comparison import Comparison
 from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.sampled import detectable
 from sglang_speckv.ab.servers import unequal
-from sglang_speckv.ab.verdict import Record, judge
+from sglang_speckv.ab.verdict import judge
 from sglang_speckv.files import write_atomically
 from sglang_speckv.provenance import MEASURED_ROOMS, code_digest, shown_path
 
@@ -27,11 +27,12 @@ _DETAIL = ("ttft_s", "tpot_s", "e2e_s", "goodput_per_s", "block_results", "over"
 def describe(wanted: Comparison, outcome: Outcome, seconds: float) -> Record:
     """JSON builtins."""
     settings = {name: facts.settings for name, facts in outcome.facts.items() if facts.settings}
-    judged, sampled = judge(wanted, outcome), _sampled(outcome)
+    judged = judge(wanted.arms, wanted.traffic, outcome, wanted.options.goodput)
+    sampled = _sampled(outcome)
     return {
         "schema": SCHEMA_VERSION,
         "answers": answers(judged, sampled),
-        "lossy": lossy(outcome),
+        "lossy": outcome.lossy,
         "provenance": outcome.provenance,
         "code_changed": _code() != outcome.provenance.get("code"),
         "options": msgspec.to_builtins(wanted.options),

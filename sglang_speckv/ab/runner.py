@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -26,11 +26,11 @@ from sglang_speckv.ab.counters import Counters, read_counters
 from sglang_speckv.ab.forecast import WARM_UP_TOKENS, Forecast
 from sglang_speckv.ab.intervals import MIN_BLOCKS
 from sglang_speckv.ab.journal import BlockResult
-from sglang_speckv.ab.load import Answer, Completion, drive
+from sglang_speckv.ab.load import Answer, drive
 from sglang_speckv.ab.lossless import TextCheck, tie_gap
 from sglang_speckv.ab.openai_client import OpenAIClient
 from sglang_speckv.ab.outcome import Outcome
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Completion, Prompt
 from sglang_speckv.ab.servers import Fleet, fleet_of
 from sglang_speckv.ab.traffic import Block, Condition
 from sglang_speckv.ab.verdict import widest
@@ -99,14 +99,23 @@ async def _judge(wanted: Comparison, fleet: Fleet, outcome: Outcome) -> None:
             if arm.draft != none.draft or arm == none or arm.is_elsewhere:
                 continue
             for condition in outcome.blocks.conditions():
-                pairs = outcome.blocks.paired(arm, none, condition)
-                if pairs:
+                answers = list(_answers(outcome.blocks.paired(arm, none, condition)))
+                if answers:
                     try:
-                        outcome.verdicts[arm, condition] = await check.verdict(
-                            *zip(*pairs, strict=True)
-                        )
+                        outcome.verdicts[arm, condition] = await check.verdict(answers)
                     except ServerError as error:
                         return fleet.fail(none.server, error)
+
+
+def _answers(
+    pairs: Sequence[tuple[BlockResult, BlockResult]],
+) -> Iterator[tuple[Prompt, tuple[int, ...], tuple[int, ...]]]:
+    """Prompts, the tokens that an arm answered and those of its ``none``."""
+    for ours, theirs in pairs:
+        for prompt, done, expected in zip(
+            ours.block.prompts, ours.completions, theirs.completions, strict=True
+        ):
+            yield prompt, done.output_ids, expected.output_ids
 
 
 @dataclass
@@ -259,7 +268,10 @@ class Runner:
         if arm.policy is None or isinstance(client, OpenAIClient):
             return None
         state = await client.internal_state()
-        counters = read_counters(state, arm.server)
+        try:
+            counters = read_counters(state)
+        except ValueError as error:
+            raise ServerError(f"server {arm.server}: {error}") from None
         if counters is None:
             raise ServerError(f"server {arm.server}: SpecKV stopped being active")
         if state["speckv"].get("policy", arm.policy) != arm.policy:

@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.stats import chi2, chi2_contingency, ncx2
 
 from sglang_speckv.ab.load import Answer, drive
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Prompt
 from sglang_speckv.ab.traffic import Block, Condition, Segment
 
 REPEATS = 240

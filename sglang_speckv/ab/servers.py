@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang_speckv.ab.arms import NO_DRAFTING, Arm, ServerSpec
+from sglang_speckv.ab.arms import NO_DRAFTING, Arm, ServerFacts, ServerSpec
 from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.openai_client import OpenAIClient
 from sglang_speckv.ab.options import Options
@@ -33,15 +33,6 @@ SHOWN = (
     *("speculative_num_draft_tokens", "speculative_adaptive"),
 )
 _READY_TIMEOUT_S = 600.0
-
-
-@dataclass
-class ServerFacts:
-    """What is reported of a server beside its arms."""
-
-    ready_s: float | None = None
-    peak_memory: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

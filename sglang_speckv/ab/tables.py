@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from sglang_speckv.ab.answer import shown
-from sglang_speckv.ab.verdict import Record
+from sglang_speckv.ab.answer import Record, shown
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ def pair(key: str, form: str = ".2f", scale: float = 1.0) -> Callable[[Record], 
 
 
 def steps(record: Record) -> str:
-    return "  ".join(f"{k}: {share:.0%}" for k, share in (record["steps"] or {}).items()) or "-"
+    shares = (record["steps"] or {}).items()
+    return "  ".join(f"{k}:\N{NO-BREAK SPACE}{share:.0%}" for k, share in shares) or "-"
 
 
 def of_best_fixed(record: Record) -> str:
@@ -72,9 +72,9 @@ DETAIL = (
     Column("blocks", value("blocks")),
     Column("tok/s, whole block", value("whole_tok_per_s", ".1f")),
     Column("end to end s", pair("e2e_s")),
-    Column("goodput req/s", value("goodput_per_s", ".2f")),
     Column("accept rate", value("accept_rate", ".0%")),
 )
+GOODPUT = Column("goodput req/s", value("goodput_per_s", ".2f"))
 SWEEP = (
     Column("arm", value("arm"), left=True),
     Column("tok/s (geo. mean)", value("tok_per_s", ".1f")),
@@ -123,6 +123,11 @@ def tables(results: Record) -> Iterator[tuple[str, Sequence[Column], list[Record
             for load, cells in by_load(results["cells"], draft, traffic):
                 yield f"{draft}, {traffic}: {load}", CELL, cells
             yield f"{draft}, {traffic}: all loads", SWEEP, list(sweep["arms"].values())
+
+
+def detail(results: Record) -> Sequence[Column]:
+    """What is said of each load further down the page."""
+    return (*DETAIL, GOODPUT) if results["options"]["goodput"] else DETAIL
 
 
 def by_load(cells: Sequence[Record], draft: str, traffic: str) -> list[tuple[str, list[Record]]]:

@@ -19,9 +19,8 @@ from functools import cached_property
 
 import numpy as np
 
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Prompt
 
-TRAFFIC = ("mixed", "phases", "sweep", "bursty")
 MOVING = ("sweep", "bursty")
 """One condition for all concurrencies: each block goes through several loads."""
 _BURSTS = 2

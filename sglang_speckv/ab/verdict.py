@@ -11,43 +11,45 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from sglang_speckv.ab.answer import Record
 from sglang_speckv.ab.arms import RESTATED, Arm
-from sglang_speckv.ab.comparison import Comparison
 from sglang_speckv.ab.counters import Counters
-from sglang_speckv.ab.intervals import Ratio, Sample, ratio
+from sglang_speckv.ab.intervals import NOT_INFERIOR, Ratio, Sample, ratio
 from sglang_speckv.ab.journal import BlockResult, Blocks
-from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.options import Goodput
 from sglang_speckv.ab.outcome import Outcome
+from sglang_speckv.ab.request import Completion
 from sglang_speckv.ab.traffic import Condition
 from sglang_speckv.ab.window import Part
 
-NOT_INFERIOR = 0.95
-"""Of a load's best fixed setting: what an arm may cost at most to pass for as good."""
 PERCENTILES = (50, 90, 99)
 
-Record = dict[str, Any]
 Load = tuple[Condition, Condition]
 """What blocks ran under, and the load within them: moving traffic goes through several."""
 
 
-def judge(wanted: Comparison, outcome: Outcome) -> Record:
-    """``cells`` by draft and load, ``sweep`` by draft and traffic, and the ``checks``."""
+def judge(
+    arms: Sequence[Arm],
+    traffic: Sequence[Sequence[Condition]],
+    outcome: Outcome,
+    objective: Goodput | None = None,
+) -> Record:
+    """``cells`` by draft and load, ``sweep`` by draft and traffic, and the ``checks``. ``traffic``
+    has the conditions of each kind."""
     cells: list[Record] = []
     checks: list[Record] = []
     sweeps: dict[str, Record] = {}
     blocks = outcome.blocks
-    for draft in dict.fromkeys(arm.draft for arm in wanted.arms):
-        arms = [arm for arm in wanted.arms if arm.draft == draft]
-        for conditions in wanted.traffic:
+    for draft in dict.fromkeys(arm.draft for arm in arms):
+        ours = [arm for arm in arms if arm.draft == draft]
+        for conditions in traffic:
             closed: list[tuple[Load, list[Record]]] = []
-            for load in [load for c in conditions for load in loads_of(blocks, arms, c)]:
-                ran = [arm for arm in arms if blocks.of(arm, load[0])]
-                found = [_cell(arm, load, outcome, wanted.options.goodput) for arm in ran]
+            for load in [load for c in conditions for load in loads_of(blocks, ours, c)]:
+                ran = [arm for arm in ours if blocks.of(arm, load[0])]
+                found = [_cell(arm, load, outcome, objective) for arm in ran]
                 for cell, arm in zip(found, ran, strict=True):
                     cell |= _standing(blocks, arm, found, ran, [load])
                 cells += found
@@ -55,7 +57,7 @@ def judge(wanted: Comparison, outcome: Outcome) -> Record:
                 if load[1].rate is None:  # an open loop's rate is given: nothing to compare
                     closed.append((load, found))
             if closed:
-                sweep = _sweep(blocks, arms, closed)
+                sweep = _sweep(blocks, ours, closed)
                 sweeps.setdefault(draft, {})[conditions[0].traffic] = sweep
     return {"cells": cells, "sweep": sweeps, "checks": checks}
 

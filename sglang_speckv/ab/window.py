@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sglang_speckv.ab.load import Completion
+from sglang_speckv.ab.request import Completion
 from sglang_speckv.ab.traffic import Block
 
 

@@ -102,7 +102,9 @@ def convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of two seconds
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # stored as float32; six digits give the value that was meant
     config.rms_norm_eps = float(f"{config.rms_norm_eps:.6g}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sglang.benchmark.stream_metrics import BatchStreamRecorder
 
-from sglang_speckv.ab.load import Completion
+from sglang_speckv.ab.request import Completion
 from sglang_speckv.ab.window import counted
 from tests.unit.ab.test_window import block
 

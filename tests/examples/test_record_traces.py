@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sglang_speckv.ab.arms import Draft
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Prompt
 from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, SpecKVConfig
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "record_traces.py"

@@ -19,7 +19,7 @@ from sglang_speckv.ab.comparison import (
     with_artifacts,
 )
 from sglang_speckv.ab.options import Options, options_from
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Prompt
 from sglang_speckv.ab.traffic import Workload
 from sglang_speckv.config import ConfigError
 from sglang_speckv.demo import drafts

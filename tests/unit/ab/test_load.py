@@ -6,8 +6,8 @@ import time
 import pytest
 
 from sglang_speckv.ab.client import ServerError
-from sglang_speckv.ab.load import Completion, Load, drive, request_id
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.load import Load, drive, request_id
+from sglang_speckv.ab.request import Completion, Prompt
 from sglang_speckv.ab.traffic import Block, Condition, Segment
 
 PROMPTS = tuple(Prompt(f"p{i}", "code", str(i)) for i in range(6))

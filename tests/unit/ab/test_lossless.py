@@ -7,19 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from sglang_speckv.ab.journal import BlockResult
-from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.lossless import TextCheck, Verdict, tie_gap
-from sglang_speckv.ab.prompts import Prompt
-from sglang_speckv.ab.traffic import Block, Condition, Segment
+from sglang_speckv.ab.request import Prompt
 
 PROMPTS = (Prompt("a", "code", "x"), Prompt("b", "qa", "y"))
-
-
-def result(*outputs: Sequence[int]) -> BlockResult:
-    completions = tuple(Completion(tuple(output)) for output in outputs)
-    block = Block(0, Condition("mixed", 2), (Segment(2, PROMPTS),))
-    return BlockResult(block, 1.0, completions)
 
 
 class Target:
@@ -44,9 +35,11 @@ def verdict(
 ) -> tuple[Verdict, Target]:
     target = Target(gap)
     check = TextCheck(target, lambda prompt: [100], tie_gap(dtype))
-    theirs = result(reference, [4, 5, 6])
-    found = asyncio.run(check.verdict([result(*ours)] * blocks, [theirs] * blocks))
-    return found, target
+    answers = [
+        (prompt, tuple(answer), tuple(expected))
+        for prompt, answer, expected in zip(PROMPTS, ours, (reference, [4, 5, 6]), strict=True)
+    ]
+    return asyncio.run(check.verdict(answers * blocks)), target
 
 
 def test_equal_answers_are_lossless_and_ask_nothing():
@@ -81,10 +74,10 @@ def test_what_a_tie_may_have(dtype: str, gap: float, lossless: bool):
 
 
 def test_every_distinct_answer_is_asked_about():
-    ours = [result([i, 2, 3], [4, 5, 6]) for i in range(10, 1510)]
+    answers = [(PROMPTS[0], (i, 2, 3), (1, 2, 3)) for i in range(10, 1510)]
     target = Target(0.0)
     check = TextCheck(target, lambda prompt: [100], tie_gap("float32"))
-    found = asyncio.run(check.verdict(ours, [result([1, 2, 3], [4, 5, 6])] * len(ours)))
+    found = asyncio.run(check.verdict(answers))
     assert (len(target.asked), found.ties, found.lossless) == (1500, 1500, True)
 
 

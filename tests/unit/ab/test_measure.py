@@ -16,15 +16,14 @@ import msgspec
 import psutil
 import pytest
 
-from sglang_speckv.ab import process
-from sglang_speckv.ab.answer import lossy
+from sglang_speckv.ab import measure, process
 from sglang_speckv.ab.arms import Draft, arms_for, servers_for
 from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.comparison import Comparison, Group, server_flags
 from sglang_speckv.ab.measure import NOT_CHECKED, measure_and_report, measured
 from sglang_speckv.ab.options import options_from
 from sglang_speckv.ab.outcome import Outcome
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Prompt
 from sglang_speckv.ab.results import RESULTS, describe
 from sglang_speckv.ab.sampled import LEAST_P
 from sglang_speckv.ab.traffic import Workload
@@ -186,7 +185,7 @@ def test_answers_that_are_not_the_targets_are_found(
     """The server without drafting reads them back and calls the last token two too unlikely."""
     monkeypatch.setenv("FAKE_SERVER", "speckv=lossy")
     found = run(tmp_path, concurrency=(1,), arms=("none", "static:1"))
-    assert lossy(found.outcome) == [
+    assert found.outcome.lossy == [
         "eagle3 static:1 (mixed, 1 request): 3 of 3 answers hold a token that the target would not "
         "choose (gap 2, a tie has up to 0.001)"
     ]
@@ -195,7 +194,7 @@ def test_answers_that_are_not_the_targets_are_found(
 def test_sixteen_bits_are_gated_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FAKE_SERVER", "speckv=lossy")
     asked = wanted(tmp_path / "out", concurrency=(1,), arms=("none", "static:1"))
-    assert "a tie has up to 0.25" in lossy(done(replace(asked, dtype="bfloat16")).outcome)[0]
+    assert "a tie has up to 0.25" in done(replace(asked, dtype="bfloat16")).outcome.lossy[0]
 
 
 @pytest.mark.parametrize("fault", ["", "speckv=biased"])
@@ -211,7 +210,7 @@ def test_sampled_answers_are_judged_by_their_distribution(
     assert LEAST_P < sampled["eagle3 ema"]["p_value"] < 1, "drawn anew, so never quite alike"
     assert (sampled["eagle3 speckv"]["p_value"] < LEAST_P) == bool(fault)
     assert 0.05 < sampled["eagle3 ema"]["detectable_shift"] < 0.5
-    said = [line.partition(" (p")[0] for line in lossy(found.outcome)]
+    said = [line.partition(" (p")[0] for line in found.outcome.lossy]
     assert said == ["eagle3 speckv: sampled answers are not the target's distribution"] * bool(
         fault
     )
@@ -283,6 +282,52 @@ def test_resuming_something_else_is_refused(tmp_path: Path):
     (tmp_path / "out" / "blocks.jsonl").write_text("not a journal\n")
     with pytest.raises(ConfigError, match="not a readable journal"):
         done(wanted(tmp_path / "out"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("prompts", "set of prompts"), ("policy", "code of policy/"), ("cpu", "CPU")]
+)
+def test_a_run_goes_on_with_the_same_prompts_code_and_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, said: str
+):
+    run(tmp_path, blocks=1, concurrency=(1,))
+    again = wanted(tmp_path / "out", concurrency=(1,))
+    if what == "prompts":
+        edited = [replace_text(prompt, "another text") for prompt in PROMPTS]
+        again = replace(again, workload=replace(again.workload, prompts=edited))
+    changed = {"cpu": {"cpu": "x"}, "policy": {"code": {"policy": "x", "srt": "y"}}}.get(what, {})
+    real = measure.origin
+    monkeypatch.setattr(measure, "origin", lambda asked, told: real(asked, told | changed))
+    with pytest.raises(ConfigError, match=f"measured with another {said}"):
+        done(again, resume=True)
+
+
+def replace_text(prompt: Prompt, text: str) -> Prompt:
+    return msgspec.structs.replace(prompt, prompt=text)
+
+
+def test_a_block_that_was_broken_off_is_run_again_by_all_of_its_arms(tmp_path: Path):
+    """Those that had run it would have run it at another time than the others."""
+    run(tmp_path, blocks=2, concurrency=(1,))
+    journal = tmp_path / "out" / "blocks.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-2]))
+    asked = wanted(tmp_path / "out", blocks=2, concurrency=(1,))
+    done(asked, resume=True)
+    again = journal.read_bytes().splitlines()
+    assert len(again) == len(lines) - 2 + len(ARMS)
+    assert {json.loads(line)["index"] for line in again[-len(ARMS) :]} == {1}
+
+
+def test_the_time_of_earlier_sessions_counts(tmp_path: Path):
+    asked = {"concurrency": (1,), "blocks": None, "minutes": 1.0}
+    run(tmp_path, concurrency=(1,), blocks=2)
+    journal = tmp_path / "out" / "blocks.jsonl"
+    head, *lines = journal.read_bytes().splitlines()
+    slow = [json.dumps(json.loads(line) | {"seconds": 30.0}).encode() for line in lines]
+    journal.write_bytes(b"\n".join([head, *slow]) + b"\n")
+    found = done(wanted(tmp_path / "out", **asked), resume=True)
+    assert {cell["blocks"] for cell in found.results["cells"]} == {2}
 
 
 SCRIPT = """

@@ -9,9 +9,8 @@ import pytest
 from aiohttp import web
 
 from sglang_speckv.ab.client import ServerError
-from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.openai_client import OpenAIClient
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Completion, Prompt
 
 PROMPT = Prompt("p", "code", "hello")
 

@@ -27,7 +27,7 @@ EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "ab").glob("*.yaml")
         ({"rate": [float("nan")]}, r"`\$.rate"),
         ({"arms": ["none", "none"]}, "add none#2"),
         ({"arms": ["none", "quick"]}, "unknown arm 'quick'"),
-        ({"traffic": ["rush"]}, "unknown traffic 'rush'; choose from mixed"),
+        ({"traffic": ["rush"]}, "Invalid enum value 'rush' - at `\\$.traffic"),
         ({"goodput": {"ttft": -1}}, r"`\$.goodput.ttft"),
         ({"minutes": 0.1}, r">= 1.0 - at `\$.minutes"),
         ({"minutes": float("nan")}, r"`\$.minutes"),

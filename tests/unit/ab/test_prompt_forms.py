@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sglang_speckv.ab import prompts as module
-from sglang_speckv.ab.prompts import Message, find_prompts
+from sglang_speckv.ab.prompts import find_prompts
+from sglang_speckv.ab.request import Message
 from sglang_speckv.config import ConfigError
 
 CHAT = [

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from sglang_speckv.ab import tables
+from sglang_speckv.ab.arms import ServerFacts
 from sglang_speckv.ab.lossless import Verdict
 from sglang_speckv.ab.report import print_report, write_report
 from sglang_speckv.ab.results import describe
-from sglang_speckv.ab.servers import ServerFacts
 from tests.unit.ab.test_verdict import FOUR, ONE, SPECKV, blocks, comparison, outcome
 
 
@@ -67,6 +67,12 @@ def test_what_is_odd_is_on_top_and_escaped(run: Any, tmp_path: Path):
 def test_what_weakens_a_run_is_told(run: Any, key: str, value: bool, said: str):
     assert not any(line.startswith(said) for line in tables.odd(run))
     assert any(line.startswith(said) for line in tables.odd(run | {key: value}))
+
+
+def test_goodput_has_a_column_where_it_was_asked_for(run: Any, tmp_path: Path):
+    assert "goodput" not in write_report(run, tmp_path)["report"].read_text().split("<pre>")[0]
+    asked = run | {"options": run["options"] | {"goodput": {"ttft": 500}}}
+    assert "goodput req/s" in write_report(asked, tmp_path)["report"].read_text()
 
 
 def test_every_arm_is_in_every_table_of_its_loads(run: Any, tmp_path: Path):

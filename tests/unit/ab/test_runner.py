@@ -17,10 +17,9 @@ from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.comparison import Comparison, Group
 from sglang_speckv.ab.forecast import USUAL_SPREAD, WARM_UP_TOKENS, Forecast
 from sglang_speckv.ab.journal import BlockResult, Blocks
-from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.options import Options
 from sglang_speckv.ab.outcome import Outcome
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Completion, Prompt
 from sglang_speckv.ab.runner import Runner, drawn_order
 from sglang_speckv.ab.traffic import Block, Condition, Workload
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from sglang_speckv.ab.answer import lossy
 from sglang_speckv.ab.arms import arms_for
-from sglang_speckv.ab.runner import Outcome
+from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.sampled import LEAST_P, POWER, detectable, p_value
 
 WEIGHTS = [0.5, 0.2, 0.1, 0.1, 0.05, 0.05]
@@ -40,9 +39,9 @@ def test_where_no_position_is_compared_there_is_no_p_value(answer: tuple[int, ..
 
 def test_an_arm_without_token_ids_is_no_loss():
     """Answers from elsewhere have none; p = 0 ended the run as another distribution."""
-    none, elsewhere = arms_for([], ("none", "url:x=http://h:1"))
+    none, elsewhere = arms_for(None, ("none", "url:x=http://h:1"))
     outcome = Outcome(samples={none: drawn(0, WEIGHTS), elsewhere: [()] * 240})
-    assert outcome.p_values == {} and lossy(outcome) == []
+    assert outcome.p_values == {} and outcome.lossy == []
 
 
 def test_rare_tokens_count_together():

@@ -9,16 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from sglang_speckv.ab.answer import answers, lossy, not_checked
+from sglang_speckv.ab.answer import answers
 from sglang_speckv.ab.arms import Arm, Draft
 from sglang_speckv.ab.comparison import Comparison, Group
 from sglang_speckv.ab.counters import Counters
 from sglang_speckv.ab.journal import BlockResult, Blocks
-from sglang_speckv.ab.load import Completion
 from sglang_speckv.ab.lossless import Verdict
 from sglang_speckv.ab.options import Goodput, Options
 from sglang_speckv.ab.outcome import Outcome
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Completion, Prompt
 from sglang_speckv.ab.results import describe, last_line
 from sglang_speckv.ab.traffic import Block, Condition, Segment, Workload
 from sglang_speckv.ab.verdict import judge, percentiles, versus, widest
@@ -93,7 +92,8 @@ def comparison(found: Outcome, **asked: object) -> Comparison:
 
 
 def judged(found: Outcome, **asked: object) -> dict[str, Any]:
-    return judge(comparison(found, **asked), found)
+    wanted = comparison(found, **asked)
+    return judge(wanted.arms, wanted.traffic, found, wanted.options.goodput)
 
 
 def cells_of(found: Outcome, at: Condition = ONE, **asked: object) -> dict[str, Any]:
@@ -352,12 +352,12 @@ def test_what_the_answer_says_of_the_text():
     line = answer(found)
     assert "in 7 of 10 answers, 1 differing only at ties of the target, 1 NOT the target's" in line
     assert "1 unchecked" in line
-    assert lossy(found) == [
+    assert found.lossy == [
         "eagle3 speckv (mixed, 1 request): 1 of 10 answers hold a token that the target would not "
         "choose (gap 0.5, a tie has up to 0.001)"
     ]
     found.verdicts.clear()
-    assert answer(found).endswith("text NOT CHECKED.") and not_checked(found)
+    assert answer(found).endswith("text NOT CHECKED.") and not found.is_checked
 
 
 def test_what_was_not_timed_has_no_percentiles():

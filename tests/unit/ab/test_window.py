@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from sglang_speckv.ab.load import Completion
-from sglang_speckv.ab.prompts import Prompt
+from sglang_speckv.ab.request import Completion, Prompt
 from sglang_speckv.ab.traffic import Block, Condition, Segment
 from sglang_speckv.ab.window import counted
 

@@ -65,6 +65,16 @@ def test_a_policy_keeps_what_it_learned_while_another_serves() -> None:
     assert engine.policy is learned
 
 
+def test_the_second_time_of_a_policy_learns_for_itself() -> None:
+    engine = controller("throughput")
+    first = engine.policy
+    engine.select("throughput#2")
+    assert type(engine.policy) is type(first) and engine.policy is not first
+    assert engine.policy_name == "throughput#2"
+    with pytest.raises(ConfigError):
+        engine.select("throughput#3")
+
+
 @pytest.mark.parametrize("name", ["static:9", "magic"])
 def test_selecting_what_is_not_there_changes_nothing(name: str) -> None:
     engine = controller()
