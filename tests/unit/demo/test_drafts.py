@@ -37,6 +37,7 @@ def test_a_draft_is_completed_from_its_target(frozen_draft):
     assert tensors["lm_head.weight"].tolist() == [[0.0, 1.0], [4.0, 5.0]]
     assert set(tensors) == {"fc.weight", "t2d", "lm_head.weight"}
     assert not (complete / "assemble.json").exists()
+    assert complete.name == source.name, "what traces and artifacts call it, on any machine"
     assert algorithm_of(complete) == "EAGLE3"
     assert resolve_draft("eagle3", target) == complete
     assert resolve_draft(str(source), target) == complete

@@ -150,7 +150,9 @@ def refused(tmp_path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
         demo_target()
     sentence = str(caught.value)
-    assert "\n" not in sentence and list((tmp_path / "cache").iterdir()) == []
+    assert "\n" not in sentence and not [
+        path for path in (tmp_path / "cache").rglob("*") if path.is_file()
+    ]
     return sentence
 
 
@@ -251,8 +253,10 @@ def test_another_converter_makes_another_folder(
     monkeypatch.setattr(target, "convert", lambda gguf, out: out.mkdir())
     first = demo_target()
     monkeypatch.setattr(target, "_CONVERTER", 1000)
-    assert demo_target() != first
-    assert all(folder.name.startswith("SmolLM2-135M-Instruct-") for folder in tmp_path.iterdir())
+    second = demo_target()
+    assert second != first
+    # what traces and artifacts call the model stays the same
+    assert first.name == second.name == "SmolLM2-135M-Instruct"
 
 
 @pytest.mark.parametrize("place", ["file/model", "x" * 300])
