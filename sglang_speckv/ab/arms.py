@@ -8,7 +8,7 @@
 ``fresh:K``               SGLang with K steps on a server of its own, without SpecKV
 ``static:K``              K steps, a policy of the SpecKV server
 ``speckv[:POLICY]``       SpecKV, ``throughput`` unless another policy is named
-``url:NAME=http://...``   a running server with the OpenAI completions interface
+``url:NAME=http://...``   a running server with the OpenAI chat interface
 ========================  =================================================================
 
 ``ARM#2`` is the same arm a second time: how far apart the two come out is the noise. All
@@ -33,7 +33,7 @@ RESTATED = "speckv:ema"
 DEFAULT_POLICY = "throughput"
 _ARM = re.compile(
     r"(?:none(?::overlap)?|default|ema|(?P<fixed>static|fresh):(?P<steps>\d{1,3})"
-    r"|speckv(?::[\w.:-]+)?)(?:#\d+)?\Z"
+    r"|speckv(?::[\w.:-]+)?)(?:#2)?\Z"
 )
 _URL = re.compile(r"url:(?P<name>[\w.-]+)=(?P<url>https?://\S+)\Z")
 

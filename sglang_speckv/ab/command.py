@@ -1,6 +1,6 @@
 """``speckv ab``: does it pay for my pair, my prompts, my load? ``speckv demo`` is a preset of it.
 
-    speckv ab                                      the demo pair, every arm, 8 blocks a load
+    speckv ab                                      the demo pair, the usual arms, 8 blocks a load
     speckv ab --minutes 20 --concurrency 1,4 --arms none,static:1,static:3,speckv
     speckv ab examples/ab/quick.yaml --out out/mine
     speckv ab --target T --draft EAGLE3=HEAD --traffic phases,mixed --concurrency 1,8,64
@@ -43,12 +43,12 @@ _Text = str | None
 def ab_command(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Argument(help="YAML file with any of the options below.")
+        Path | None, typer.Argument(help="YAML file with any of these options; see docs/ab.md.")
     ] = None,
     target: Annotated[_Text, typer.Option(help="Model directory or hub id.")] = None,
     drafts: Annotated[
         list[str] | None,
-        typer.Option("--draft", help="eagle3, standalone, a directory or ALGORITHM=PATH."),
+        typer.Option("--draft", help="Demo draft, directory or ALGORITHM=PATH."),
     ] = None,
     artifacts: Annotated[
         list[str] | None,
@@ -61,12 +61,12 @@ def ab_command(
             "url:NAME=http://...; ARM#2 measures one twice."
         ),
     ] = None,
-    concurrency: Annotated[_Text, typer.Option(help="Requests at a time, such as 1,4,16.")] = None,
+    concurrency: Annotated[_Text, typer.Option(help="Requests at a time. [1,4,16]")] = None,
     rate: Annotated[_Text, typer.Option(help="Also open-loop arrivals per second: 0.5,2.")] = None,
-    traffic: Annotated[_Text, typer.Option(help="mixed, phases, sweep, bursty.")] = None,
+    traffic: Annotated[_Text, typer.Option(help="mixed, phases, sweep, bursty. [mixed]")] = None,
     prompts: Annotated[_Text, typer.Option(help="Folder of *.jsonl files, or one file.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Time for measuring, all sessions together.")
+        float | None, typer.Option(help="Server starts included, the answer check not.")
     ] = None,
     blocks: Annotated[
         int | None, typer.Option(help="Per load; with --minutes as many as fit. [8]")
@@ -116,13 +116,15 @@ def demo_command(
     drafts: Annotated[
         list[str] | None, typer.Option("--draft", help="eagle3, standalone or a directory.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time limit after set-up. [19]")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Server starts included, the answer check not. [19]")
+    ] = None,
     out: Annotated[_Text, typer.Option(help="Folder for everything. [out/demo]")] = None,
     json: Annotated[bool, typer.Option("--json", help="Only the JSON line on stdout.")] = False,
 ) -> None:
     """Serve a small real model under a load that moves: one request, then four, then one.
 
-    No fixed depth is right for all of it. A preset of `speckv ab`, which can change anything.
+    A preset of `speckv ab`, which can change anything.
     """
     asked = {"target": target, "drafts": drafts, "out": out}
     preset = DEMO | (QUICK if quick else {})

@@ -112,8 +112,14 @@ def grouped(
     groups, either = [], drafts or (None,)
     for draft in either:
         arms = arms_for(draft, options.arms)
-        servers = servers_for(draft, arms, has_cuda())
-        groups.append(Group(arms, servers))
+        if arms:
+            groups.append(Group(arms, servers_for(draft, arms, has_cuda())))
+        elif draft is not None:
+            screen.say(f"skipped: none of the arms can be with the draft {draft.name}")
+    if not groups:
+        raise ConfigError(
+            f"none of the arms {', '.join(options.arms)} can be with any of the drafts; name others"
+        )
     if all(fit(group.servers, options, target) for group in groups):
         return groups
     screen.say(
@@ -191,6 +197,10 @@ def find_drafts(names: Sequence[str], target: Path | str, screen: Screen) -> lis
             screen.say(f"skipped: {error}")
     if not found:
         raise ConfigError("no demo draft was found; pass --draft PATH")
+    seen = [draft.name for draft in found]
+    twice = next((name for name in seen if seen.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two drafts are called {twice!r}; rename one of their folders")
     return found
 
 

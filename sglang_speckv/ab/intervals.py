@@ -43,13 +43,6 @@ class Ratio:
     low: float | None = None
     high: float | None = None
 
-    def __str__(self) -> str:
-        return f"{self.value:.2f}" + self.interval_text
-
-    @property
-    def interval_text(self) -> str:
-        return "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
-
     @property
     def interval(self) -> list[float] | None:
         if self.low is None or self.high is None:
@@ -84,11 +77,9 @@ class Sample:
         return value, parts
 
 
-def ratio(cells: Sequence[Sample], arm: int, others: int | Sequence[int]) -> Ratio:
-    """tok/s of ``arm`` over another's: the geometric mean over ``cells``, each of which may have
-    another arm to be compared with."""
-    compared = [others] * len(cells) if isinstance(others, int) else list(others)
-    found = [cell.residuals(arm, other) for cell, other in zip(cells, compared, strict=True)]
+def ratio(cells: Sequence[Sample], arm: int, other: int) -> Ratio:
+    """tok/s of one arm over another's: the geometric mean over ``cells``."""
+    found = [cell.residuals(arm, other) for cell in cells]
     value = sum(value for value, _ in found) / len(cells)
     if min(len(np.unique(cell.block)) for cell in cells) < MIN_BLOCKS:
         return Ratio(math.exp(value))

@@ -97,13 +97,8 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     completions: tuple[Completion, ...]
     concurrency: int | None = None
     rate: float | None = None
-    prompts: tuple[str, ...] = ()
     counters: Counters | None = None
     place: int = 0
-
-    @property
-    def block(self) -> tuple[str, int | None, float | None, int]:
-        return (self.traffic, self.concurrency, self.rate, self.index)
 
 
 class Journal:
@@ -148,7 +143,6 @@ class Journal:
             completions=result.completions,
             concurrency=condition.concurrency,
             rate=condition.rate,
-            prompts=tuple(prompt.id for prompt in result.block.prompts),
             counters=result.counters,
             place=result.place,
         )
@@ -158,38 +152,20 @@ class Journal:
             self._write(self._file, self._head)
         self._write(self._file, line)
 
-    def restored(self, groups: Sequence[Sequence[Arm]], workload: Workload) -> Blocks:
-        """What was measured before, by ``groups`` of arms that run a block together. A block that
-        was broken off before all of its group had run it is left out: the others would run it at
-        another time than those they are compared with."""
-        by_name = {(arm.draft, arm.name): (arm, group) for group in groups for arm in group}
-        blocks, last = Blocks(), self._last(groups)
+    def restored(self, arms: Sequence[Arm], workload: Workload) -> Blocks:
+        """What was measured before."""
+        by_name = {(arm.draft, arm.name): arm for arm in arms}
+        blocks = Blocks()
         for line in self._lines:
-            arm, _ = by_name.get((line.draft, line.arm), (None, None))
-            if arm is None or line in last:
-                continue
-            block = workload.block(line.index, Condition(line.traffic, line.concurrency, line.rate))
-            if line.index not in blocks.indices(arm, block.condition):
-                ran = BlockResult(block, line.seconds, line.completions, line.counters, line.place)
-                blocks.add(arm, ran)
+            arm = by_name.get((line.draft, line.arm))
+            if arm is not None:
+                at = Condition(line.traffic, line.concurrency, line.rate)
+                block = workload.block(line.index, at)
+                blocks.add(
+                    arm,
+                    BlockResult(block, line.seconds, line.completions, line.counters, line.place),
+                )
         return blocks
-
-    def _last(self, groups: Sequence[Sequence[Arm]]) -> list[Line]:
-        """The lines of the newest block, unless all of its group ran it."""
-        if not self._lines:
-            return []
-        newest = self._lines[-1]
-        group = next(
-            (g for g in groups if any((a.draft, a.name) == (newest.draft, newest.arm) for a in g)),
-            (),
-        )
-        names = {(arm.draft, arm.name) for arm in group}
-        alike = [
-            line
-            for line in self._lines
-            if (line.draft, line.arm) in names and line.block == newest.block
-        ]
-        return alike if len(alike) < len(group) else []
 
     def _check(self, head: Head) -> None:
         ours = msgspec.json.decode(msgspec.json.encode(self._head.options))

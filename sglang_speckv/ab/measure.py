@@ -32,7 +32,7 @@ def measure_and_report(
     judges what there is.
 
     Raises:
-        ConfigError: every server refused its settings, or there is nothing to resume.
+        ConfigError: there is nothing to resume, or what there is belongs to another run.
     """
     started = time.perf_counter()
     try:
@@ -41,7 +41,7 @@ def measure_and_report(
         screen.say(f"speckv: {error}")
         return 1
     out = Path(wanted.options.out)
-    results = describe(wanted, outcome, time.perf_counter() - started)
+    results = describe(wanted, outcome, outcome.earlier_s + time.perf_counter() - started)
     write_results(out / RESULTS, results)
     files = {"results": out / RESULTS, **write_report(results, out)}
     if not only_json:
@@ -69,7 +69,8 @@ def measured(wanted: Comparison, screen: Screen, resume: bool = False) -> Outcom
     outcome = Outcome()
     path = Path(wanted.options.out) / JOURNAL
     with Journal(path, wanted.options, origin(wanted, outcome.provenance), resume) as journal:
-        outcome.blocks = journal.restored([group.arms for group in wanted.groups], wanted.workload)
+        outcome.blocks = journal.restored(wanted.arms, wanted.workload)
+        outcome.earlier_s = outcome.blocks.seconds(wanted.arms)
         outcome.keep = journal.add
         try:
             asyncio.run(run(wanted, outcome, screen))

@@ -15,7 +15,8 @@ from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.request import Completion, Prompt
 
 _MAX_CHARS = 32 << 20
-_ONE_PIECE = 8  # tokens that a server which streams may send at once: a verified draft
+_NOT_STREAMED = 3  # pieces: a role, all of the answer, its end
+_MANY = 16  # tokens: a server that streams may send so many at a time
 _FAILURES = (
     openai.OpenAIError,
     httpx.HTTPError,
@@ -74,7 +75,7 @@ class OpenAIClient:
         """
         start = time.perf_counter()
         text: list[tuple[float, int]] = []
-        usage: Any = None
+        pieces, usage = 0, None  # type: int, Any
         request: Any = {
             "model": self.model,
             "messages": prompt.chat(),
@@ -89,6 +90,7 @@ class OpenAIClient:
             stream = await self._client.chat.completions.create(**request)
             async for chunk in stream:
                 usage = chunk.usage or usage
+                pieces += bool(chunk.choices)
                 chars = sum(_chars(choice.delta) for choice in chunk.choices)
                 if chars:  # the first chunk may hold a role only
                     chars += text[-1][1] if text else 0
@@ -105,10 +107,10 @@ class OpenAIClient:
             raise ServerError(
                 f"server {self.name} counts {tokens} tokens where {max_new_tokens} were asked for"
             )
-        if len(text) < 2 and tokens > _ONE_PIECE:
+        if pieces <= _NOT_STREAMED and tokens > _MANY:
             raise ServerError(
-                f"server {self.name} does not stream its answers: {tokens} tokens came in fewer "
-                "than two pieces of text, and nothing tells when each of them was there"
+                f"server {self.name} does not stream its answers: {tokens} tokens came in {pieces} "
+                "pieces, and nothing tells when each of them was there"
             )
         return Completion(
             (),

@@ -72,6 +72,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             check_arm(arm)
         for name in ("arms", "concurrency", "traffic"):
             _check_distinct(name, getattr(self, name))
+        if self.rate and not {"mixed", "phases"} & {*self.traffic}:
+            raise ConfigError(
+                f"a rate goes with mixed and phases only: {self.traffic[0]} moves the number of "
+                "requests itself; add mixed to the traffic"
+            )
+        _check_distinct("url arms", tuple(arm.partition("=")[0] for arm in self.arms if "=" in arm))
         if self.own_memory and self.together:
             raise ConfigError(
                 "own_memory and together exclude each other: servers that are up at once divide "

@@ -16,7 +16,8 @@ from sglang_speckv.provenance import provenance
 
 @dataclass
 class Outcome:
-    """``failures`` are servers that are out and why. ``keep`` gets every finished block.
+    """``failures`` are servers that are out and why, ``earlier_s`` what the blocks of earlier
+    sessions took. ``keep`` gets every finished block.
     ``provenance`` is taken at the start: what is measured is the code of then."""
 
     blocks: Blocks = field(default_factory=Blocks)
@@ -25,6 +26,7 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
     facts: dict[str, ServerFacts] = field(default_factory=dict)
     interrupted: bool = False
+    earlier_s: float = 0.0
     keep: Callable[[Arm, BlockResult], None] = lambda arm, result: None
     provenance: dict[str, Any] = field(default_factory=provenance)
 

@@ -60,7 +60,7 @@ def _page(results: Record, charts: dict[tuple[str, str], str]) -> str:
         {
             "name": f"{draft}, {traffic}",
             "chart": Markup(charts.get((draft, traffic), "")),
-            "rows": list(sweep["arms"].values()),
+            "rows": tables.rows(sweep),
             "loads": tables.by_load(results["cells"], draft, traffic),
         }
         for draft, by_traffic in results["sweep"].items()

@@ -14,6 +14,7 @@ from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.sampled import detectable
 from sglang_speckv.ab.servers import unequal
 from sglang_speckv.ab.verdict import judge
+from sglang_speckv.demo.target import DEMO_TARGET
 from sglang_speckv.files import write_atomically
 from sglang_speckv.provenance import MEASURED_ROOMS, code_digest, shown_path
 
@@ -37,6 +38,7 @@ def describe(wanted: Comparison, outcome: Outcome, seconds: float) -> Record:
         "code_changed": _code() != outcome.provenance.get("code"),
         "options": msgspec.to_builtins(wanted.options),
         "target": shown_path(wanted.target),
+        "target_note": "4-bit weights (Q4_1) expanded" if DEMO_TARGET in wanted.target else None,
         "drafts": {d.name: [d.algorithm, shown_path(d.path)] for d in wanted.drafts},
         "dtype": wanted.dtype,
         "server_flags": list(wanted.server_flags),

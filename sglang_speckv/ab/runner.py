@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 
 import numpy as np
 
@@ -65,7 +64,7 @@ async def _run_group(
             await fleet.prove(arms, next(iter(known), None), wanted.options.own_memory)
             outcome.facts |= fleet.facts
             _tell(fleet, outcome, screen)
-            runner = Runner(wanted, fleet, arms, outcome, report)
+            runner = Runner(wanted, fleet, arms, outcome, report, screen)
             try:
                 told = (await runner.warm_up()).text(until - time.perf_counter())
                 screen.say(f"{draft}: {told}")
@@ -74,7 +73,6 @@ async def _run_group(
                     await runner.sample()
             finally:
                 fleet.note_memory()
-                _tell(fleet, outcome, screen)
             if wanted.options.temperature == 0:
                 report(f"{draft}, comparing the answers")
                 await _judge(wanted, fleet, outcome)
@@ -127,6 +125,7 @@ class Runner:
     arms: Sequence[Arm]
     outcome: Outcome
     report: Report
+    screen: Screen
     _took_s: dict[Condition, float] = field(default_factory=dict)
 
     @property
@@ -159,23 +158,24 @@ class Runner:
             if not wanted and time.perf_counter() + self._expected_s(condition) > until:
                 spent.add(condition)
                 continue
-            await self._block(self.wanted.workload.block(self._missing(condition), condition))
+            await self._block(self.wanted.workload.block(self._fresh(condition), condition))
 
     def _next(self, spent: set[Condition]) -> Condition | None:
-        """Where the next block is worth most: conditions in turn, each its whole cycle of classes
-        and the most requests at a time first, whose blocks are the longest; once all have blocks
-        enough for an interval, where that is widest."""
+        """Where the next block is worth most. First all conditions get blocks enough for an
+        interval, whole cycles of classes, in step; of two the one with more requests at a time,
+        whose blocks are longer. Then the interval that is widest, a begun cycle before others."""
         options, found = self.wanted.options, []
         for condition in self.wanted.conditions:
             done, cycle = self._done(condition), self.wanted.workload.cycle(condition)
             if condition in spent or done >= options.most_blocks:
                 continue
-            begun = done % cycle != 0
-            enough = self.wanted.together and done >= max(MIN_BLOCKS, cycle)
-            value = -done / cycle
+            wanted = -(-MIN_BLOCKS // cycle) * cycle
+            enough = self.wanted.together and done >= wanted
+            value, begun = -done / wanted, False
             if enough:
                 value = widest(self.outcome.blocks, self.up, condition)
-            found.append(((begun, not enough, value, condition.concurrency or 0), condition))
+                begun = done % cycle != 0
+            found.append(((not enough, begun, value, condition.concurrency or 0), condition))
         return max(found, default=(None, None), key=lambda pair: pair[0])[1]
 
     def _done(self, condition: Condition) -> int:
@@ -183,10 +183,11 @@ class Runner:
         ran = [self.outcome.blocks.indices(arm, condition) for arm in self.up]
         return len(set.intersection(*ran)) if ran else 0
 
-    def _missing(self, condition: Condition) -> int:
-        """The first block that an arm has not run."""
+    def _fresh(self, condition: Condition) -> int:
+        """The first block that no arm has run: one that was broken off is not filled in later, when
+        the machine may be another."""
         ran = [self.outcome.blocks.indices(arm, condition) for arm in self.up]
-        return next(i for i in count() if not all(i in indices for indices in ran))
+        return 1 + max(set.union(*ran), default=-1)
 
     def _expected_s(self, condition: Condition) -> float:
         """Seconds of all arms' blocks as the last ones took, or some of the same load; else 0."""
@@ -197,8 +198,7 @@ class Runner:
         started, blocks = time.perf_counter(), self.outcome.blocks
         order = drawn_order(self.arms, block, self.wanted.options.seed)
         for place, arm in enumerate(order):
-            ran = block.index in blocks.indices(arm, block.condition)
-            if arm.server not in self.fleet.clients or ran:
+            if arm.server not in self.fleet.clients:
                 continue
             result = await self.attempt(arm, block, self.wanted.options.max_new_tokens, place)
             if result is not None:
@@ -217,7 +217,7 @@ class Runner:
         try:
             return await self.run_block(arm, block, max_new_tokens, place)
         except ServerError as error:
-            self.fleet.fail(arm.server, error)
+            self._fail(arm, error)
             return None
 
     async def run_block(
@@ -235,13 +235,19 @@ class Runner:
         """Sampled answers of every arm to the first prompt, many times."""
         concurrency = max(self.wanted.options.concurrency)
         for arm in self.up:
+            if arm.is_elsewhere:  # its answers come without token ids
+                continue
             self.report(f"{arm.draft}, repeated prompts: {arm.name}")
             try:
                 answer = self._answer(await self._switched(arm), sampled.TOKENS)
                 prompt = self.wanted.workload.prompts[0]
                 self.outcome.samples[arm] = await sampled.draw(answer, prompt, concurrency)
             except ServerError as error:
-                self.fleet.fail(arm.server, error)
+                self._fail(arm, error)
+
+    def _fail(self, arm: Arm, error: ServerError) -> None:
+        self.fleet.fail(arm.server, error)
+        _tell(self.fleet, self.outcome, self.screen)
 
     async def _switched(self, arm: Arm) -> Client | OpenAIClient:
         """The arm's client, its server switched to the arm's policy."""

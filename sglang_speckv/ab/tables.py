@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from sglang_speckv.ab.answer import Record, shown
+from sglang_speckv.ab.traffic import MOVING
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ CELL = (
     Column("tok/s", value("tok_per_s", ".1f")),
     Column("of the best fixed", of_best_fixed),
     Column("of every fixed, at least", value("lower_bound", ".2f")),
+    Column("tok/s, whole block", value("whole_tok_per_s", ".1f")),
     Column("accept length", value("accept_length", ".2f")),
-    Column("TTFT s", pair("ttft_s")),
     Column("TPOT ms", pair("tpot_s", ".0f", 1e3)),
     Column("rounds by depth", steps, left=True),
     Column("text", value("text"), left=True),
@@ -70,7 +71,7 @@ CELL = (
 DETAIL = (
     Column("arm", value("arm"), left=True),
     Column("blocks", value("blocks")),
-    Column("tok/s, whole block", value("whole_tok_per_s", ".1f")),
+    Column("TTFT s", pair("ttft_s")),
     Column("end to end s", pair("e2e_s")),
     Column("accept rate", value("accept_rate", ".0%")),
 )
@@ -82,7 +83,7 @@ SWEEP = (
     Column("of every fixed, at least", value("lower_bound", ".2f")),
     Column("of ema", over("ema")),
     Column("of none", over("none")),
-    Column("loads as good as the best", value("not_inferior")),
+    Column("as good as the best at", lambda record: "{not_inferior} of {loads}".format(**record)),
 )
 SERVER = (
     Column("server", value("arm"), left=True),
@@ -122,7 +123,12 @@ def tables(results: Record) -> Iterator[tuple[str, Sequence[Column], list[Record
         for traffic, sweep in by_traffic.items():
             for load, cells in by_load(results["cells"], draft, traffic):
                 yield f"{draft}, {traffic}: {load}", CELL, cells
-            yield f"{draft}, {traffic}: all loads", SWEEP, list(sweep["arms"].values())
+            yield f"{draft}, {traffic}: all loads", SWEEP, rows(sweep)
+
+
+def rows(sweep: Record) -> list[Record]:
+    """Of the table over all loads."""
+    return [arm | {"loads": sweep["loads"]} for arm in sweep["arms"].values()]
 
 
 def detail(results: Record) -> Sequence[Column]:
@@ -178,11 +184,12 @@ def odd(results: Record) -> list[str]:
         lines.append(f"servers differ in {key}: {told}")
     for cell in results["cells"]:
         if cell["fallbacks"]:
+            at = cell["traffic"] if cell["traffic"] in MOVING else cell["load"]
             lines.append(
-                f"{cell['draft']} {cell['arm']}, {cell['load']}: the policy failed in "
-                f"{cell['fallbacks']} rounds, which served the launch depth"
+                f"{cell['draft']} {cell['arm']}, {at}: the policy failed in {cell['fallbacks']} "
+                "rounds, which served the launch depth"
             )
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def checks(results: Record) -> list[str]:

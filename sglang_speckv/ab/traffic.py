@@ -24,6 +24,8 @@ from sglang_speckv.ab.request import Prompt
 MOVING = ("sweep", "bursty")
 """One condition for all concurrencies: each block goes through several loads."""
 _BURSTS = 2
+MOST_CLASSES = 8
+"""Of so many a run still meets each."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,13 @@ class Workload:
         return list(found.values())
 
     def cycle(self, condition: Condition) -> int:
-        """After this many blocks every class was met equally often."""
+        """After this many blocks every class was met equally often; 1 where classes are too many
+        for that."""
         classes = len(self.by_class)
-        if condition.traffic == "phases":
-            return classes
-        requests = sum(count for _, count in self._levels(condition))
-        return classes // math.gcd(classes, requests)
+        if condition.traffic != "phases":
+            requests = sum(count for _, count in self._levels(condition))
+            classes //= math.gcd(classes, requests)
+        return classes if classes <= MOST_CLASSES else 1
 
     def conditions(self, traffic: str, rates: Sequence[float] = ()) -> list[Condition]:
         """What ``traffic`` is run under: each concurrency, or one condition for all of them."""

@@ -17,7 +17,7 @@ import numpy as np
 from sglang_speckv.ab.answer import Record
 from sglang_speckv.ab.arms import RESTATED, Arm
 from sglang_speckv.ab.counters import Counters
-from sglang_speckv.ab.intervals import NOT_INFERIOR, Ratio, Sample, ratio
+from sglang_speckv.ab.intervals import MIN_BLOCKS, NOT_INFERIOR, Ratio, Sample, ratio
 from sglang_speckv.ab.journal import BlockResult, Blocks
 from sglang_speckv.ab.options import Goodput
 from sglang_speckv.ab.outcome import Outcome
@@ -51,7 +51,7 @@ def judge(
                 ran = [arm for arm in ours if blocks.of(arm, load[0])]
                 found = [_cell(arm, load, outcome, objective) for arm in ran]
                 for cell, arm in zip(found, ran, strict=True):
-                    cell |= _standing(blocks, arm, found, ran, [load])
+                    cell |= _standing(blocks, arm, ran, [load])
                 cells += found
                 checks += _checks(blocks, ran, load)
                 if load[1].rate is None:  # an open loop's rate is given: nothing to compare
@@ -67,10 +67,11 @@ def widest(blocks: Blocks, arms: Sequence[Arm], condition: Condition) -> float:
     where there is none yet."""
     widths = [0.0]
     for load in loads_of(blocks, arms, condition):
-        rates = {arm: _rate(_all_parts(blocks.of(arm, condition), load[1])) for arm in arms}
-        best = max((arm for arm in arms if arm.is_fixed), key=lambda arm: rates[arm], default=None)
+        settings = _fixed(blocks, arms, [load])
+        name = _best(blocks, settings, [load])
         for arm in arms:
-            if arm.learns and best is not None:
+            if arm.learns and name is not None:
+                best = next(setting for setting in settings if setting.name == name)
                 found = versus(blocks, arm, best, [load])
                 low = found and found.low
                 widths.append(math.log(found.value / low) if found and low else math.inf)
@@ -82,7 +83,11 @@ def versus(blocks: Blocks, arm: Arm, other: Arm, loads: Sequence[Load]) -> Ratio
     block in common."""
     samples = [_sample(blocks.paired(arm, other, condition), load) for condition, load in loads]
     found = [sample for sample in samples if sample is not None]
-    return ratio(found, 0, 1) if found and len(found) == len(samples) else None
+    if not found or len(found) < len(samples):
+        return None
+    if not all(s.tokens.sum(axis=1).all() and s.seconds.sum(axis=1).all() for s in found):
+        return None  # nothing came within the window: there is no rate to divide by
+    return ratio(found, 0, 1)
 
 
 def loads_of(blocks: Blocks, arms: Sequence[Arm], condition: Condition) -> list[Load]:
@@ -195,18 +200,12 @@ def _cell(arm: Arm, load: Load, outcome: Outcome, objective: Goodput | None) -> 
     }
 
 
-def _standing(
-    blocks: Blocks,
-    arm: Arm,
-    cells: Sequence[Record],
-    arms: Sequence[Arm],
-    loads: Sequence[Load],
-) -> Record:
+def _standing(blocks: Blocks, arm: Arm, arms: Sequence[Arm], loads: Sequence[Load]) -> Record:
     """How an arm compares with the others: ``over`` has its ratio to every fixed setting, to
-    SGLang's rule and to servers that somebody else runs. ``cells`` have the arms' tok/s."""
-    rates = {cell["arm"]: cell["tok_per_s"] for cell in cells}
-    fixed = [other.name for other in arms if other.is_fixed]
-    best = max(fixed, key=lambda name: rates[name], default=None)
+    SGLang's rule and to servers that somebody else runs."""
+    settings = _fixed(blocks, arms, loads)
+    fixed = [setting.name for setting in settings]
+    best = _best(blocks, settings, loads)
     found = {
         other.name: versus(blocks, arm, other, loads)
         for other in arms
@@ -226,6 +225,25 @@ def _standing(
     }
 
 
+def _fixed(blocks: Blocks, arms: Sequence[Arm], loads: Sequence[Load]) -> list[Arm]:
+    """The fixed settings; without one that failed before it had blocks enough for an interval where
+    others have them: nobody could be said to be at least any part of it."""
+    every = [arm for arm in arms if arm.is_fixed]
+    counts = {arm: min(len(blocks.of(arm, condition)) for condition, _ in loads) for arm in every}
+    enough = min(MIN_BLOCKS, max(counts.values(), default=0))
+    return [arm for arm in every if counts[arm] >= enough]
+
+
+def _best(blocks: Blocks, settings: Sequence[Arm], loads: Sequence[Load]) -> str | None:
+    """The fastest of some settings, on the blocks that each has in common with the first one."""
+    over = {
+        arm.name: found.value if (found := versus(blocks, arm, settings[0], loads)) else 0.0
+        for arm in settings[1:]
+    }
+    over |= {arm.name: 1.0 for arm in settings[:1]}
+    return max(over, key=lambda name: over[name], default=None)
+
+
 def _sweep(
     blocks: Blocks, arms: Sequence[Arm], closed: Sequence[tuple[Load, list[Record]]]
 ) -> Record:
@@ -235,7 +253,11 @@ def _sweep(
     by_arm: dict[str, list[Record]] = {}
     for cell in [cell for _, cells in closed for cell in cells]:
         by_arm.setdefault(cell["arm"], []).append(cell)
-    everywhere = [arm for arm in arms if len(by_arm.get(arm.name, ())) == len(loads)]
+    everywhere = [
+        arm
+        for arm in arms
+        if [cell["tok_per_s"] > 0 for cell in by_arm.get(arm.name, ())] == [True] * len(loads)
+    ]
     means = [
         {
             "arm": arm.name,
@@ -248,7 +270,7 @@ def _sweep(
         }
         for arm in everywhere
     ]
-    standings = [_standing(blocks, arm, means, everywhere, loads) for arm in everywhere]
+    standings = [_standing(blocks, arm, everywhere, loads) for arm in everywhere]
     return {
         "best_fixed": standings[0]["best_fixed"] if standings else None,
         "loads": len(loads),
@@ -265,7 +287,7 @@ def _checks(blocks: Blocks, arms: Sequence[Arm], load: Load) -> list[Record]:
     found = []
     for arm in arms:
         kind, other = "the same arm twice", named.get(arm.base)
-        if arm.name.startswith("fresh:"):
+        if arm.name.startswith("fresh:") and arm.name == arm.base:
             kind, other = "a server of its own", named.get(arm.base.replace("fresh:", "static:"))
         one = versus(blocks, arm, other, [load]) if other not in (None, arm) else None
         if one is not None and other is not None:

@@ -27,6 +27,9 @@ from sglang_speckv.srt.profile import ProfileRun, summary
 from sglang_speckv.srt.trace import TraceWriter
 
 logger = logging.getLogger(__name__)
+SECOND = "#2"
+"""Behind a policy's name: the same policy once more, which learns for itself. A comparison of a
+policy with itself measures the noise."""
 
 
 class EnginePolicy:
@@ -155,15 +158,14 @@ class EnginePolicy:
         self.held = False
 
     def prepare(self, name: str) -> None:
-        """Build the policy called ``name`` if it is new. ``NAME#2`` is the same policy once more,
-        which learns for itself: a comparison of a policy with itself measures the noise.
+        """Build the policy called ``name`` if it is new.
 
         Raises:
             ConfigError: unknown name, or one that these candidate steps cannot serve.
         """
         if name not in self._policies:
             self._policies[name] = create_policy(
-                name.removesuffix("#2"),
+                name.removesuffix(SECOND),
                 self.candidate_steps,
                 self.launch_steps,
                 adaptive_config=self._config.ema_config,

@@ -9,6 +9,7 @@ import msgspec
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.srt import profile
+from sglang_speckv.srt.controller import SECOND
 
 if TYPE_CHECKING:
     from sglang_speckv.srt.controller import EnginePolicy
@@ -64,6 +65,7 @@ def add_handlers(result: dict[str, Any], self: Any) -> dict[str, Any]:
     with policy.fuse.guard("/set_internal_state", holds=False):
         for name in policy.selectable():
             handlers[POLICY_KEY + name] = handler(control.check_policy, control.select)
+            handlers[POLICY_KEY + name + SECOND] = handlers[POLICY_KEY + name]
     return {**result, **handlers}
 
 

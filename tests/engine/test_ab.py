@@ -20,7 +20,7 @@ from tests.engine.reference import Reference
 
 pytestmark = pytest.mark.engine
 
-ARMS = ("none", "none:overlap", "static:3", "static:3#2", "speckv")
+ARMS = ("none", "none:overlap", "static:3", "speckv", "speckv#2")
 NO_DRAFT = ("none", "none:overlap")
 
 

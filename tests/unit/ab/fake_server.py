@@ -16,6 +16,8 @@ from collections import Counter
 
 from aiohttp import web
 
+from sglang_speckv.config import POLICY_NAMES, static_steps
+
 FAULTS = (
     *("refuses", "crashes", "dies", "hangs", "garbage", "inactive", "unequal", "lossy"),
     "biased",
@@ -53,7 +55,7 @@ class Fake:
         self.fault = fault()
         self.policy = "throughput"
         self.rounds: Counter[str] = Counter()
-        self.proposed = self.correct = self.request_rounds = self.served = 0
+        self.proposed = self.correct = self.served = 0
         self.recent: list[list[float]] = []
 
     @property
@@ -82,13 +84,9 @@ class Fake:
                 "active": True,
                 "policy": self.policy,
                 "rounds": dict(self.rounds),
-                "request_rounds": self.request_rounds,
                 "proposed_drafts": self.proposed,
                 "correct_drafts": self.correct,
                 "recent": self.recent[-1024:],
-                "policy_state": {
-                    "calibration": {"brier": 0.1, "reliability": [[0.25, 0.3, 80], [0.9, 0.8, 20]]}
-                },
             }
         return found
 
@@ -97,8 +95,11 @@ class Fake:
 
     async def set_state(self, request: web.Request) -> web.Response:
         (key,) = (await request.json())["server_args"]
-        self.policy = key.removeprefix("speckv_policy:")
-        return web.json_response([True])
+        name = key.removeprefix("speckv_policy:")
+        base = name.removesuffix("#2")
+        known = base in POLICY_NAMES or static_steps(base) is not None
+        self.policy = name if known else self.policy
+        return web.json_response([known])
 
     async def ok(self, request: web.Request) -> web.Response:
         return web.Response()
@@ -163,7 +164,6 @@ class Fake:
 
     def count(self, accepted: int) -> None:
         self.rounds[str(self.steps)] += 1
-        self.request_rounds += 1
         self.proposed += self.steps
         self.correct += accepted
         self.recent.append([len(self.recent) * 0.01, self.steps, 1])

@@ -80,6 +80,8 @@ def test_none_alone_needs_no_draft():
         "fresh:0",
         "url:x",
         "none#x",
+        "speckv#3",
+        "none#02",
         "ema:3",
         "none:x",
     ],

@@ -64,6 +64,15 @@ def test_drafts_come_one_after_the_other_each_with_all_of_its_servers(tmp_path, 
         assert {arm.server for arm in group.arms} == {spec.name for spec in group.servers}
 
 
+def test_a_draft_that_none_of_the_arms_can_be_with_is_skipped(tmp_path, memory):
+    """SGLang's rule is for the EAGLE family."""
+    (group,) = grouped(Options(arms=("ema",)), PAIR, "t", screen(tmp_path / "said"))
+    assert {arm.draft for arm in group.arms} == {"a"}
+    assert "none of the arms can be with the draft b" in (tmp_path / "said").read_text()
+    with pytest.raises(ConfigError, match="none of the arms ema can be with any of the drafts"):
+        grouped(Options(arms=("ema",)), PAIR[1:], "t", screen(tmp_path / "said"))
+
+
 def test_a_server_elsewhere_needs_no_memory_here(tmp_path, memory):
     memory.available = 4e9
     options = Options(arms=("none", "url:x=http://h:1"))
@@ -158,6 +167,12 @@ def test_an_artifact_goes_with_its_draft(tmp_path):
         with_artifacts(PAIR, [str(path)])
     with pytest.raises(ConfigError, match="not a file; check the path or train it again"):
         with_artifacts(PAIR, [f"a={tmp_path}"])
+
+
+def test_two_drafts_of_one_name_are_refused(tmp_path):
+    asked = ("EAGLE=a/epoch_3", "EAGLE=b/epoch_3")
+    with pytest.raises(ConfigError, match="two drafts are called 'eagle-epoch_3'"):
+        find_drafts(asked, tmp_path, screen(tmp_path / "said"))
 
 
 def test_a_draft_by_algorithm(tmp_path):

@@ -98,19 +98,16 @@ def test_prompts_that_repeat_in_every_block_widen_the_interval():
     assert np.log(wide.high) > 5 * np.log(narrow.high)
 
 
-def test_a_mean_over_cells_compares_with_another_arm_in_each():
-    """Arm 0 is best in the first cell, arm 1 in the second; arm 2 is both."""
+def test_a_mean_over_cells():
     cells = [
         sample(np.tile([[1.0], [2.0], [1.0]], 4)),
         sample(np.tile([[4.0], [1.0], [1.0]], 4), condition="another"),
     ]
     assert ratio(cells, 2, 0).value == pytest.approx(2)
-    assert ratio(cells, 2, [0, 1]).value == pytest.approx(1)
-    assert ratio(cells, 0, [0, 1]).value == pytest.approx(0.5)
+    assert ratio(cells, 2, 1).value == pytest.approx(2**0.5)
 
 
 def test_few_blocks_have_no_interval():
     found = ratio([sample([[1.0, 2.0], [1.0, 1.0]])], 0, 1)
     assert (found.low, found.high, found.interval) == (None, None, None)
-    assert str(found) == "0.67"
-    assert str(Ratio(0.971, 0.948, 0.9999)) == "0.97 [0.95, 1.00]"
+    assert Ratio(0.971, 0.94812, 0.9999).interval == [0.9481, 0.9999]

@@ -27,7 +27,7 @@ async def chatting(
         async with OpenAIClient("url:other", f"http://127.0.0.1:{port}{path}", 5, flush) as client:
             await client.find_model()
             await client.flush_cache()
-            return await client.chat(PROMPT, 16), client
+            return await client.chat(PROMPT, 64), client
     finally:
         await runner.cleanup()
 
@@ -59,7 +59,7 @@ def app(
     async def chat(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         assert body["model"] == "m" and body["messages"] == PROMPT.chat()
-        assert body["ignore_eos"] is True and body["max_tokens"] == 16
+        assert body["ignore_eos"] is True and body["max_tokens"] == 64
         response = web.StreamResponse()
         await response.prepare(request)
         chunks = [{"choices": [{"delta": delta}], "usage": None} for delta in deltas]
@@ -114,7 +114,13 @@ def test_reasoning_is_text():
 def test_a_server_that_does_not_stream_is_no_arm(deltas: Sequence[dict[str, str | None]]):
     """Its whole answer would be measured as one instant: 256,000 tok/s of a window."""
     with pytest.raises(ServerError, match="server url:other does not stream its answers"):
-        asyncio.run(chatting(app(16, deltas=deltas)))
+        asyncio.run(chatting(app(64, deltas=deltas)))
+
+
+def test_tokens_without_text_are_pieces_too():
+    """Past the end of the text, under ignore_eos, a server may send many that show nothing."""
+    done, _ = asyncio.run(chatting(app(64, deltas=(ROLE, {"content": "Yes"}, *[{}] * 20))))
+    assert done.tokens == 64
 
 
 def test_a_short_answer_may_be_one_chunk():
@@ -123,8 +129,8 @@ def test_a_short_answer_may_be_one_chunk():
 
 
 def test_more_tokens_than_asked_for_are_refused():
-    with pytest.raises(ServerError, match="counts 17 tokens where 16 were asked for"):
-        asyncio.run(chatting(app(17)))
+    with pytest.raises(ServerError, match="counts 65 tokens where 64 were asked for"):
+        asyncio.run(chatting(app(65)))
 
 
 @pytest.mark.parametrize("models", [{"data": []}, {"models": []}, []])

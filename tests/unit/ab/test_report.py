@@ -123,4 +123,4 @@ def test_markdown_has_the_same_columns(run: Any):
         lines = tables.markdown(columns, records).splitlines()
         assert lines[0] == f"| {' | '.join(column.heading for column in columns)} |"
         assert len(lines) == 2 + len(records) and len({line.count("|") for line in lines}) == 1
-    assert "| best |" in lines[4] and lines[-1].endswith("| 2 |")
+    assert "| best |" in lines[4] and lines[-1].endswith("| 2 of 2 |")

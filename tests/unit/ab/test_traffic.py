@@ -62,6 +62,12 @@ def test_after_a_cycle_every_class_was_met_equally_often(traffic, concurrency, c
     assert len(kinds) == 4 and len(set(kinds.values())) == 1
 
 
+def test_where_classes_are_too_many_to_meet_each_there_is_no_cycle():
+    """Records without a class of their own, such as ShareGPT's, are each one."""
+    many = Workload([Prompt(f"id{i}", f"id{i}", "x") for i in range(500)], (1,))
+    assert many.cycle(Condition("mixed", 1)) == many.cycle(Condition("phases", 1)) == 1
+
+
 def test_more_requests_than_run_at_a_time():
     block = Workload(PROMPTS, (4,), requests_per_slot=3).block(0, Condition("mixed", 4))
     assert [segment.concurrency for segment in block.segments] == [4]

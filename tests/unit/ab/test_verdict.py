@@ -184,15 +184,53 @@ def test_without_a_fixed_arm_there_is_no_ratio():
     assert cell["vs_best_fixed"] is None and cell["lower_bound"] is None
 
 
-def test_an_arm_whose_server_failed_costs_the_others_nothing():
-    """Each ratio is over the blocks that its two arms ran."""
+@pytest.mark.parametrize("arm", [EMA, STATIC3, NONE])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_an_arm_whose_server_failed_costs_the_others_nothing(arm: Arm, blocks: int):
+    """Each ratio is over the blocks that its two arms ran, and a fixed setting without blocks
+    enough for an interval is none that anybody is said to be at least a part of."""
     found = outcome()
-    found.failures["eagle3-ema"] = "gone"
-    del found.blocks.ran[EMA, ONE][1:]
+    del found.blocks.ran[arm, ONE][blocks:]
     cells = cells_of(found)
-    assert cells["ema"]["blocks"] == 1 and cells["speckv"]["blocks"] == 4
-    assert cells["speckv"]["over"]["ema"]["interval"] is None
-    assert cells["speckv"]["over"]["static:3"]["interval"] is not None
+    speckv = cells["speckv"]
+    assert cells[arm.name]["blocks"] == blocks and speckv["blocks"] == 4
+    kept = {"none", "static:1", "static:3"} - {arm.name}
+    assert all(speckv["over"][name]["interval"] for name in kept)
+    assert speckv["lower_bound"] is not None and speckv["best_fixed"] in kept
+    assert "at least" in answer(found)
+
+
+def test_the_best_setting_is_that_of_blocks_in_common():
+    """static:1 ran two easy blocks more."""
+    found = outcome()
+    for index in (4, 5):
+        (easy,) = blocks(STATIC1, 0.5, count=1)
+        block = replace(easy.block, index=index)
+        found.blocks.add(STATIC1, replace(easy, block=block))
+    cells = cells_of(found)
+    assert cells["static:1"]["tok_per_s"] > cells["static:3"]["tok_per_s"]
+    assert cells["speckv"]["best_fixed"] == "static:3"
+
+
+def test_an_arm_of_which_nothing_came_within_the_window_has_no_ratio():
+    found = outcome()
+    flat = [
+        replace(
+            ran,
+            completions=tuple(
+                msgspec.structs.replace(
+                    done, arrived=((0.05, done.tokens), (done.e2e_s, done.tokens))
+                )
+                for done in ran.completions
+            ),
+        )
+        for ran in found.blocks.ran[EMA, ONE]
+    ]
+    found.blocks.ran[EMA, ONE] = flat
+    results = describe(comparison(found), found, 1.0)
+    cells = {cell["arm"]: cell for cell in results["cells"]}
+    assert cells["ema"]["tok_per_s"] == 0 and "ema" not in cells["speckv"]["over"]
+    assert "ema" not in results["sweep"]["eagle3"]["mixed"]["arms"]
 
 
 def test_only_blocks_that_both_ran_are_compared():
@@ -316,9 +354,12 @@ def test_an_arm_that_is_out_does_not_say_where_to_go_on():
 
 
 def test_checks_compare_what_is_the_same():
-    checks = judged(outcome(seconds=SECONDS | {FRESH3: 1.5, TWICE: 1.4}))["checks"]
+    again = replace(FRESH3, name="fresh:3#2")
+    seconds = SECONDS | {FRESH3: 1.5, TWICE: 1.4, again: 1.5}
+    checks = judged(outcome(seconds=seconds))["checks"]
     assert {(check["kind"], check["arm"], check["against"]) for check in checks} == {
         ("the same arm twice", "speckv#2", "speckv"),
+        ("the same arm twice", "fresh:3#2", "fresh:3"),
         ("a server of its own", "fresh:3", "static:3"),
     }
     assert all(check["within_noise"] for check in checks)

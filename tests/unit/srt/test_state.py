@@ -63,6 +63,8 @@ def test_what_each_key_does(policy: EnginePolicy) -> None:
     assert policy.kept_awake
     post(policy, state.POLICY_KEY + "throughput", 1)
     assert policy.policy_name == "throughput"
+    post(policy, state.POLICY_KEY + "throughput#2", 1)
+    assert policy.policy_name == "throughput#2"
 
 
 @pytest.mark.parametrize(
