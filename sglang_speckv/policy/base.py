@@ -20,11 +20,13 @@ class Batch:
 
     ``first_probs`` [size] is per request the draft's newest known top-1 probability of a first
     draft token: of the coming round where the host has it in time, else of an earlier round; NaN
-    where unknown. None where nothing taps the draft.
+    where unknown. None where nothing taps the draft. ``requests`` [size] are numbers that tell
+    requests apart, the same from round to round; None where nobody numbers them.
     """
 
     size: int
     first_probs: np.ndarray | None = None
+    requests: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Round:
     draft position the draft's top-1 probability and its entropy divided by the log of the draft
     vocabulary, known only after drafting. Both None where nothing taps the draft. ``asleep``: a
     round at depth 0 that the draft slept through, the cheaper kind. ``context_len`` is the sum of
-    the requests' lengths in tokens, 0 where unknown.
+    the requests' lengths in tokens, 0 where unknown. ``requests`` [live] as in :class:`Batch`.
     """
 
     num_steps: int
@@ -69,6 +71,7 @@ class Round:
     signals: np.ndarray | None = None
     context_len: int = 0
     asleep: bool = False
+    requests: Sequence[int] | None = None
 
 
 class StepPolicy(Protocol):

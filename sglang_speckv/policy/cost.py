@@ -87,6 +87,8 @@ class CostModel:
         self._slope = ContextSlope()
         self._ratios: deque[float] = deque(maxlen=LEVEL_WINDOW)
         self._fits: dict[int, tuple[int, list[float]]] = {}
+        self.fits = 0
+        """Times change with it: so often were they fitted anew."""
         self.level = 1.0
         self.noise = 0.1
         """Mean relative deviation of a single round."""
@@ -129,6 +131,7 @@ class CostModel:
         ):
             record[cell] += gain * (value - record[cell])
         self._fits.clear()
+        self.fits += 1
 
     def update(
         self, batch_size: int, num_steps: int, seconds: float | None, context_len: int = 0
@@ -267,6 +270,7 @@ class CostModel:
         return [time * self.level for time in self.times(batch_size, context_len)]
 
     def _refit(self, batch_size: int) -> None:
+        self.fits += 1
         self._fits[bucket_of(batch_size)] = self.samples, self._fit(batch_size)
 
     def _fit(self, batch_size: int) -> list[float]:

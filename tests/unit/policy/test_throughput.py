@@ -14,7 +14,7 @@ import pytest
 from sglang_speckv.policy import Batch, Round, StepPolicy, create_policy
 from sglang_speckv.policy.base import Decision
 from sglang_speckv.policy.prior import OFF
-from sglang_speckv.policy.throughput import LOOK_ROUNDS, SWITCH_SECONDS, ThroughputPolicy
+from sglang_speckv.policy.throughput import LOOK_ROUNDS, ThroughputPolicy
 from tests.unit.policy.simulate import (
     STRONG,
     USELESS,
