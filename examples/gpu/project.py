@@ -1,12 +1,11 @@
 """Real acceptance under other round times: what each policy would give there. A projection, never
 a measurement.
 
-    python examples/gpu/project.py traces/eagle3 --cost out/gpu/cost.eagle3.plain.512.json --cost out/gpu/cost.eagle3.fp8.512.json --batch 1 --batch 16 --out out/gpu/projection.json
+    python examples/gpu/project.py examples/positions/eagle3.safetensors --cost out/gpu/cost.eagle3.plain.512.json --cost out/gpu/cost.eagle3.fp8.512.json --batch 1 --batch 16 --out out/gpu/projection.json
 
-The trace says what was accepted (`examples/record_traces.py` records one); each table of
-`cost_curves.py` says what rounds cost on a larger model. Requests are put together anew, --batch at
-a time. The pair of the trace is not the pair of the table: real drafts of that size may be
-accepted more or less often.
+The positions say what would be accepted (`examples/record_positions.py` makes them); each table of
+`cost_curves.py` says what rounds cost on a larger model. The pair of the positions is not the pair
+of the table: real drafts of that size may be accepted more or less often.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -22,36 +21,38 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples.gpu.observe import finish, machine, run
+from sglang_speckv.ab.answer import shown
 from sglang_speckv.config import parse_steps
 from sglang_speckv.progress import Screen
 from sglang_speckv.replay.report import to_json
 from sglang_speckv.replay.run import ReplayOptions, run_replay
 
-WHAT = "a projection, never a measurement: recorded acceptance under round times of other models"
+WHAT = "a projection, never a measurement: real acceptance under round times of other models"
 
 
 def project(options: ReplayOptions) -> dict[str, Any]:
     """One replay, with what it says of each arm."""
     told = to_json(run_replay(options))
-    keys = ("arm", "rate", "of_best_static", "accept_length", "steps", "hindsight", "dropped")
+    (cell,) = told["cells"]
+    keys = ("arm", "rate", "vs_best_fixed", "interval", "accept_length", "steps", "hindsight")
     return {
         "cost": str(options.cost),
-        "batch": options.regroup,
+        "batch": cell["requests"],
         "unit": told["cost"]["unit"],
-        "trace": told["trace"],
-        "best_static": told["best_static"],
-        "arms": [{key: arm[key] for key in keys} for arm in told["arms"]],
+        "source": told["source"],
+        "best_fixed": cell["best_fixed"],
+        "arms": [{key: arm[key] for key in keys} for arm in cell["arms"]],
         "notes": told["notes"],
     }
 
 
 def show(projections: list[dict[str, Any]]) -> None:
-    """Every arm's share of the best static depth, on stderr: stdout is for the JSON line."""
-    table = Table("costs", "batch", "arm", "tok/s", "of best static", title=WHAT)
+    """Every arm's share of the best fixed depth, on stderr: stdout is for the JSON line."""
+    table = Table("costs", "batch", "arm", "tok/s", "of the best fixed", title=WHAT)
     for one in projections:
         for arm in one["arms"]:
-            cost, ratio = Path(one["cost"]).name, arm["of_best_static"][0]
-            table.add_row(cost, str(one["batch"]), arm["arm"], f"{arm['rate']:.4g}", f"{ratio:.3f}")
+            cost, ratio = Path(one["cost"]).name, shown(arm["vs_best_fixed"], arm["interval"])
+            table.add_row(cost, str(one["batch"]), arm["arm"], f"{arm['rate']:.4g}", ratio)
     console = Console(stderr=True)
     (console if console.is_terminal else Console(stderr=True, width=150)).print(table)
 
@@ -61,31 +62,28 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
-    traces: Annotated[list[Path], typer.Argument(help="Folders or files of --speckv-trace.")],
+    positions: Annotated[Path, typer.Argument(help="Positions of one draft.")],
     cost: Annotated[list[Path], typer.Option(help="Table of cost_curves.py; repeatable.")],
     batch: Annotated[
         list[int] | None, typer.Option(help="Requests at a time; repeatable. [default: 1, 16]")
     ] = None,
-    candidate_steps: Annotated[
-        str | None, typer.Option(help="Depths to choose from. [default: recorded]")
-    ] = None,
+    candidate_steps: Annotated[str | None, typer.Option(help="Depths to choose from.")] = None,
     lag: Annotated[
         int, typer.Option(help="Decisions that results come late by: 1 under overlap.")
     ] = 1,
     out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
 ) -> None:
-    """Replay recorded rounds under given round times; the last line is one JSON object."""
+    """Replay under given round times; the last line is one JSON object."""
     screen, projections = Screen(), []
     for table in cost:
         for size in batch or (1, 16):
             screen.say(f"{table.name}, {size} at a time")
             options = ReplayOptions(
-                traces=tuple(traces),
+                paths=(positions,),
                 cost=table,
-                regroup=size,
+                requests=(size,),
                 candidate_steps=parse_steps(candidate_steps) if candidate_steps else None,
                 lag=lag,
-                complete=True,
             )
             projections.append(project(options))
     show(projections)

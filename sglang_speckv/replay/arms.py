@@ -1,153 +1,102 @@
-"""The arms of a replay by name: policies that serve, peers restated, and those with hindsight."""
+"""The arms of a replay by name: policies that serve, fixed depths, and those with hindsight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sglang_speckv.config import ConfigError, static_steps
-from sglang_speckv.offline.round_cost import RoundCost
-from sglang_speckv.policy import StepPolicy, create_policy
-from sglang_speckv.policy.batch_table import BatchTablePolicy
+from sglang_speckv.policy import Batch, Decision, Round, StepPolicy, create_policy
 from sglang_speckv.policy.prior import Prior
-from sglang_speckv.replay.play import Played, Table, always, oracle, play
-from sglang_speckv.replay.rounds import Rounds
-from sglang_speckv.replay.score import Cells
+from sglang_speckv.replay.walk import Price, Walk
 
 INITIAL_STEPS = 3
-PROFILED_SIZES = (1, 4, 16, 64)
 NONE = "none"
-"""A server without speculation: not a policy, scored by its own row of the cost table."""
+"""A server without a draft."""
+ORACLE = "oracle"
+"""Knows the coming round's outcome at every depth, and takes the depth that is worth most."""
+POLICIES = ("throughput", "ema", "throughput_aware", "confidence", "paper", "paper:throughput")
+IN_ROUND = ":in-round"
+"""Behind a policy that reads the window's signals: it is shown the coming window."""
+FORESEEING = ("confidence", "paper", "paper:throughput")
+
+ProfileRows = Sequence[tuple[int, int, int, float]]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the arms of one replay are built from."""
+class Fixed:
+    """Holds one depth."""
 
-    rounds: Rounds
-    table: Table
-    cells: Cells
-    cost: RoundCost
-    lag: int = 0
-    prior: Prior = field(default_factory=Prior)
-    profiled: bool = True
-    """Whether policies are told round times before they start, as a server's start-up profile
-    tells them."""
-    in_sample: bool = False
-    """Whether the prior was learned from these very traces."""
+    name = "fixed"
 
-    @property
-    def tiers(self) -> tuple[int, ...]:
-        return self.table.tiers
+    def __init__(self, num_steps: int) -> None:
+        self.candidate_steps: tuple[int, ...] = (num_steps,)
+        self._decision = Decision(num_steps, "fixed")
+
+    def decide(self, batch: Batch) -> Decision:
+        return self._decision
+
+    def observe(self, outcome: Round) -> None:
+        pass
+
+    def snapshot(self) -> dict[str, object]:
+        return {}
 
 
-Make = Callable[[Setting], StepPolicy]
+class Oracle(Fixed):
+    """Of the coming round it knows what every depth would bring, and what a second is worth."""
+
+    name = ORACLE
+
+    def __init__(self, walk: Walk, tiers: Sequence[int], price: Price, rate: float) -> None:
+        self.candidate_steps = tuple(tiers)
+        self._walk, self._rate = walk, rate
+        self._tiers = np.array(tiers)
+        self._seconds = np.array([price.seconds[k] for k in tiers])
+
+    def decide(self, batch: Batch) -> Decision:
+        tokens = np.minimum(self._walk.correct()[:, None], self._tiers).sum(axis=0)
+        worth = tokens - self._rate * self._seconds
+        return Decision(int(self._tiers[worth.argmax()]), "oracle")
 
 
-def _live(spec: str, in_round: bool = False) -> Make:
-    """A policy as it serves, told what a server would tell it before its first round; shown each
-    coming window only for the view from inside of the round."""
-
-    def make(at: Setting) -> StepPolicy:
-        policy: Any = create_policy(spec, at.tiers, INITIAL_STEPS, prior=at.prior)
-        if not in_round and hasattr(policy, "foresee"):
-            policy.foresee = None
-        if at.profiled and hasattr(policy, "profiled"):
-            policy.profiled(start_up_profile(at))
-        return policy
-
-    return make
-
-
-def start_up_profile(at: Setting) -> list[tuple[int, int, int, float]]:
-    """(batch size, num_steps, context_len, seconds) at the sizes that a server would time."""
-    rounds = at.rounds
-    sizes = [size for size in PROFILED_SIZES if size < 4 * int(rounds.size.max())]
-    context = float(rounds.context_len.sum() / rounds.live.sum())
-    times = at.cost.times(np.array(sizes), at.tiers).tolist()
-    return [
-        (size, steps, round(size * context), seconds)
-        for size, row in zip(sizes, times, strict=True)
-        for steps, seconds in zip(at.tiers, row, strict=True)
-    ]
-
-
-def _batch_table(at: Setting) -> StepPolicy:
-    return BatchTablePolicy(at.tiers, best_by_size(at))
-
-
-POLICIES: dict[str, Make] = {
-    "throughput": _live("throughput"),
-    "ema": _live("ema"),
-    "throughput_aware": _live("throughput_aware"),
-    "batch_table": _batch_table,
-    "confidence": _live("confidence"),
-    "confidence:in-round": _live("confidence", in_round=True),
-    "paper": _live("paper"),
-    "paper:in-round": _live("paper", in_round=True),
-    "paper:throughput": _live("paper:throughput"),
-    "paper:throughput:in-round": _live("paper:throughput", in_round=True),
-}
-"""Arms that decide round by round. The batch table is the best one found on these very rounds."""
-HINDSIGHT = frozenset(
-    {"batch_table", "oracle", *(name for name in POLICIES if name.endswith(":in-round"))}
-)
-"""Arms that know what nobody knows when a round begins."""
-
-
-def arm_names(
-    tiers: Sequence[int], wanted: Sequence[str], knows_off: bool, weights: bool = False
-) -> list[str]:
-    """The arms to replay: those wanted (all of them), every static one, and the oracle. The
-    paper's policy needs ``weights``.
+def names_of(wanted: Sequence[str], tiers: Sequence[int], knows_off: bool, mlp: bool) -> list[str]:
+    """The arms to replay: those wanted (all that can be), every fixed depth, and the oracle. The
+    paper's policy needs the weights of its MLP.
 
     Raises:
-        ConfigError: an unknown arm, or ``static:K`` of a depth that is not a candidate.
+        ConfigError: an unknown arm, or one that cannot be replayed here.
     """
+    every = [*POLICIES, *(f"{name}{IN_ROUND}" for name in FORESEEING)]
     for name in wanted:
         steps = static_steps(name)
-        if steps is None and name not in (*POLICIES, NONE, "oracle"):
-            choices = ", ".join((*POLICIES, "static:K", NONE, "oracle"))
+        if steps is None and name not in (*every, NONE, ORACLE):
+            choices = ", ".join((*every, "static:K", NONE, ORACLE))
             raise ConfigError(f"unknown policy {name!r}; a replay knows {choices}")
         if steps is not None and steps not in tiers:
             raise ConfigError(f"{name!r} is not among the candidate steps {tuple(tiers)}")
+        if name.startswith("paper") and not mlp:
+            raise ConfigError("the paper's policy needs its weights: --artifact of speckv train")
     if NONE in wanted and not knows_off:
         raise ConfigError("this cost table has no row without speculation, so `none` has no cost")
-    policies = [name for name in (wanted or POLICIES) if name in POLICIES]
-    if not weights:
-        policies = [name for name in policies if not name.startswith("paper")]
-        if any(name.startswith("paper") for name in wanted):
-            raise ConfigError("the paper's policy needs its weights: --artifact of speckv train")
+    policies = [name for name in every if name in (wanted or every)]
+    policies = [name for name in policies if mlp or not name.startswith("paper")]
     off = [NONE] if knows_off else []
-    return [*policies, *(f"static:{k}" for k in tiers), *off, "oracle"]
+    return [*policies, *(f"static:{k}" for k in tiers), *off, ORACLE]
 
 
-def run_arm(name: str, at: Setting) -> Played:
-    """Replay one arm (all but ``none``)."""
-    if name == "oracle":
-        return oracle(at.table, at.cells.of)
+def policy_of(name: str, tiers: Sequence[int], prior: Prior, profile: ProfileRows) -> StepPolicy:
+    """A policy as it serves, told what a server would tell it before its first round. Only an
+    ``in-round`` arm is shown the coming window."""
     steps = static_steps(name)
-    if steps is not None:
-        return always(at.tiers.index(steps), at.rounds)
-    return play(POLICIES[name](at), at.rounds, at.table, at.lag)
-
-
-def best_by_size(at: Setting) -> dict[int, int]:
-    """Batch size -> the step count with the most tokens per second over the rounds on record."""
-    sizes, which = np.unique(at.rounds.size, return_inverse=True)
-    which = which.ravel()
-    tokens, seconds = (
-        np.stack(
-            [
-                np.bincount(which, np.where(at.table.known, of, 0.0)[:, k])
-                for k in range(len(at.tiers))
-            ]
-        )
-        for of in (at.table.tokens, at.table.seconds)
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rates = np.nan_to_num(tokens / seconds)
-    return {size: at.tiers[k] for size, k in zip(sizes.tolist(), rates.argmax(axis=0), strict=True)}
+    if name == NONE or steps is not None:
+        return Fixed(steps or 0)
+    base = name.removesuffix(IN_ROUND)
+    policy: Any = create_policy(base, tiers, INITIAL_STEPS, prior=prior)
+    if base == name and hasattr(policy, "foresee"):
+        policy.foresee = None
+    if profile and hasattr(policy, "profiled"):
+        policy.profiled(profile)
+    found: StepPolicy = policy
+    return found

@@ -1,40 +1,38 @@
-"""``speckv replay``: every policy on recorded rounds; no engine, no GPU, seconds.
+"""``speckv replay``: every policy on the positions of real answers; no engine, no GPU, seconds.
 
-speckv serve ... --speckv --speckv-policy static:7 --speckv-trace traces/
-speckv replay traces/                              # round times as recorded
-speckv replay traces/ --cost other-traces/         # ... from a trace of other depths
-speckv replay traces/ --draft-cost 0.1 --regroup 16 --traffic phases
-speckv replay traces/ --policy throughput --explain 120
+python examples/record_positions.py --draft eagle3 --out mine.safetensors
+speckv replay mine.safetensors --draft-cost 0.1 --requests 1,4,16
+speckv replay mine.safetensors --cost traces/            # round times as an engine had them
+speckv replay traces/                                    # rounds as recorded, which flatters
+speckv replay mine.safetensors --draft-cost 0.1 --policy throughput --explain 120
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from sglang_speckv.config import parse_steps
-
-if TYPE_CHECKING:
-    from sglang_speckv.replay.run import ReplayOptions
+from sglang_speckv.config import ConfigError, parse_steps
 
 
 def replay_command(
-    traces: Annotated[
-        list[Path], typer.Argument(help="Directories or files (*.jsonl.gz) of --speckv-trace.")
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="A file of positions (*.safetensors), or traces of --speckv-trace."),
     ],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="Only this policy beside the static ones; repeatable."),
+        typer.Option(help="Only this policy beside the fixed depths; repeatable."),
     ] = None,
     candidate_steps: Annotated[
-        str | None, typer.Option(help="Depths to choose from, such as 0,1,3. [default: recorded]")
+        str | None, typer.Option(help="Depths to choose from, such as 0,1,3.")
     ] = None,
     cost: Annotated[
         Path | None,
         typer.Option(
-            help="Round times from another trace, an artifact, or a JSON file "
+            help="Round times from a trace, an artifact, or a JSON file "
             '{"rows": [{"batch_size": 1, "num_steps": 3, "seconds": 0.05}, ...]}.'
         ),
     ] = None,
@@ -45,12 +43,10 @@ def replay_command(
     verify_width: Annotated[
         float, typer.Option(help="With --draft-cost: each further verified token, in target steps.")
     ] = 0.0,
-    regroup: Annotated[
-        int | None, typer.Option(help="Put the requests together anew, this many at a time.")
-    ] = None,
-    traffic: Annotated[
-        str, typer.Option(help="With --regroup: mixed, or phases (label after label).")
-    ] = "mixed",
+    requests: Annotated[str, typer.Option(help="At a time, such as 1,4,16.")] = "1",
+    traffic: Annotated[str, typer.Option(help="mixed, or phases (class after class).")] = "mixed",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Orders of the requests.")] = 4,
+    passes: Annotated[int, typer.Option(min=1, max=1000, help="Times through all of them.")] = 4,
     artifact: Annotated[
         Path | None,
         typer.Option(help="What speckv train learned from other prompts: acceptance, the MLP."),
@@ -59,61 +55,57 @@ def replay_command(
         bool, typer.Option(help="Tell policies round times first, as a server's start-up does.")
     ] = True,
     lag: Annotated[
-        int | None,
-        typer.Option(
-            help="Decisions that results come late by. [default: 1 under overlap, else 0]"
-        ),
-    ] = None,
-    complete: Annotated[
-        bool, typer.Option(help="Only rounds drafted to the deepest candidate: none is dropped.")
-    ] = False,
+        int,
+        typer.Option(min=0, max=8, help="Decisions that results and signals come late by."),
+    ] = 0,
     explain: Annotated[
         int | None, typer.Option(help="Say why the policy chose what it did in this round.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG) here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a chart (SVG) here.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the JSON here, with versions and machine.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Only the JSON line on stdout.")] = False,
 ) -> None:
-    """Replay recorded rounds under every policy and compare tokens per second.
+    """Let every policy serve the same requests, several at a time, and compare tokens per second.
 
-    A round drafted to depth d says what every depth up to d would have brought, and deeper ones
-    where a draft was rejected; other rounds are dropped for that depth, and how many is reported.
-    Record with --speckv-policy static:7, so that no round is. Round times at other depths come
-    from the trace if it has several depths, else from --cost or --draft-cost.
+    Positions say what a draft would do from every token of the target's answers, so each round
+    begins where the one before it ended. A trace holds only the rounds that were served: they are
+    taken as recorded, which flatters policies that adapt.
     """
     from sglang_speckv.progress import Screen
+    from sglang_speckv.replay.explain import explain as explained
+    from sglang_speckv.replay.explain import lines
+    from sglang_speckv.replay.report import print_report, to_json
     from sglang_speckv.replay.run import ReplayOptions, run_replay
 
     options = ReplayOptions(
-        traces=tuple(traces),
+        paths=tuple(paths),
         policies=tuple(policy or ()),
         candidate_steps=parse_steps(candidate_steps) if candidate_steps else None,
         cost=cost,
         draft_cost=draft_cost,
         verify_width=verify_width,
-        regroup=regroup,
+        requests=_counts(requests),
         traffic=traffic,
+        seeds=seeds,
+        passes=passes,
         lag=lag,
-        complete=complete,
         artifact=artifact,
         profiled=profile,
     )
     if explain is not None:
-        _explain(options, explain, json)
+        told = explained(options, explain)
+        if not json:
+            print("\n".join(lines(told)))
+        _print_json(told)
         return
     screen = Screen()
-    with screen.status("reading the trace") as say:
+    with screen.status("reading") as say:
         replay = run_replay(options, say)
-    from sglang_speckv.replay.report import print_report, to_json
-
     result = to_json(replay)
     if plot is not None:
-        from sglang_speckv.files import write_atomically
-        from sglang_speckv.replay.plot import draw
-
-        write_atomically(plot, lambda path: draw(replay, path))
+        _draw(result, plot)
         result["picture"] = str(plot)
         screen.say(f"picture: {plot}")
     if out is not None:
@@ -126,6 +118,26 @@ def replay_command(
     _print_json(result)
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1 or max(found) > 4096:
+        raise ConfigError(f"--requests {text!r} are not numbers in 1..4096, such as 1,4,16")
+    return found
+
+
+def _draw(result: dict[str, Any], path: Path) -> None:
+    from sglang_speckv.ab import chart
+    from sglang_speckv.files import write_atomically
+
+    source = result["source"]
+    cells = [arm | {"tok_per_s": arm["rate"]} for cell in result["cells"] for arm in cell["arms"]]
+    text = chart.svg(cells, f"{source['draft']}, {source['traffic']}: over the best fixed depth")
+    write_atomically(path, lambda scratch: scratch.write_text(text))
+
+
 def _write(result: dict[str, Any], out: Path) -> None:
     import msgspec
 
@@ -134,16 +146,6 @@ def _write(result: dict[str, Any], out: Path) -> None:
 
     text = msgspec.json.encode({"provenance": provenance(), **result})
     write_atomically(out, lambda path: path.write_bytes(msgspec.json.format(text, indent=1)))
-
-
-def _explain(options: ReplayOptions, number: int, as_json: bool) -> None:
-    from sglang_speckv.replay.explain import explain, lines
-    from sglang_speckv.replay.run import prepare
-
-    explained = explain((options.policies or ("throughput",))[0], prepare(options), number)
-    if not as_json:
-        print("\n".join(lines(explained)))
-    _print_json(explained)
 
 
 def _print_json(result: dict[str, Any]) -> None:

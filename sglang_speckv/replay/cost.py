@@ -36,14 +36,20 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_cost(
-    path: Path | None, draft_cost: float | None, verify_width: float, columns: Columns
+    path: Path | None, draft_cost: float | None, verify_width: float, columns: Columns | None
 ) -> RoundCost:
-    """The cost of a replay of ``columns``. Raises :class:`ConfigError`."""
+    """What a round costs, where nothing else is said as recorded in ``columns``. Raises
+    :class:`ConfigError`."""
     if path is not None and draft_cost is not None:
         raise ConfigError("--cost and --draft-cost are two answers to one question; give one")
     if draft_cost is not None:
         return AssumedCost(draft_cost, verify_width)
     if path is None:
+        if columns is None:
+            raise ConfigError(
+                "positions have no round times; give --draft-cost, or --cost with a trace, an "
+                "artifact or a JSON file"
+            )
         return MeasuredCost(measure_cost(columns), "the recorded round times")
     return MeasuredCost(_prior_from(path), str(path))
 

@@ -1,227 +1,163 @@
-"""A replay for people (tables) and for machines (one JSON object)."""
+"""A replay for people (a table for each load) and for machines (one JSON object)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from sglang_speckv.ab.intervals import Ratio
+from sglang_speckv.ab.answer import Record
+from sglang_speckv.ab.tables import Column, of_best_fixed, rich_table, value
 from sglang_speckv.offline.records import trace_hashes
-from sglang_speckv.offline.round_cost import MeasuredCost, RoundCost
-from sglang_speckv.replay import score
-from sglang_speckv.replay.arms import HINDSIGHT, NONE
-from sglang_speckv.replay.run import Arm, Replay
+from sglang_speckv.offline.round_cost import MeasuredCost
+from sglang_speckv.provenance import shown_path
+from sglang_speckv.replay.arms import IN_ROUND, ORACLE
+from sglang_speckv.replay.run import Arm, Cell, Replay
 
 _ERRATIC = 0.1
 """Misfit of a cost table from which its figures are warned of."""
-_FEW = 1e-3
-"""Share of dropped rounds from which a figure is called biased."""
+
+
+def _steps(record: Record) -> str:
+    return "  ".join(f"{k}: {share:.0%}" for k, share in record["steps"].items())
+
+
+def _columns(unit: str) -> Sequence[Column]:
+    return (
+        Column("arm", lambda record: record["arm"] + " *" * record["hindsight"], left=True),
+        Column(unit, value("rate", ".4g")),
+        Column("of the best fixed [95 %]", of_best_fixed),
+        Column("of the oracle", value("of_oracle", ".1%")),
+        Column("accept length", value("accept_length", ".2f")),
+        Column("expected, too much by", value("bias", "+.3f")),
+        Column("rounds by depth", _steps, left=True),
+    )
 
 
 def print_report(replay: Replay, console: Console) -> None:
-    console.print(_headline(replay), highlight=False)
-    console.print(_arms_table(replay))
-    if replay.groups:
-        console.print(_groups_table(replay))
-    for line in notes(replay):
+    result = to_json(replay)
+    source = result["source"]
+    console.print(
+        f"{source['algorithm']} {source['draft']} -> {source['target']}, {source['requests']:,} "
+        f"requests, {source['traffic']}; round times: {result['cost']['source']}",
+        highlight=False,
+    )
+    for cell in result["cells"]:
+        title = f"{cell['requests']} at a time"
+        console.print(rich_table(title, _columns(result["cost"]["unit"]), cell["arms"]))
+    for line in result["notes"]:
         console.print(line, style="dim", highlight=False, markup=False)
-
-
-def _headline(replay: Replay) -> str:
-    at = replay.setting
-    columns = at.rounds.columns
-    header = columns.header
-    return (
-        f"{header.algorithm} {header.draft} -> {header.target}\n"
-        f"{len(at.rounds):,} rounds, {len(at.rounds.row):,} request-rounds of "
-        f"{len(columns.prompts):,} prompts; round times: {at.cost.source}"
-    )
-
-
-def _arms_table(replay: Replay) -> Table:
-    table = Table(title="every arm on the same rounds", title_style="bold")
-    table.add_column("arm")
-    for heading in (
-        replay.setting.cost.unit,
-        "of the best static [95 %]",
-        "regret",
-        "accept length",
-        "forecast bias",
-        "dropped",
-    ):
-        table.add_column(heading, justify="right")
-    table.add_column("share of rounds per depth")
-    for arm in replay.arms.values():
-        style = "bold cyan" if arm.name == "throughput" else ""
-        table.add_row(*_row(replay, arm), style=style)
-    return table
-
-
-def _row(replay: Replay, arm: Arm) -> list[str]:
-    calibration = _calibration(replay, arm)
-    return [
-        arm.name + (" *" if knows_too_much(replay, arm.name) else ""),
-        f"{arm.rate:.4g}",
-        show(replay.ratios[arm.name]),
-        f"{replay.regret(arm.name):.1%}",
-        f"{_accept_length(replay, arm):.2f}",
-        f"{calibration['bias']:+.3f}" if calibration else "-",
-        f"{arm.earned.dropped:.1%}" if arm.earned.dropped else "-",
-        "  ".join(f"{k}: {share:.0%}" for k, share in _shares(replay, arm).items()),
-    ]
-
-
-def _groups_table(replay: Replay) -> Table:
-    table = Table(
-        title="of each load's and label's own best static depth [95 %]", title_style="bold"
-    )
-    table.add_column("arm")
-    for group, (best, _) in replay.groups.items():
-        table.add_column(f"{group}\n({best})", justify="right")
-    for name in replay.arms:
-        table.add_row(name, *(show(ratios[name]) for _, ratios in replay.groups.values()))
-    return table
 
 
 def notes(replay: Replay) -> list[str]:
     """What a reader has to know to believe the figures."""
-    at = replay.setting
+    at, options = replay.setting, replay.options
     lines = [
-        f"* knows the future: {replay.best_static} is the best static depth found on these rounds, "
-        "as are the batch table's; the oracle sees every outcome, in-round the coming window.",
-        "Rounds are taken as recorded: another depth would have moved the later ones. Intervals: "
-        "paired bootstrap over prompts.",
+        "* knows the future: the oracle what the coming round brings at every depth, in-round arms "
+        "what its drafts will say. The best fixed depth is known with hindsight. Intervals: "
+        "bootstrap over requests, the best fixed depth picked anew in each resample.",
     ]
-    if at.in_sample:
+    if not at.positions.walked:
         lines.append(
-            "The artifact was learned from these very rounds: its arms know what a server would "
-            "not. Replay another trace for honest figures of them."
+            "Rounds as recorded: another depth would have moved all later ones. That flatters arms "
+            "that adapt, by up to twice their gain. For figures without it record positions with "
+            "examples/record_positions.py."
         )
-    worst = max(replay.arms.values(), key=lambda arm: arm.earned.dropped)
-    if worst.earned.dropped > _FEW:
-        deepest = at.tiers[-1]
+    if options.artifact is not None:
         lines.append(
-            f"Up to {worst.earned.dropped:.0%} of rounds are dropped ({worst.name}): they accepted "
-            "all that was drafted, so the record does not say what a deeper draft would have "
-            "brought. That biases the figures, mostly against deep arms; record with "
-            f"--speckv-policy static:{deepest} for figures without this bias, or look at the "
-            "rounds drafted that deep only (--complete)."
+            "An artifact that was trained on answers to these prompts knows what a server would "
+            "not know of new ones."
         )
-    if isinstance(at.cost, MeasuredCost) and at.cost.misfit > _ERRATIC:
-        lines.append(
-            f"Measured round times scatter by {at.cost.misfit:.0%} around a smooth fit: the "
-            "machine was busy, and these rates are not to be believed; give --cost from a quiet "
-            "one, or --draft-cost."
-        )
-    guessed = _unmeasured(at.cost, np.unique(at.rounds.size).tolist(), at.tiers)
-    if guessed:
-        lines.append(f"Round times that were not measured but fitted: {', '.join(guessed)}.")
+    if isinstance(at.cost, MeasuredCost):
+        if at.cost.misfit > _ERRATIC:
+            lines.append(
+                f"Measured round times scatter by {at.cost.misfit:.0%} around a smooth fit: the "
+                "machine was busy, and these rates are not to be believed. Give --cost from a "
+                "quiet one, or --draft-cost."
+            )
+        guessed = [
+            f"{size} at a time at depth {', '.join(map(str, missing))}"
+            for size in options.requests
+            if (missing := [k for k in at.tiers if not at.cost.measured(size, k)])
+        ]
+        if guessed:
+            lines.append(f"Round times that were not measured but fitted: {'; '.join(guessed)}.")
     return lines
 
 
-def _unmeasured(cost: RoundCost, sizes: Iterable[int], tiers: Iterable[int]) -> list[str]:
-    steps = list(tiers)
-    found = {size: [k for k in steps if not cost.measured(size, k)] for size in sizes}
-    lines = [
-        f"batch {size} at {'every depth' if len(missing) == len(steps) else missing}"
-        for size, missing in found.items()
-        if missing
-    ]
-    return [*lines[:6], f"and {len(lines) - 6} more batch sizes"] if len(lines) > 7 else lines
-
-
 def to_json(replay: Replay) -> dict[str, Any]:
-    at = replay.setting
-    columns = at.rounds.columns
+    at, options = replay.setting, replay.options
+    source = at.positions.source
     return {
-        "trace": {
-            "target": columns.header.target,
-            "draft": columns.header.draft,
-            "algorithm": columns.header.algorithm,
-            "rounds": len(at.rounds),
-            "request_rounds": len(at.rounds.row),
-            "prompts": len(columns.prompts),
-            "labels": list(columns.labels),
-            "regroup": replay.options.regroup,
-            "traffic": replay.options.traffic if replay.options.regroup else None,
-            "lag": at.lag,
-            "artifact": replay.options.artifact and str(replay.options.artifact),
-            "artifact_in_sample": at.in_sample,
-            "profiled": at.profiled,
-            "files": trace_hashes(replay.options.traces),
+        "source": {
+            "target": source.target,
+            "draft": source.draft,
+            "algorithm": source.algorithm,
+            "requests": len(source.requests),
+            "positions": len(at.positions),
+            "walked": at.positions.walked,
+            "traffic": options.traffic,
+            "seeds": options.seeds,
+            "passes": options.passes,
+            "lag": options.lag,
+            "artifact": options.artifact and shown_path(str(options.artifact)),
+            "profiled": options.profiled,
+            "files": trace_hashes(options.paths),
         },
-        "cost": {"source": at.cost.source, "unit": at.cost.unit, "table": _cost_rows(replay)},
+        "cost": {
+            "source": at.cost.source,
+            "unit": at.cost.unit,
+            "table": [
+                {"batch_size": size, "seconds": at.price(size).seconds, "off": at.off(size)}
+                for size in options.requests
+            ],
+        },
         "candidate_steps": list(at.tiers),
-        "best_static": replay.best_static,
-        "arms": [_arm_json(replay, arm) for arm in replay.arms.values()],
-        "groups": {
-            group: {"best_static": best, "ratios": {name: _ratio(r) for name, r in ratios.items()}}
-            for group, (best, ratios) in replay.groups.items()
-        },
+        "cells": [
+            {
+                "requests": cell.requests,
+                "best_fixed": cell.best_static,
+                "arms": [arm_json(cell, name, arm) for name, arm in cell.arms.items()],
+            }
+            for cell in replay.cells
+        ],
         "notes": notes(replay),
     }
 
 
-def _arm_json(replay: Replay, arm: Arm) -> dict[str, Any]:
+def arm_json(cell: Cell, name: str, arm: Arm) -> Record:
+    ratio = cell.ratios[name]
+    steps = np.concatenate([played.num_steps for played in arm.walks])
+    tokens = np.concatenate([played.tokens for played in arm.walks])
+    depths, counts = np.unique(steps, return_counts=True)
     return {
-        "arm": arm.name,
-        "rate": round(arm.rate, 5),
-        "of_best_static": _ratio(replay.ratios[arm.name]),
-        "regret": round(replay.regret(arm.name), 5),
-        "accept_length": round(_accept_length(replay, arm), 4),
-        "dropped": round(arm.earned.dropped, 5),
-        "hindsight": knows_too_much(replay, arm.name),
-        "steps": _shares(replay, arm),
-        "calibration": _calibration(replay, arm),
-        "seconds": round(arm.cpu, 3),
+        "arm": name,
+        "load": f"{cell.requests} at a time",
+        "rate": round(arm.earned.rate, 5),
+        "best_fixed": cell.best_static,
+        "vs_best_fixed": None if name == cell.best_static else round(ratio.value, 5),
+        "interval": None if name == cell.best_static else ratio.interval,
+        "of_oracle": round(arm.earned.rate / cell.arms[ORACLE].earned.rate, 5),
+        "accept_length": round(float(tokens.mean()), 4),
+        "bias": _bias(arm),
+        "steps": {
+            str(k): round(n / len(steps), 4)
+            for k, n in zip(depths.tolist(), counts.tolist(), strict=True)
+        },
+        "hindsight": name == ORACLE or name.endswith(IN_ROUND),
+        "rounds": len(steps),
+        "cpu_s": round(arm.cpu, 3),
     }
 
 
-def _cost_rows(replay: Replay) -> list[dict[str, Any]]:
-    at = replay.setting
-    sizes = np.unique(at.rounds.size)[:64]
-    times = at.cost.times(sizes, at.tiers).tolist()
-    return [
-        {"batch_size": size, "times": dict(zip(map(str, at.tiers), row, strict=True))}
-        for size, row in zip(sizes.tolist(), times, strict=True)
-    ]
-
-
-def knows_too_much(replay: Replay, name: str) -> bool:
-    return name in HINDSIGHT or name == replay.best_static
-
-
-def _accept_length(replay: Replay, arm: Arm) -> float:
-    """Mean tokens per request and round, bonus included, over the rounds on record."""
-    at = replay.setting
-    if arm.name == NONE:
-        return 1.0
-    every = np.arange(len(at.rounds))
-    known = at.table.known[every, arm.played.chosen]
-    tokens = at.table.tokens[every, arm.played.chosen][known].sum()
-    return float(tokens / max(1, at.rounds.live[known].sum()))
-
-
-def _shares(replay: Replay, arm: Arm) -> dict[str, float]:
-    return {} if arm.name == NONE else score.shares(replay.setting.table, arm.played)
-
-
-def _calibration(replay: Replay, arm: Arm) -> dict[str, Any] | None:
-    if arm.name == NONE:
-        return None
-    return score.calibration(replay.setting.rounds, replay.setting.table, arm.played)
-
-
-def _ratio(ratio: Ratio) -> list[float | None]:
-    """Value and interval."""
-    return [None if v is None else round(v, 5) for v in (ratio.value, ratio.low, ratio.high)]
-
-
-def show(ratio: Ratio) -> str:
-    if ratio.low is None or ratio.high is None:
-        return f"{ratio.value:.3f}"
-    return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+def _bias(arm: Arm) -> float | None:
+    """Accept length that was expected, less the one that came, over rounds that expected one."""
+    gaps = []
+    for played in arm.walks:
+        came = played.tokens.reshape(len(played.num_steps), -1).mean(axis=1)
+        gaps.append(played.expected - came)
+    found = np.concatenate(gaps)
+    found = found[~np.isnan(found)]
+    return round(float(found.mean()), 4) if len(found) else None

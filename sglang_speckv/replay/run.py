@@ -1,171 +1,220 @@
-"""A whole replay: traces in, every arm's figures out."""
+"""A whole replay: positions in, every arm's figures out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from sglang_speckv.ab.intervals import Ratio
-from sglang_speckv.config import ConfigError
+from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, ConfigError
 from sglang_speckv.offline.artifact import check_identity, load_artifact
 from sglang_speckv.offline.columns import Columns, identity_of, read_columns
-from sglang_speckv.offline.records import trace_hashes
-from sglang_speckv.offline.round_cost import MeasuredCost, RoundCost
+from sglang_speckv.offline.round_cost import RoundCost
 from sglang_speckv.policy.prior import OFF, Prior
-from sglang_speckv.replay import score
-from sglang_speckv.replay.arms import NONE, Setting, arm_names, run_arm
+from sglang_speckv.replay.arms import NONE, ORACLE, Oracle, ProfileRows, names_of, policy_of
 from sglang_speckv.replay.cost import read_cost
-from sglang_speckv.replay.play import Played, Table, always, tiers_for
-from sglang_speckv.replay.rounds import Rounds, drafted_to, recorded_rounds, regroup
+from sglang_speckv.replay.positions import SUFFIX, Positions, from_trace, read_positions
+from sglang_speckv.replay.score import Earned, earned, over_best
+from sglang_speckv.replay.walk import Played, Price, Walk, order_of, play
 
-_SANE_NOISE = 5.0
-"""A round beyond this many times its modelled time was no clean round."""
+TRAFFIC = ("mixed", "phases")
+PROFILED_SIZES = (1, 4, 16, 64)
+_ORACLE_TURNS = 5
 
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    traces: tuple[Path, ...]
+    """``requests`` are served at a time; each arm goes through all requests ``passes`` times in
+    each of ``seeds`` orders."""
+
+    paths: tuple[Path, ...]
     policies: tuple[str, ...] = ()
     candidate_steps: tuple[int, ...] | None = None
     cost: Path | None = None
     draft_cost: float | None = None
     verify_width: float = 0.0
-    regroup: int | None = None
+    requests: tuple[int, ...] = (1,)
     traffic: str = "mixed"
-    lag: int | None = None
-    complete: bool = False
+    seeds: int = 4
+    passes: int = 4
+    lag: int = 0
     artifact: Path | None = None
     profiled: bool = True
 
 
 @dataclass(frozen=True, eq=False)
-class Arm:
-    """``cpu``: seconds of one core that the replay took."""
+class Setting:
+    """What the arms of one replay have in common."""
 
-    name: str
-    played: Played
-    earned: score.Earned
-    rate: float
+    positions: Positions
+    tiers: tuple[int, ...]
+    cost: RoundCost
+    prior: Prior
+
+    def price(self, size: int) -> Price:
+        """Of a round of ``size`` requests."""
+        times = self.cost.times(np.array([size]), self.tiers)[0].tolist()
+        asleep = self.off(size) if self.sleeps else None
+        return Price(dict(zip(self.tiers, times, strict=True)), asleep)
+
+    @property
+    def sleeps(self) -> bool:
+        """A separate draft can sleep through a round at depth 0."""
+        return self.cost.knows_off and self.positions.source.algorithm == "STANDALONE"
+
+    def off(self, size: int) -> float | None:
+        if not self.cost.knows_off:
+            return None
+        return float(self.cost.times(np.array([size]), [OFF])[0, 0])
+
+    def profile(self, size: int) -> ProfileRows:
+        """(batch size, num_steps, context_len, seconds) at the sizes that a server would time."""
+        sizes = [n for n in PROFILED_SIZES if n < 4 * size]
+        tiers = (OFF, *self.tiers) if self.sleeps and 0 in self.tiers else self.tiers
+        times = self.cost.times(np.array(sizes), tiers).tolist()
+        context = float(self.positions.context.mean())
+        return [
+            (n, steps, round(n * context), seconds)
+            for n, row in zip(sizes, times, strict=True)
+            for steps, seconds in zip(tiers, row, strict=True)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """``cpu``: seconds of one core that it took."""
+
+    walks: Sequence[Played]
+    earned: Earned
     cpu: float
 
 
 @dataclass(frozen=True, eq=False)
-class Replay:
-    """``ratios``: tokens per second over the best static arm's, per arm. ``groups``: the same
-    over each load's and each label's own best static arm: name -> (best arm, ratios)."""
+class Cell:
+    """So many requests at a time. ``ratios`` are over the best fixed depth, per arm."""
 
-    options: ReplayOptions
-    setting: Setting
+    requests: int
     arms: dict[str, Arm]
     best_static: str
     ratios: dict[str, Ratio]
-    groups: dict[str, tuple[str, dict[str, Ratio]]]
 
-    def regret(self, name: str) -> float:
-        """Share of the oracle's tokens per second that the arm leaves."""
-        return 1.0 - self.arms[name].rate / self.arms["oracle"].rate
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    options: ReplayOptions
+    setting: Setting
+    cells: Sequence[Cell]
 
 
 def prepare(options: ReplayOptions) -> Setting:
-    """Read, group and price the rounds. Raises :class:`ConfigError`."""
-    columns = read_columns(options.traces)
-    tiers = tiers_for(options.candidate_steps, columns)
+    """Raises :class:`ConfigError`."""
+    if options.traffic not in TRAFFIC:
+        raise ConfigError(
+            f"--traffic {options.traffic!r} is not one of {', '.join(TRAFFIC)}; choose one of them"
+        )
+    walked = [path for path in options.paths if path.suffix == SUFFIX]
+    if walked and len(options.paths) > 1:
+        raise ConfigError(f"{walked[0]} is a file of positions; replay it alone")
+    columns = None if walked else read_columns(options.paths)
+    positions = read_positions(walked[0]) if walked else None
+    tiers = _tiers(options.candidate_steps, columns, positions)
+    if positions is None:
+        assert columns is not None
+        positions = from_trace(columns, tiers[-1])
+    most, there = max(options.requests), len(positions.source.requests)
+    if most > there:
+        raise ConfigError(
+            f"--requests {most}: there are {there} requests in all, too few to serve so many at a "
+            "time; ask for fewer"
+        )
     cost = read_cost(options.cost, options.draft_cost, options.verify_width, columns)
-    if options.complete:
-        columns = drafted_to(columns, tiers[-1])
-    rounds = (
-        recorded_rounds(columns)
-        if options.regroup is None
-        else regroup(columns, options.regroup, options.traffic)
-    )
-    lag = int(columns.header.overlap) if options.lag is None else options.lag
-    if not 0 <= lag <= 8:
-        raise ConfigError(f"--lag {lag} is not a number of rounds in 0..8")
-    tokens, known = rounds.outcomes(tiers)
-    seconds = cost.times(rounds.size, tiers)
-    table = Table(tiers, tokens, known, seconds, _noise(rounds, cost))
-    prior, in_sample = _prior(options, columns)
-    cells = score.cells_of(rounds)
-    return Setting(rounds, table, cells, cost, lag, prior, options.profiled, in_sample)
-
-
-def _prior(options: ReplayOptions, columns: Columns) -> tuple[Prior, bool]:
-    """What an artifact of this very pair knows, its cost table aside (times are the replay's), and
-    whether it was learned from these traces."""
-    if options.artifact is None:
-        return Prior(), False
-    loaded = load_artifact(options.artifact)
-    check_identity(loaded, identity_of(columns.header))
-    learned = {trace.get("sha256") for trace in loaded.provenance.get("traces", ())}
-    here = {trace["sha256"] for trace in trace_hashes(options.traces)}
-    return replace(loaded.prior, cost=None), bool(learned & here)
+    return Setting(positions, tiers, cost, _prior(options.artifact, columns))
 
 
 def run_replay(options: ReplayOptions, say: Callable[[str], None] = lambda _: None) -> Replay:
-    """Replay every arm. Raises :class:`ConfigError`."""
+    """Raises :class:`ConfigError`."""
     at = prepare(options)
-    arms: dict[str, Arm] = {}
-    for name in arm_names(
-        at.tiers, options.policies, at.cost.knows_off, weights=at.prior.mlp is not None
-    ):
-        say(f"replaying {name}")
-        arms[name] = _arm(name, at)
-    static = [name for name in arms if name.startswith("static:")]
-    earned = {name: arm.earned for name, arm in arms.items()}
-    work = at.cells.work
-    best = max(static, key=lambda name: arms[name].rate)
-    groups = {}
-    for group, cells in _groups(at.cells).items():
-        own = max(static, key=lambda name: score.rate(earned[name], work, cells))
-        groups[group] = own, score.compare(earned, own, work, cells)
-    return Replay(options, at, arms, best, score.compare(earned, best, work), groups)
+    names = names_of(options.policies, at.tiers, at.cost.knows_off, at.prior.mlp is not None)
+    cells = []
+    for size in options.requests:
+        arms = {}
+        for name in names:
+            say(f"{size} at a time: {name}")
+            arms[name] = _arm(name, at, options, size)
+        static = [name for name in names if name.startswith("static:")]
+        best = max(static, key=lambda name: arms[name].earned.rate)
+        ratios = over_best({name: arm.earned for name, arm in arms.items()}, static)
+        cells.append(Cell(size, arms, best, ratios))
+    return Replay(options, at, cells)
 
 
-def _arm(name: str, at: Setting) -> Arm:
+def walk_of(at: Setting, options: ReplayOptions, size: int, seed: int) -> Walk:
+    rng = np.random.default_rng([seed, size])
+    order = order_of(at.positions, options.traffic, options.passes, rng)
+    return Walk(at.positions, order, size, options.lag)
+
+
+def _arm(name: str, at: Setting, options: ReplayOptions, size: int) -> Arm:
     started = time.process_time()
-    if name == NONE:
-        played, table = always(0, at.rounds), off_table(at)
+    count = len(at.positions.source.requests)
+    if name == ORACLE:
+        walks = _oracle(at, options, size, count)
     else:
-        played, table = run_arm(name, at), at.table
-    cpu = time.process_time() - started
-    earned = score.earn(at.rounds, table, at.cells, played)
-    return Arm(name, played, earned, score.rate(earned, at.cells.work), cpu)
+        walks = [_one(name, at, options, size, seed) for seed in range(options.seeds)]
+    return Arm(walks, earned(walks, count), time.process_time() - started)
 
 
-def off_table(at: Setting) -> Table:
-    """One tier that drafts nothing on a server that never drafts."""
-    n = len(at.rounds)
-    return replace(
-        at.table,
-        tiers=(0,),
-        tokens=at.rounds.live[:, None],
-        known=np.ones((n, 1), dtype=bool),
-        seconds=at.cost.times(at.rounds.size, [OFF]),
-    )
+def _one(name: str, at: Setting, options: ReplayOptions, size: int, seed: int) -> Played:
+    price = at.price(size)
+    if name == NONE:
+        price = Price({0: at.off(size) or 0.0})
+    policy = policy_of(name, at.tiers, at.prior, at.profile(size) if options.profiled else ())
+    noise = np.random.default_rng([seed, 1])
+    return play(policy, walk_of(at, options, size, seed), price, options.lag, noise)
 
 
-def _groups(cells: score.Cells) -> dict[str, list[int]]:
-    """Cells by load and by label, where there is more than one of them."""
-    groups: dict[str, list[int]] = {}
-    for kind, names in (("load", cells.loads), ("label", cells.labels)):
-        for name in dict.fromkeys(names):
-            if len(set(names)) > 1:
-                groups[f"{kind} {name or '(none)'}"] = [
-                    i for i, other in enumerate(names) if other == name
-                ]
-    return groups
+def _oracle(at: Setting, options: ReplayOptions, size: int, count: int) -> list[Played]:
+    """Prices time by what it earns itself, turn by turn."""
+    price, rate = at.price(size), 0.0
+    walks: list[Played] = []
+    for _ in range(_ORACLE_TURNS):
+        walks = []
+        for seed in range(options.seeds):
+            walk = walk_of(at, options, size, seed)
+            walks.append(play(Oracle(walk, at.tiers, price, rate), walk, price))
+        rate = earned(walks, count).rate
+    return walks
 
 
-def _noise(rounds: Rounds, cost: RoundCost) -> np.ndarray:
-    """Measured over modelled time of each round; 1 where times are assumed or regrouped."""
-    if rounds.regrouped or not isinstance(cost, MeasuredCost) or np.isnan(rounds.seconds).all():
-        return np.ones(len(rounds))
-    depths = sorted(set(rounds.drafted.tolist()))
-    at = np.searchsorted(depths, rounds.drafted)
-    modelled = cost.times(rounds.size, depths)[np.arange(len(rounds)), at]
-    noise = rounds.seconds / modelled
-    return np.where((noise > 1 / _SANE_NOISE) & (noise < _SANE_NOISE), noise, np.nan)
+def _prior(artifact: Path | None, columns: Columns | None) -> Prior:
+    """What an artifact of this very pair knows, its cost table aside: times are the replay's."""
+    if artifact is None:
+        return Prior()
+    loaded = load_artifact(artifact)
+    if columns is not None:
+        check_identity(loaded, identity_of(columns.header))
+    return replace(loaded.prior, cost=None)
+
+
+def _tiers(
+    wanted: Sequence[int] | None, columns: Columns | None, positions: Positions | None
+) -> tuple[int, ...]:
+    """The candidates asked for, else those of the trace's servers, else the default ones."""
+    if positions is not None:
+        deepest, named = positions.depth, set(DEFAULT_CANDIDATE_STEPS)
+    else:
+        assert columns is not None
+        deepest = int(columns.num_steps.max(initial=0))
+        named = {k for header in columns.headers for k in header.candidate_steps}
+    if wanted is None:
+        return tuple(sorted({0, *(k for k in named if 0 <= k <= deepest), deepest}))
+    if max(wanted) > deepest:
+        raise ConfigError(
+            f"--candidate-steps {max(wanted)} is deeper than the {deepest} that were drafted; give "
+            "fewer depths"
+        )
+    return tuple(sorted(set(wanted)))

@@ -30,7 +30,8 @@ from sglang_speckv.cli import app
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.records import Record
 from sglang_speckv.policy.prior import OFF
-from tests.unit.offline.synthetic import Traffic, write_trace
+from sglang_speckv.replay.positions import write_positions
+from tests.unit.replay.answers import positions
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "gpu"
@@ -212,8 +213,9 @@ def test_tables_are_read_by_replay(tmp_path: Path) -> None:
     cells = [Cell(1, k, 512, 0.01 * (k + 2), 0.01, 0.01, 16) for k in (OFF, 0, 1, 3)]
     cost_curves.write_tables(tmp_path / "cost.json", "eagle3.plain", cells)
     (table,) = tmp_path.glob("cost.eagle3.plain.512.json")
-    trace = write_trace(tmp_path / "t.jsonl.gz", Traffic(requests=8, rounds=30, batch=1).records())
-    arguments = [str(trace), "--cost", str(table), "--batch", "1", "--batch", "4"]
+    file, made = tmp_path / "p.safetensors", positions(requests=8)
+    write_positions(file, made.source, [20] * 8, made.start, made.correct, made.signals)
+    arguments = [str(file), "--cost", str(table), "--batch", "1", "--batch", "4"]
     arguments += ["--candidate-steps", "0,1,3", "--out", str(tmp_path / "projection.json")]
     done = CliRunner().invoke(project.app, arguments)
     assert done.exit_code == 0, done.output

@@ -16,6 +16,7 @@ from sglang_speckv.demo.drafts import _read_recipe, algorithm_of
 from sglang_speckv.offline.artifact import load_artifact
 from sglang_speckv.offline.records import read_trace
 from sglang_speckv.replay.cost import _prior_from
+from sglang_speckv.replay.positions import read_positions
 from sglang_speckv.srt import carrier
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -54,9 +55,18 @@ def _artifact(path: Path) -> object:
 
 
 def _header(path: Path) -> object:
+    return load_artifact(_as_header(path))
+
+
+def _as_header(path: Path) -> Path:
     header = path.read_bytes()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    return load_artifact(path)
+    return path
+
+
+def _positions(path: Path) -> object:
+    save_file({}, path, {"speckv": path.read_text(errors="replace")})
+    return read_positions(path)
 
 
 def _draft(path: Path) -> object:
@@ -74,6 +84,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "trace": _trace,
     "artifact": _artifact,
     "artifact header": _header,
+    "positions": _positions,
+    "positions header": lambda path: read_positions(_as_header(path)),
     "answer": _answer,
     "adaptive config": lambda path: carrier.read(str(path)),
 }
