@@ -15,6 +15,7 @@ deeper ones too. A request with c correct drafts out of k says "accepted" of pos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,6 +42,11 @@ LIMIT = 7.0
 """Largest log-odds of anything: 1 in 1,100."""
 PRIOR_LABELS = 300.0
 """At most this many labels of a trained prior count at each position."""
+FEW = 8
+"""Requests up to which each one's own acceptance is looked at: in larger batches it averages out
+(+0.9 % at two requests, +0.4 at four, +0.1 at eight)."""
+BINS = 32
+"""Of first probabilities in larger batches, equally wide in log-odds."""
 
 
 class Acceptance:
@@ -55,25 +61,41 @@ class Acceptance:
         self._mean = np.repeat([INTERCEPT, SLOPE], max_steps)
         self._covariance = np.block([[intercepts, nothing], [nothing, slopes]])
         self._drift = np.block([[nothing + DRIFT, nothing], [nothing, nothing]])
+        self._least = 1.0 / (1.0 + math.exp(LIMIT))
+        self._unit = np.eye(2 * max_steps)
         self._usual_x = 0.0
         """Where a request's signal is unknown."""
         self._own: dict[int, tuple[float, float]] = {}
         """By request, decayed sums: accepted less expected, and their variance."""
         self.labels = np.zeros(max_steps)
         """[max_steps]: how often each position was judged."""
+        self._scale = (BINS - 1e-6) / (2 * LIMIT)
+        self._middles = (np.arange(BINS) + 0.5) / self._scale - LIMIT
         if prior is not None:
             self._start_from(prior)
+        self._believe(BINS)
 
     def tokens(
         self, size: int, first_probs: np.ndarray | None, requests: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """[max_steps + 1]: expected tokens of the batch at every depth, bonus included."""
-        x, own = self._log_odds(size, first_probs), self._offsets(size, requests)
-        survival = self._conditional(x, own).cumprod(axis=1)
-        each = np.empty(self._steps + 1)
-        each[0] = size
-        survival.sum(axis=0, out=each[1:])
-        return each.cumsum()
+    ) -> list[float]:
+        """Expected tokens of the batch at depths 0..max_steps, bonus included."""
+        x = self._log_odds(size, first_probs)
+        if size > FEW:
+            counts = np.bincount(((x + LIMIT) * self._scale).astype(np.intp), minlength=BINS)
+            told: list[float] = (counts @ self._table).tolist()
+            return told
+        expected = [0.0] * self._steps
+        for odds, own in zip(x.tolist(), self._offsets(size, requests), strict=True):
+            survives = 1.0
+            for i, (intercept, slope) in enumerate(self._pairs):
+                z = intercept + slope * odds + own
+                survives /= 1.0 + math.exp(-z if -LIMIT < z < LIMIT else -math.copysign(LIMIT, z))
+                expected[i] += survives
+        total, tokens = float(size), [float(size)]
+        for more in expected:
+            total += more
+            tokens.append(total)
+        return tokens
 
     def survival(self) -> np.ndarray:
         """[max_steps]: P(the first i drafts are all accepted) of a usual request."""
@@ -91,14 +113,16 @@ class Acceptance:
         correct, valid = correct_drafts_of(num_correct_drafts, num_steps)
         if not len(correct) or not num_steps:
             return
-        x, own = self._log_odds(size, first_probs)[valid], self._offsets(size, requests)[valid]
+        x = self._log_odds(size, first_probs)[valid]
+        own = np.array(self._offsets(size, requests))[valid]
         judged = (self._positions <= correct[:, None]) & (self._positions < num_steps)
         accepted = self._positions < correct[:, None]
         self._covariance += self._drift / len(correct)
         self._update(x, self._conditional(x, own), judged, accepted)
         self.labels += judged.sum(axis=0)
         self._usual_x += (float(x.mean()) - self._usual_x) / 64.0
-        if requests is not None and len(requests) == size:
+        self._believe(size)
+        if requests is not None and len(requests) == size <= FEW:
             names = [name for name, kept in zip(requests, valid.tolist(), strict=True) if kept]
             self._remember(names, self._conditional(x, 0.0 * own), judged, accepted)
 
@@ -115,8 +139,7 @@ class Acceptance:
         information[at, at] = weight.sum(axis=0)
         information[at, at + k] = information[at + k, at] = x @ weight
         information[at + k, at + k] = (x * x) @ weight
-        unit = np.eye(2 * k)
-        covariance = np.linalg.solve(unit + self._covariance @ information, self._covariance)
+        covariance = np.linalg.solve(self._unit + self._covariance @ information, self._covariance)
         self._covariance = (covariance + covariance.T) / 2
         self._mean = np.clip(self._mean + self._covariance @ gradient, -LIMIT, LIMIT)
 
@@ -131,22 +154,38 @@ class Acceptance:
         while len(self._own) > MOST_REQUESTS:
             del self._own[next(iter(self._own))]  # the one that was served longest ago
 
-    def _offsets(self, size: int, requests: Sequence[int] | None) -> np.ndarray:
-        if requests is None or len(requests) != size or not self._own:
-            return np.zeros(size)
-        prior = REQUEST_SPREAD**-2
+    def _believe(self, size: int) -> None:
+        """Lay out what :meth:`tokens` asks for, for batches of this size."""
+        if size > FEW:
+            survival = self._conditional(self._middles, np.zeros(BINS)).cumprod(axis=1)
+            self._table = np.ones((BINS, self._steps + 1))
+            self._table[:, 1:] = 1.0 + survival.cumsum(axis=1)
+        mean = self._mean.tolist()
+        self._pairs = list(zip(mean[: self._steps], mean[self._steps :], strict=True))
+
+    def _offsets(self, size: int, requests: Sequence[int] | None) -> list[float]:
+        """What each request adds in log-odds; nothing where nobody numbers them."""
+        if requests is None or size > FEW or len(requests) != size:
+            return [0.0] * size
         known = [self._own.get(name, (0.0, 0.0)) for name in requests]
-        return np.array([s / (v + prior) for s, v in known])
+        return [s / (v + REQUEST_SPREAD**-2) for s, v in known]
 
     def _log_odds(self, size: int, first_probs: np.ndarray | None) -> np.ndarray:
-        probs = None if first_probs is None else numbers_of(first_probs)
-        if probs is None or probs.shape != (size,):
+        if first_probs is None:
             return np.full(size, self._usual_x)
-        known = (probs >= 0.0) & (probs <= MAX_SHARE)  # NaN is not
-        probs = np.minimum(np.where(known, probs, 0.5), 1.0)
-        with np.errstate(divide="ignore"):
-            odds = np.clip(np.log(probs) - np.log1p(-probs), -LIMIT, LIMIT)
-        return np.where(known, odds, self._usual_x)
+        probs = numbers_of(first_probs)
+        if probs.shape != (size,):
+            return np.full(size, self._usual_x)
+        if size == 1:
+            p = float(probs[0])
+            if not 0.0 <= p <= MAX_SHARE:  # nor NaN
+                return np.array([self._usual_x])
+            p = min(max(p, self._least), 1.0 - self._least)
+            return np.array([math.log(p / (1.0 - p))])
+        clipped = np.minimum(np.maximum(probs, self._least), 1.0 - self._least)
+        odds = np.log(clipped / (1.0 - clipped))
+        known = (probs >= 0.0) & (probs <= MAX_SHARE)
+        return odds if known.all() else np.where(known, odds, self._usual_x)
 
     def _conditional(self, x: np.ndarray, own: np.ndarray) -> np.ndarray:
         """[requests, max_steps]."""

@@ -14,8 +14,6 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.checks import context_of, is_count, is_round
@@ -40,8 +38,8 @@ REASONS = ("launch", "look", "best", "probe")
 class Load:
     """What is known of one bucket of batch sizes; tokens are per request."""
 
-    usual: np.ndarray
-    """[tiers]: expected tokens of recent rounds."""
+    usual: list[float]
+    """By tier: expected tokens of recent rounds."""
     tokens: float = 0.0
     seconds: float = 0.0
     """Decayed sums over the recent rounds: expected tokens and times of what was chosen."""
@@ -76,7 +74,6 @@ class ThroughputPolicy:
         cost: CostPrior | None = None,
     ):
         self.candidate_steps = tuple(candidate_steps)
-        self._tiers = np.array(self.candidate_steps)
         self._launch = min(self.candidate_steps, key=lambda steps: abs(steps - initial_steps))
         self._acceptance = Acceptance(max(self.candidate_steps[-1], 1), acceptance)
         self._cost = CostModel(self.candidate_steps[-1], cost)
@@ -112,13 +109,13 @@ class ThroughputPolicy:
         if not is_count(batch.size):
             return Decision(self._launch, "launch")
         size = int(batch.size)
-        tokens = self._acceptance.tokens(size, batch.first_probs, batch.requests)[self._tiers]
+        tokens = self._tokens(batch)
         if self._look or not self._cost.samples:
             steps, reason = (self._look.pop(), "look") if self._look else (self._launch, "launch")
-            return Decision(steps, reason, float(tokens[self._tiers == steps][0]) / size)
+            return Decision(steps, reason, tokens[self.candidate_steps.index(steps)] / size)
         load = self._load(size, tokens)
         worth, times, price = self._worth(size, load, tokens)
-        best = tier = int(worth.argmax())
+        best = tier = worth.index(max(worth))
         reason = "best"
         if not 1 / MOVED < self._cost.level / load.level < MOVED:
             load.level, load.wait = self._cost.level, PROBE_AGAIN
@@ -127,43 +124,44 @@ class ThroughputPolicy:
         if load.left <= 0:
             load.deeper = not load.deeper or best == 0
             aside = best + (1 if load.deeper else -1)
-            if aside < len(self._tiers):
+            if aside < len(tokens):
                 tier, reason = aside, "probe"
                 self._probed = (bucket_of(size), tier) if load.deeper else None
             load.left = load.wait = min(PROBE_ROUNDS, 2 * load.wait)
-        load.earn(float(tokens[best]) / size, float(times[best]) / size)
+        load.earn(tokens[best] / size, times[best] / size)
         steps, awake = self.candidate_steps[tier], not (load.asleep and tier == 0)
-        return Decision(
-            steps, reason, float(tokens[tier]) / size, awake, price / self._cost.level
-        )
+        return Decision(steps, reason, tokens[tier] / size, awake, price / self._cost.level)
 
-    def _load(self, size: int, tokens: np.ndarray) -> Load:
+    def _tokens(self, batch: Batch) -> list[float]:
+        every = self._acceptance.tokens(int(batch.size), batch.first_probs, batch.requests)
+        return [every[steps] for steps in self.candidate_steps]
+
+    def _load(self, size: int, tokens: Sequence[float]) -> Load:
         bucket = bucket_of(size)
         load = self._loads.get(bucket)
         if load is None:
-            load = self._loads[bucket] = Load(tokens / size)
-        load.usual += (tokens / size - load.usual) / RECENT
+            load = self._loads[bucket] = Load([n / size for n in tokens])
+        load.usual = [u + (n / size - u) / RECENT for u, n in zip(load.usual, tokens, strict=True)]
         return load
 
     def _worth(
-        self, size: int, load: Load, tokens: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, float]:
+        self, size: int, load: Load, tokens: Sequence[float]
+    ) -> tuple[list[float], list[float], float]:
         """Of every tier its worth in tokens and its time, and the price of time."""
-        every, off = self._times(size)
-        times = np.array(every)
-        drafting = float((size * load.usual / times).max())
+        times, off = self._times(size)
+        drafting = max(size * n / t for n, t in zip(load.usual, times, strict=True))
         if load.seconds > 0.0 and not load.asleep:
             drafting = max(drafting, load.tokens / load.seconds)
-        price, waking = drafting, 0.0
-        asleep = off is not None and size / off > drafting * (1.0 + (-STAY if load.asleep else STAY))
+        price = drafting
+        asleep = off is not None and size / off > drafting * (
+            1.0 + (-STAY if load.asleep else STAY)
+        )
         if asleep != load.asleep:
             load.asleep, load.tokens, load.seconds = asleep, 0.0, 0.0
         if asleep and off is not None:
-            waking, price = float(times[0]) - off, size / off
-            times[0] = off
-        worth = tokens - price * times
-        worth[1:] -= price * waking
-        return worth, times, price
+            price, waking = size / off, times[0] - off
+            times = [off, *(t + waking for t in times[1:])]  # it reads what it missed first
+        return [n - price * t for n, t in zip(tokens, times, strict=True)], times, price
 
     def _times(self, size: int) -> tuple[list[float], float | None]:
         """T of every tier and of a round that the draft sleeps through, as of the last fit."""
@@ -194,7 +192,7 @@ class ThroughputPolicy:
         self._judge_probe(size, steps, outcome)
 
     def _judge_probe(self, size: int, steps: int, outcome: Round) -> None:
-        """A probe whose deepest drafts were accepted is repeated sooner, one whose were not later."""
+        """After a probe whose deepest drafts were accepted the next one comes sooner."""
         if self._probed is None or self.candidate_steps[self._probed[1]] != steps:
             return
         bucket, tier = self._probed
@@ -217,10 +215,11 @@ class ThroughputPolicy:
         if not self._cost.samples or not is_count(batch.size):
             return told
         size, level = int(batch.size), self._cost.level
-        tokens = mine._acceptance.tokens(size, batch.first_probs, batch.requests)[self._tiers]
+        tokens = mine._tokens(batch)
         load = mine._loads[bucket_of(size)]
         worth, times, price = mine._worth(size, load, tokens)
-        per_tier = {"tokens": tokens, "seconds": times * level, "worth": worth}
+        seconds = [time * level for time in times]
+        per_tier = {"tokens": tokens, "seconds": seconds, "worth": worth}
         return {
             **told,
             "batch_size": size,
@@ -228,8 +227,7 @@ class ThroughputPolicy:
             "asleep": load.asleep,
             **{
                 what: {
-                    str(k): round(float(v), 6)
-                    for k, v in zip(self.candidate_steps, values, strict=True)
+                    str(k): round(v, 6) for k, v in zip(self.candidate_steps, values, strict=True)
                 }
                 for what, values in per_tier.items()
             },

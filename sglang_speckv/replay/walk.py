@@ -33,6 +33,9 @@ class Walk:
         self.row = positions.start[self.request]
         self._end = positions.start[self.request + 1]
         self.is_over = len(self.request) < size
+        self.names = list(range(size))
+        """[size]: numbers that tell requests apart, also the same one in another pass."""
+        self._served = size
         self._first = positions.signals[:, 0, 0].astype(float)
         self._told = deque([np.full(size, np.nan) for _ in range(lag)])
         self._told.append(self._first[self.row])
@@ -71,6 +74,7 @@ class Walk:
             self.is_over = True
             return
         self.request[slot] = request
+        self.names[slot], self._served = self._served, self._served + 1
         self.row[slot], self._end[slot] = self.positions.start[request : request + 2]
         for told in self._told:
             told[slot] = np.nan
@@ -121,7 +125,8 @@ def play(
     late: deque[Round] = deque()
     foresee: Any = getattr(policy, "foresee", None)
     while not walk.is_over and len(steps) != stop:
-        batch = Batch(size, walk.first_probs())
+        names = tuple(walk.names)
+        batch = Batch(size, walk.first_probs(), names)
         if foresee is not None:
             foresee(walk.signals())
         decision = policy.decide(batch)
@@ -135,7 +140,9 @@ def play(
         signals = walk.signals()[:, :k] if k else None
         context = int(walk.positions.context[walk.row].sum())
         late.append(
-            Round(k, size, correct.tolist(), told, batch.first_probs, signals, context, slept)
+            Round(
+                k, size, correct.tolist(), told, batch.first_probs, signals, context, slept, names
+            )
         )
         if len(late) > lag:
             policy.observe(late.popleft())
