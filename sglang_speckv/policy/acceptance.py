@@ -46,7 +46,9 @@ FEW = 8
 """Requests up to which each one's own acceptance is looked at: in larger batches it averages out
 (+0.9 % at two requests, +0.4 at four, +0.1 at eight)."""
 BINS = 32
-"""Of first probabilities in larger batches, equally wide in log-odds."""
+"""Of first probabilities, equally wide in log-odds."""
+RECENT = 64.0
+"""Rounds after which one weighs 1/e in what signals are usual."""
 
 
 class Acceptance:
@@ -71,9 +73,13 @@ class Acceptance:
         """[max_steps]: how often each position was judged."""
         self._scale = (BINS - 1e-6) / (2 * LIMIT)
         self._middles = (np.arange(BINS) + 0.5) / self._scale - LIMIT
+        self._seen = np.zeros(BINS)
+        """Share of recent signals in each bin."""
+        self._seen[BINS // 2] = 1.0
+        self._table = np.ones((BINS + 1, max_steps + 1))
         if prior is not None:
             self._start_from(prior)
-        self._believe(BINS)
+        self._believe()
 
     def tokens(
         self, size: int, first_probs: np.ndarray | None, requests: Sequence[int] | None = None
@@ -81,11 +87,14 @@ class Acceptance:
         """Expected tokens of the batch at depths 0..max_steps, bonus included."""
         x = self._log_odds(size, first_probs)
         if size > FEW:
-            counts = np.bincount(((x + LIMIT) * self._scale).astype(np.intp), minlength=BINS)
+            counts = np.bincount(self._bins_of(x), minlength=BINS + 1)
             told: list[float] = (counts @ self._table).tolist()
             return told
         expected = [0.0] * self._steps
         for odds, own in zip(x.tolist(), self._offsets(size, requests), strict=True):
+            if odds != odds:
+                expected = [n + s for n, s in zip(expected, self._usual, strict=True)]
+                continue
             survives = 1.0
             for i, (intercept, slope) in enumerate(self._pairs):
                 z = intercept + slope * odds + own
@@ -97,9 +106,9 @@ class Acceptance:
             tokens.append(total)
         return tokens
 
-    def survival(self) -> np.ndarray:
-        """[max_steps]: P(the first i drafts are all accepted) of a usual request."""
-        return self._conditional(np.array([self._usual_x]), np.zeros(1)).cumprod(axis=1)[0]
+    def survival(self) -> list[float]:
+        """P(the first i drafts are all accepted), i = 1..max_steps, of a usual request."""
+        return list(self._usual)
 
     def learn(
         self,
@@ -115,13 +124,14 @@ class Acceptance:
             return
         x = self._log_odds(size, first_probs)[valid]
         own = np.array(self._offsets(size, requests))[valid]
+        self._see(x)
+        x = np.where(np.isnan(x), self._usual_x, x)
         judged = (self._positions <= correct[:, None]) & (self._positions < num_steps)
         accepted = self._positions < correct[:, None]
         self._covariance += self._drift / len(correct)
         self._update(x, self._conditional(x, own), judged, accepted)
         self.labels += judged.sum(axis=0)
-        self._usual_x += (float(x.mean()) - self._usual_x) / 64.0
-        self._believe(size)
+        self._believe()
         if requests is not None and len(requests) == size <= FEW:
             names = [name for name, kept in zip(requests, valid.tolist(), strict=True) if kept]
             self._remember(names, self._conditional(x, 0.0 * own), judged, accepted)
@@ -154,14 +164,25 @@ class Acceptance:
         while len(self._own) > MOST_REQUESTS:
             del self._own[next(iter(self._own))]  # the one that was served longest ago
 
-    def _believe(self, size: int) -> None:
-        """Lay out what :meth:`tokens` asks for, for batches of this size."""
-        if size > FEW:
-            survival = self._conditional(self._middles, np.zeros(BINS)).cumprod(axis=1)
-            self._table = np.ones((BINS, self._steps + 1))
-            self._table[:, 1:] = 1.0 + survival.cumsum(axis=1)
+    def _see(self, x: np.ndarray) -> None:
+        """What signals are usual: of a request whose own is unknown nothing else is known."""
+        seen = np.bincount(self._bins_of(x), minlength=BINS + 1)[:BINS]
+        if seen.any():
+            self._seen += (seen / seen.sum() - self._seen) / RECENT
+            self._usual_x = float(self._seen @ self._middles)
+
+    def _believe(self) -> None:
+        """Lay out what :meth:`tokens` asks for."""
+        survival = self._conditional(self._middles, np.zeros(BINS)).cumprod(axis=1)
+        usual = self._seen @ survival
+        self._table[:, 1:] = 1.0 + np.concatenate([survival, usual[None]]).cumsum(axis=1)
+        self._usual: list[float] = usual.tolist()
         mean = self._mean.tolist()
         self._pairs = list(zip(mean[: self._steps], mean[self._steps :], strict=True))
+
+    def _bins_of(self, x: np.ndarray) -> np.ndarray:
+        """The last one where it is unknown."""
+        return np.where(np.isnan(x), BINS, (x + LIMIT) * self._scale).astype(np.intp)
 
     def _offsets(self, size: int, requests: Sequence[int] | None) -> list[float]:
         """What each request adds in log-odds; nothing where nobody numbers them."""
@@ -171,21 +192,16 @@ class Acceptance:
         return [s / (v + REQUEST_SPREAD**-2) for s, v in known]
 
     def _log_odds(self, size: int, first_probs: np.ndarray | None) -> np.ndarray:
+        """[size], NaN where unknown."""
         if first_probs is None:
-            return np.full(size, self._usual_x)
+            return np.full(size, np.nan)
         probs = numbers_of(first_probs)
         if probs.shape != (size,):
-            return np.full(size, self._usual_x)
-        if size == 1:
-            p = float(probs[0])
-            if not 0.0 <= p <= MAX_SHARE:  # nor NaN
-                return np.array([self._usual_x])
-            p = min(max(p, self._least), 1.0 - self._least)
-            return np.array([math.log(p / (1.0 - p))])
+            return np.full(size, np.nan)
         clipped = np.minimum(np.maximum(probs, self._least), 1.0 - self._least)
         odds = np.log(clipped / (1.0 - clipped))
         known = (probs >= 0.0) & (probs <= MAX_SHARE)
-        return odds if known.all() else np.where(known, odds, self._usual_x)
+        return odds if known.all() else np.where(known, odds, np.nan)
 
     def _conditional(self, x: np.ndarray, own: np.ndarray) -> np.ndarray:
         """[requests, max_steps]."""
@@ -206,7 +222,9 @@ class Acceptance:
         middles = (edges[1:] + edges[:-1]) / 2 if len(edges) > 1 else edges
         x = np.concatenate([edges[:1], middles, edges[-1:], [0.0]])
         counts = tried.sum(axis=1)
-        self._usual_x = x[-1] = float(counts[:-1] @ x[:-1] / max(counts[:-1].sum(), 1e-9))
+        known = np.bincount(self._bins_of(x[:-1]), counts[:-1], BINS + 1)[:BINS]
+        self._seen = known / known.sum() if known.any() else self._seen
+        self._usual_x = x[-1] = float(self._seen @ self._middles)
         start, covariance = self._mean.copy(), self._covariance
         share = accepted / np.maximum(tried, 1e-9)
         for _ in range(8):  # Newton's steps from the same prior

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.checks import context_of, is_count, is_round
+from sglang_speckv.policy.checks import context_of, correct_drafts_of, is_count, is_round
 from sglang_speckv.policy.cost import CostModel, ProfileRow, bucket_of
 from sglang_speckv.policy.prior import OFF, AcceptancePrior, CostPrior
 
@@ -27,8 +27,6 @@ STAY = 0.01
 and waking costs what was saved."""
 PROBE_ROUNDS, PROBE_AGAIN = 64, 4
 """Rounds from one probe to the next; the fewest after probes that paid."""
-MOVED = 1.1
-"""Change of the machine's speed after which it is tried soon whether it was the depth's."""
 LOOK_ROUNDS = 3
 """Rounds at each of three tiers where nothing told the times."""
 REASONS = ("launch", "look", "best", "probe")
@@ -49,8 +47,6 @@ class Load:
     """Rounds between probes, and to the next one."""
     deeper: bool = False
     """Which way the last one went."""
-    level: float = 1.0
-    """The machine's speed at the last one."""
 
     def earn(self, tokens: float, seconds: float) -> None:
         self.tokens += tokens - self.tokens / RECENT
@@ -79,7 +75,8 @@ class ThroughputPolicy:
         self._cost = CostModel(self.candidate_steps[-1], cost)
         self._look = [] if self._cost.samples else _first_look(self.candidate_steps, self._launch)
         self._loads: dict[int, Load] = {}
-        self._probed: tuple[int, int] | None = None
+        self._probed: tuple[int, int, float] | None = None
+        """The deeper probe that is under way: its load, its tier, the tokens that would pay it."""
         self._times_of: dict[int, tuple[int, list[float], float | None]] = {}
         self._decisions = dict.fromkeys(REASONS, 0)
         self._observed = self._ignored = 0
@@ -117,16 +114,13 @@ class ThroughputPolicy:
         worth, times, price = self._worth(size, load, tokens)
         best = tier = worth.index(max(worth))
         reason = "best"
-        if not 1 / MOVED < self._cost.level / load.level < MOVED:
-            load.level, load.wait = self._cost.level, PROBE_AGAIN
-            load.left = min(load.left, load.wait)
         load.left -= 1
         if load.left <= 0:
             load.deeper = not load.deeper or best == 0
             aside = best + (1 if load.deeper else -1)
             if aside < len(tokens):
                 tier, reason = aside, "probe"
-                self._probed = (bucket_of(size), tier) if load.deeper else None
+                self._probed = (bucket_of(size), tier, price * times[tier]) if load.deeper else None
             load.left = load.wait = min(PROBE_ROUNDS, 2 * load.wait)
         load.earn(tokens[best] / size, times[best] / size)
         steps, awake = self.candidate_steps[tier], not (load.asleep and tier == 0)
@@ -192,18 +186,14 @@ class ThroughputPolicy:
         self._judge_probe(size, steps, outcome)
 
     def _judge_probe(self, size: int, steps: int, outcome: Round) -> None:
-        """After a probe whose deepest drafts were accepted the next one comes sooner."""
-        if self._probed is None or self.candidate_steps[self._probed[1]] != steps:
-            return
-        bucket, tier = self._probed
-        load = self._loads.get(bucket)
-        if load is None or bucket != bucket_of(size):
+        """After a probe that paid the next one comes sooner."""
+        bucket, tier, pays = self._probed or (-1, 0, 0.0)
+        if bucket != bucket_of(size) or self.candidate_steps[tier] != steps:
             return
         self._probed = None
-        above = self.candidate_steps[tier - 1]
-        deep = sum(int(c) > above for c in outcome.num_correct_drafts if c == c)
-        paid = 2 * deep >= len(outcome.num_correct_drafts)
-        if paid:
+        correct, _ = correct_drafts_of(outcome.num_correct_drafts, steps)
+        if size + int(correct.sum()) > pays:
+            load = self._loads[bucket]
             load.left = load.wait = max(PROBE_AGAIN, load.wait // 4)
 
     def explain(self, batch: Batch) -> dict[str, object]:
@@ -238,7 +228,7 @@ class ThroughputPolicy:
         earned = load.tokens / load.seconds if load and load.seconds else None
         known = bool(self._cost.samples)
         return {
-            "survival": [round(s, 4) for s in self._acceptance.survival().tolist()],
+            "survival": [round(s, 4) for s in self._acceptance.survival()],
             "labels": [round(n, 1) for n in self._acceptance.labels.tolist()],
             "batch_size": size,
             "round_ms": self._round_ms(size) if known else None,
