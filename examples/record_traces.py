@@ -1,7 +1,7 @@
-"""Record a trace of the demo pair, good for `speckv replay` and `speckv train`.
+"""Record a trace of the demo pair, good for `speckv train` and for the round times of a replay.
 
     python examples/record_traces.py --draft eagle3 --out traces/eagle3
-    speckv replay traces/eagle3 --complete
+    speckv replay mine.safetensors --cost traces/eagle3
     speckv train traces/eagle3 -o artifact.safetensors
 
 First some rounds of every depth at each load, for the round times. Then every prompt once at the

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from sglang_speckv.ab.answer import shown
 from sglang_speckv.files import write_atomically
+from sglang_speckv.offline.records import trace_hashes
 from sglang_speckv.progress import Screen
 from sglang_speckv.provenance import provenance
-from sglang_speckv.replay.report import to_json
+from sglang_speckv.replay.report import of_best, to_json
 from sglang_speckv.replay.run import ReplayOptions, run_replay
 
 LOADS = (1, 2, 4, 16)
@@ -56,7 +56,14 @@ def main(
                     passes=passes,
                 )
                 rows += rows_of(options)
-    result = {"provenance": provenance(), "seeds": seeds, "passes": passes, "rows": rows}
+    result = {
+        "provenance": provenance(),
+        "positions": trace_hashes([positions]),
+        "cost": trace_hashes([cost] if cost else []),
+        "seeds": seeds,
+        "passes": passes,
+        "rows": rows,
+    }
     if out is not None:
         text = msgspec.json.format(msgspec.json.encode(result), indent=1)
         write_atomically(out, lambda path: path.write_bytes(text))
@@ -93,7 +100,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             str(row["requests"]),
             row["traffic"],
             row["best_fixed"].removeprefix("static:"),
-            *(shown(arm["vs_best_fixed"], arm["interval"]) for arm in arms),
+            *map(of_best, arms),
         )
     console = Console()
     (console if console.is_terminal else Console(width=175)).print(table)

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from sglang_speckv.ab.answer import Record
-from sglang_speckv.ab.tables import Column, of_best_fixed, rich_table, value
+from sglang_speckv.ab.tables import Column, rich_table, value
 from sglang_speckv.offline.records import trace_hashes
 from sglang_speckv.offline.round_cost import MeasuredCost
 from sglang_speckv.provenance import shown_path
@@ -24,11 +24,19 @@ def _steps(record: Record) -> str:
     return "  ".join(f"{k}: {share:.0%}" for k, share in record["steps"].items())
 
 
+def of_best(arm: Record) -> str:
+    """``1.024 [1.012, 1.035]``: a policy's gain is a matter of a percent or two."""
+    ratio, interval = arm["vs_best_fixed"], arm["interval"]
+    if ratio is None:
+        return "best"
+    return f"{ratio:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
 def _columns(unit: str) -> Sequence[Column]:
     return (
         Column("arm", lambda record: record["arm"] + " *" * record["hindsight"], left=True),
         Column(unit, value("rate", ".4g")),
-        Column("of the best fixed [95 %]", of_best_fixed),
+        Column("of the best fixed [95 %]", of_best),
         Column("of the oracle", value("of_oracle", ".1%")),
         Column("accept length", value("accept_length", ".2f")),
         Column("expected, too much by", value("bias", "+.3f")),
@@ -138,7 +146,7 @@ def arm_json(cell: Cell, name: str, arm: Arm) -> Record:
         "rate": round(arm.earned.rate, 5),
         "best_fixed": cell.best_static,
         "vs_best_fixed": None if name == cell.best_static else round(ratio.value, 5),
-        "interval": None if name == cell.best_static else ratio.interval,
+        "interval": _rounded(ratio.interval) if name != cell.best_static else None,
         "of_oracle": round(arm.earned.rate / cell.arms[ORACLE].earned.rate, 5),
         "accept_length": round(float(tokens.mean()), 4),
         "bias": _bias(arm),
@@ -150,6 +158,10 @@ def arm_json(cell: Cell, name: str, arm: Arm) -> Record:
         "rounds": len(steps),
         "cpu_s": round(arm.cpu, 3),
     }
+
+
+def _rounded(interval: Sequence[float] | None) -> list[float] | None:
+    return None if interval is None else [round(end, 5) for end in interval]
 
 
 def _bias(arm: Arm) -> float | None:

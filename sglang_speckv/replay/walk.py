@@ -88,6 +88,13 @@ class Price:
     seconds: dict[int, float]
     asleep: float | None = None
 
+    def of(self, num_steps: int, sleeps: bool = False, slept: bool = False) -> float:
+        """A draft that ``slept`` through the round before reads up what it missed: one pass more,
+        as much as sleeping had saved."""
+        if self.asleep is None or not (sleeps or slept):
+            return self.seconds[num_steps]
+        return self.asleep if sleeps else self.seconds[num_steps] + self.seconds[0] - self.asleep
+
 
 @dataclass(frozen=True, eq=False)
 class Played:
@@ -124,6 +131,7 @@ def play(
     expected, seconds, requests, tokens = [], [], [], []
     late: deque[Round] = deque()
     foresee: Any = getattr(policy, "foresee", None)
+    slept = False
     while not walk.is_over and len(steps) != stop:
         names = tuple(walk.names)
         batch = Batch(size, walk.first_probs(), names)
@@ -133,15 +141,15 @@ def play(
         if witness is not None:
             witness(len(steps), batch, decision, walk)
         k = decision.num_steps
-        slept = k == 0 and price.asleep is not None and not decision.awake
-        took = price.asleep if slept and price.asleep is not None else price.seconds[k]
+        sleeps = k == 0 and price.asleep is not None and not decision.awake
+        took = price.of(k, sleeps, slept)
         told = took if noise is None else took * float(np.exp(noise.normal(0.0, NOISE)))
         correct = np.minimum(walk.correct(), k)
         signals = walk.signals()[:, :k] if k else None
         context = int(walk.positions.context[walk.row].sum())
         late.append(
             Round(
-                k, size, correct.tolist(), told, batch.first_probs, signals, context, slept, names
+                k, size, correct.tolist(), told, batch.first_probs, signals, context, sleeps, names
             )
         )
         if len(late) > lag:
@@ -151,7 +159,8 @@ def play(
         expected.append(np.nan if length is None else length)
         seconds.append(took)
         requests.append(walk.request.copy())
-        tokens.append(walk.advance(correct, slept))
+        tokens.append(walk.advance(correct, sleeps))
+        slept = sleeps
     empty = np.empty(0, dtype=np.int64)
     return Played(
         np.array(steps, dtype=np.int64),

@@ -29,6 +29,10 @@ FIRST_PROB = "speckv_first_prob"
 """Attribute of a request: the newest known top-1 probability of its next first draft token. It
 lives and dies with the request, so nothing has to be cleaned up after aborts."""
 
+NUMBER = "speckv_number"
+"""Attribute of a request: a number that no other one has; the same on every rank, for ranks see
+requests in the same order."""
+
 SECONDS, DIGEST, TROUBLE = range(3)
 HEAD = 3
 """Numbers in front of a payload's signals, for the other ranks: rank 0's time of the newest
@@ -143,6 +147,7 @@ class RoundTracker:
         self._last_result: float | None = None
         self._waited_for_last = False
         self._in_trouble = False
+        self._numbered = 0
 
     # -- launches
 
@@ -153,7 +158,14 @@ class RoundTracker:
                 if launch.early:
                     launch.tell()
         firsts = np.array([getattr(req, FIRST_PROB, math.nan) for req in reqs])
-        return Batch(len(reqs), firsts)
+        return Batch(len(reqs), firsts, [self._number_of(req) for req in reqs])
+
+    def _number_of(self, req: Any) -> int:
+        number: int | None = getattr(req, NUMBER, None)
+        if number is None:
+            number, self._numbered = self._numbered, self._numbered + 1
+            setattr(req, NUMBER, number)
+        return number
 
     def disturbed(self) -> None:
         """Something else than a decode round is launched: the time of the next round is not its
@@ -287,10 +299,12 @@ class RoundTracker:
         # hold now is what they held when the round began.
         lens = [_context_len(req) for req in launch.reqs]
         signals = launch.signals()[:, : launch.num_steps] / (1.0, self.log_vocab)
-        firsts = launch.batch.first_probs if launch.batch is not None else None
+        batch = launch.batch or Batch(len(launch.reqs))
+        firsts, requests = batch.first_probs, batch.requests
         if not whole:
             signals = signals[live]
             firsts = None if firsts is None else firsts[live]
+            requests = None if requests is None else [requests[row] for row in live]
         outcome = Round(
             launch.num_steps,
             len(launch.reqs),
@@ -300,6 +314,7 @@ class RoundTracker:
             signals,
             sum(lens),
             launch.asleep,
+            requests,
         )
         return FinishedRound(outcome, launch, live, [lens[row] for row in live])
 
