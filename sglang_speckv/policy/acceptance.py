@@ -33,6 +33,8 @@ ALIKE = 0.9
 DRIFT = 0.002
 """Variance that all intercepts gain together per round of one request; of a batch one over its
 size of it, since the mean of many requests moves less."""
+SLOPE_DRIFT = 5e-5
+"""Variance that each slope gains: what a signal says may change, slowly."""
 REQUEST_SPREAD = 0.4
 """Standard deviation of a request's own log-odds."""
 REQUEST_MEMORY = 0.9
@@ -62,7 +64,8 @@ class Acceptance:
         nothing = np.zeros((max_steps, max_steps))
         self._mean = np.repeat([INTERCEPT, SLOPE], max_steps)
         self._covariance = np.block([[intercepts, nothing], [nothing, slopes]])
-        self._drift = np.block([[nothing + DRIFT, nothing], [nothing, nothing]])
+        own = SLOPE_DRIFT * np.eye(max_steps)
+        self._drift = np.block([[nothing + DRIFT, nothing], [nothing, own]])
         self._least = 1.0 / (1.0 + math.exp(LIMIT))
         self._unit = np.eye(2 * max_steps)
         self._usual_x = 0.0
@@ -92,7 +95,9 @@ class Acceptance:
             return told
         expected = [0.0] * self._steps
         for odds, own in zip(x.tolist(), self._offsets(size, requests), strict=True):
-            if odds != odds:
+            if odds != odds and own:
+                odds = self._usual_x
+            elif odds != odds:
                 expected = [n + s for n, s in zip(expected, self._usual, strict=True)]
                 continue
             survives = 1.0
@@ -177,6 +182,8 @@ class Acceptance:
         usual = self._seen @ survival
         self._table[:, 1:] = 1.0 + np.concatenate([survival, usual[None]]).cumsum(axis=1)
         self._usual: list[float] = usual.tolist()
+        self.usual: list[float] = self._table[-1].tolist()
+        """A(0)..A(max_steps): tokens of a usual request at every depth, bonus included."""
         mean = self._mean.tolist()
         self._pairs = list(zip(mean[: self._steps], mean[self._steps :], strict=True))
 
@@ -219,8 +226,11 @@ class Acceptance:
         tried[:, :depth] = prior.tried[:, :depth] * scale
         accepted[:, :depth] = prior.accepted[:, :depth] * scale
         edges = np.log(prior.edges / (1.0 - prior.edges))
-        middles = (edges[1:] + edges[:-1]) / 2 if len(edges) > 1 else edges
-        x = np.concatenate([edges[:1], middles, edges[-1:], [0.0]])
+        half = np.diff(edges).mean() / 2 if len(edges) > 1 else SPREAD
+        middles = np.concatenate(
+            [edges[:1] - half, (edges[1:] + edges[:-1]) / 2, edges[-1:] + half]
+        )
+        x = np.append(middles, 0.0)
         counts = tried.sum(axis=1)
         known = np.bincount(self._bins_of(x[:-1]), counts[:-1], BINS + 1)[:BINS]
         self._seen = known / known.sum() if known.any() else self._seen

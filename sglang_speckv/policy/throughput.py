@@ -34,13 +34,12 @@ REASONS = ("launch", "look", "best", "probe")
 
 @dataclass(slots=True)
 class Load:
-    """What is known of one bucket of batch sizes; tokens are per request."""
+    """What is known of one bucket of batch sizes."""
 
-    usual: list[float]
-    """By tier: expected tokens of recent rounds."""
     tokens: float = 0.0
     seconds: float = 0.0
-    """Decayed sums over the recent rounds: expected tokens and times of what was chosen."""
+    """Decayed sums over the recent rounds, per request: expected tokens and times of what was
+    chosen."""
     asleep: bool = False
     wait: int = PROBE_ROUNDS
     left: int = PROBE_ROUNDS
@@ -110,7 +109,7 @@ class ThroughputPolicy:
         if self._look or not self._cost.samples:
             steps, reason = (self._look.pop(), "look") if self._look else (self._launch, "launch")
             return Decision(steps, reason, tokens[self.candidate_steps.index(steps)] / size)
-        load = self._load(size, tokens)
+        load = self._loads.setdefault(bucket_of(size), Load())
         worth, times, price = self._worth(size, load, tokens)
         best = tier = worth.index(max(worth))
         reason = "best"
@@ -130,20 +129,15 @@ class ThroughputPolicy:
         every = self._acceptance.tokens(int(batch.size), batch.first_probs, batch.requests)
         return [every[steps] for steps in self.candidate_steps]
 
-    def _load(self, size: int, tokens: Sequence[float]) -> Load:
-        bucket = bucket_of(size)
-        load = self._loads.get(bucket)
-        if load is None:
-            load = self._loads[bucket] = Load([n / size for n in tokens])
-        load.usual = [u + (n / size - u) / RECENT for u, n in zip(load.usual, tokens, strict=True)]
-        return load
-
     def _worth(
         self, size: int, load: Load, tokens: Sequence[float]
     ) -> tuple[list[float], list[float], float]:
         """Of every tier its worth in tokens and its time, and the price of time."""
         times, off = self._times(size)
-        drafting = max(size * n / t for n, t in zip(load.usual, times, strict=True))
+        usual = self._acceptance.usual
+        drafting = max(
+            size * usual[k] / t for k, t in zip(self.candidate_steps, times, strict=True)
+        )
         if load.seconds > 0.0 and not load.asleep:
             drafting = max(drafting, load.tokens / load.seconds)
         price = drafting
