@@ -23,7 +23,7 @@ from sglang_speckv.replay.walk import Played, Price, Walk, order_of, play
 
 TRAFFIC = ("mixed", "phases")
 PROFILED_SIZES = (1, 4, 16, 64)
-_ORACLE_TURNS = 5
+_ORACLE_TURNS = 2
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ def run_replay(options: ReplayOptions, say: Callable[[str], None] = lambda _: No
     names = names_of(options.policies, at.tiers, at.cost.knows_off, at.prior.mlp is not None)
     cells = []
     for size in options.requests:
-        arms = {}
+        arms: dict[str, Arm] = {}
         for name in names:
             say(f"{size} at a time: {name}")
-            arms[name] = _arm(name, at, options, size)
+            arms[name] = _arm(name, at, options, size, arms)
         static = [name for name in names if name.startswith("static:")]
         best = max(static, key=lambda name: arms[name].earned.rate)
         ratios = over_best({name: arm.earned for name, arm in arms.items()}, static)
@@ -158,11 +158,12 @@ def walk_of(at: Setting, options: ReplayOptions, size: int, seed: int) -> Walk:
     return Walk(at.positions, order, size, options.lag)
 
 
-def _arm(name: str, at: Setting, options: ReplayOptions, size: int) -> Arm:
+def _arm(name: str, at: Setting, options: ReplayOptions, size: int, before: dict[str, Arm]) -> Arm:
     started = time.process_time()
     count = len(at.positions.source.requests)
     if name == ORACLE:
-        walks = _oracle(at, options, size, count)
+        rate = max(arm.earned.rate for arm in before.values())
+        walks = _oracle(at, options, size, rate)
     else:
         walks = [_one(name, at, options, size, seed) for seed in range(options.seeds)]
     return Arm(walks, earned(walks, count), time.process_time() - started)
@@ -177,21 +178,25 @@ def _one(name: str, at: Setting, options: ReplayOptions, size: int, seed: int) -
     return play(policy, walk_of(at, options, size, seed), price, options.lag, noise)
 
 
-def _oracle(at: Setting, options: ReplayOptions, size: int, count: int) -> list[Played]:
-    """Prices time by what it earns itself, turn by turn."""
-    price, rate = at.price(size), 0.0
+def _oracle(at: Setting, options: ReplayOptions, size: int, rate: float) -> list[Played]:
+    """Prices time by what it earns itself, turn by turn, at first by ``rate``. Its draft wakes for
+    free, or an oracle of one round would be behind a server that always sleeps."""
+    price = at.price(size)
+    if price.asleep is not None:
+        price = Price(price.seconds | {0: price.asleep})
     walks: list[Played] = []
     for _ in range(_ORACLE_TURNS):
         walks = []
         for seed in range(options.seeds):
             walk = walk_of(at, options, size, seed)
             walks.append(play(Oracle(walk, at.tiers, price, rate), walk, price))
-        rate = earned(walks, count).rate
+        rate = earned(walks, len(at.positions.source.requests)).rate
     return walks
 
 
 def _prior(artifact: Path | None, columns: Columns | None) -> Prior:
-    """What an artifact of this very pair knows, its cost table aside: times are the replay's."""
+    """What an artifact knows, its cost table aside: times are the replay's. One of another pair
+    than a trace's is refused; positions do not say enough of theirs to tell."""
     if artifact is None:
         return Prior()
     loaded = load_artifact(artifact)

@@ -135,6 +135,9 @@ def test_a_separate_draft_sleeps_where_that_has_a_price(tmp_path: Path) -> None:
         rates[depths] = arms_of(run(path, *asked, *SHORT))
     assert rates["0"]["static:0"]["rate"] == pytest.approx(1.0), "asleep it costs nothing"
     assert rates["0,7"]["throughput"]["rate"] > 0.8
+    asked = ("--draft-cost", 1.0, "--candidate-steps", "0,1", "--policy", "ema", "--requests", 4)
+    arms = arms_of(run(path, *asked, *SHORT))
+    assert arms["oracle"]["rate"] >= arms["static:0"]["rate"] > arms["static:1"]["rate"]
 
 
 def test_costs_from_a_file(answers: Path, tmp_path: Path) -> None:

@@ -118,6 +118,10 @@ def test_a_round_that_the_draft_sleeps_through_is_cheaper_and_blinds_the_next() 
     assert policy.outcomes[0][1].asleep and not policy.outcomes[1][1].asleep
     assert np.isnan(policy.batches[1].first_probs).all()
     assert not np.isnan(policy.batches[2].first_probs).any()
+    late = Notes(0, 1, 1, 1, awake=False)
+    play(late, Walk(at, range(2), 1, lag=1), price, lag=1, stop=4)
+    blind = [bool(np.isnan(batch.first_probs).all()) for batch in late.batches]
+    assert blind == [True, False, True, False], "the round after the sleep, told a round late"
     awake = Notes(0, awake=True)
     assert play(awake, Walk(at, range(2), 1), price).seconds[0] == 1.0
 
