@@ -55,10 +55,6 @@ LEVEL_WINDOW = 21
 MAX_LEVEL = 1e3
 """Bound of the level and of its inverse: with none, times that swing between two scales drive level
 and cells apart until a float cannot hold them."""
-LEVEL_ERROR = 0.3
-"""Error of a cell that was measured at another level, per e-fold between them: what looked like
-a slow machine may have been the depth that ran."""
-
 PROFILE_ROUNDS = 6
 """Rounds that a profiled round is worth: at first nothing else is known of this machine."""
 
@@ -77,9 +73,9 @@ class CostModel:
 
     def __init__(self, max_steps: int, prior: CostPrior | None = None):
         # One column per depth and, where OFF points, one more for it.
-        self._cells = np.zeros((5, MAX_BUCKET + 1, max_steps + 2))
-        self._count, self._mean, self._size, self._context, self._level = self._cells
-        self._size[:] = self._level[:] = 1.0
+        self._cells = np.zeros((4, MAX_BUCKET + 1, max_steps + 2))
+        self._count, self._mean, self._size, self._context = self._cells
+        self._size[:] = 1.0
         self._depths = range(max_steps + 1)
         steps = np.tile([*self._depths, 0], MAX_BUCKET + 1)
         self._awake = np.tile([True] * len(self._depths) + [False], MAX_BUCKET + 1)
@@ -92,8 +88,6 @@ class CostModel:
         self.level = 1.0
         self.noise = 0.1
         """Mean relative deviation of a single round."""
-        self.refitted = False
-        """Whether the last update made a new fit."""
         self.samples = 0
         """Rounds that are known of, measured or profiled."""
         if prior is not None:
@@ -135,18 +129,15 @@ class CostModel:
 
     def update(
         self, batch_size: int, num_steps: int, seconds: float | None, context_len: int = 0
-    ) -> float | None:
-        """Learn one clean round, ``num_steps`` <= max_steps or :data:`OFF`; returns measured over
-        expected, None where ``seconds`` are not the time of a round."""
-        self.refitted = False
+    ) -> None:
+        """Learn one clean round, ``num_steps`` <= max_steps or :data:`OFF`."""
         if not is_time(seconds):
-            return None
+            return
         seconds, expected = float(seconds), None
         if num_steps == OFF:
             expected = self.off_time(batch_size, context_len)
         elif self.samples:
             expected = self._time(batch_size, num_steps, context_len)
-        level = self.level
         self.samples += 1
         if self.samples % FADE_ROUNDS == 0:
             faded = self._count * math.exp(-FADE_ROUNDS / MEMORY)
@@ -155,14 +146,9 @@ class CostModel:
         if expected is not None and self._count[cell] >= FLOOR:
             self._follow(seconds / expected)
         self._learn(cell, batch_size, seconds / self.level, expected, context_len)
-        self.refitted = cell[0] not in self._fits or self.samples < FIT_ROUNDS or self._due(cell[0])
-        if self.refitted:
+        made = self._fits.get(cell[0], (-FIT_ROUNDS,))[0]
+        if self.samples < FIT_ROUNDS or self.samples - made >= FIT_ROUNDS:
             self._refit(batch_size)
-        return 1.0 if expected is None else seconds / (expected * level)
-
-    def _due(self, row: int) -> bool:
-        """At fixed rounds, so that other work can be put into other ones."""
-        return self.samples % FIT_ROUNDS == 0 or self.samples - self._fits[row][0] > FIT_ROUNDS
 
     def _follow(self, ratio: float) -> None:
         """Attribute what is common to the last rounds to the machine."""
@@ -198,7 +184,6 @@ class CostModel:
         self._count[cell] = count + 1.0
         self._mean[cell] += gain * (time - mean)
         self._size[cell] += gain * (batch_size - self._size[cell])
-        self._level[cell] += max(gain, 0.25) * (self.level - self._level[cell])
 
     def times(self, batch_size: int, context_len: int = 0) -> list[float]:
         """T(B, 0..K, L). ``context_len`` 0: as usual at this batch size."""
@@ -222,16 +207,6 @@ class CostModel:
         size, context = round(float(self._size[near, OFF])), int(self._context[near, OFF])
         share = float(self._mean[near, OFF]) / self._time(size, 0, context)
         return share * self._time(batch_size, 0, context_len)
-
-    def errors(self, batch_size: int) -> list[float]:
-        """The relative standard error of each of them."""
-        row = bucket_of(batch_size)
-        errors = []
-        for count, level in zip(self._count[row].tolist(), self._level[row].tolist(), strict=True):
-            fitted = 2.0 * FIT_ERROR * FIT_WEIGHT / (FIT_WEIGHT + count)
-            doubt = fitted + LEVEL_ERROR * abs(math.log(level / self.level))
-            errors.append(math.hypot(self.noise / math.sqrt(count + 1.0), doubt))
-        return errors
 
     def _time(self, batch_size: int, steps: int, context_len: int) -> float:
         """The same of one depth."""
@@ -278,7 +253,7 @@ class CostModel:
         used = (self._count.ravel() * self._awake).nonzero()[0]
         if not len(used):  # only asleep rounds are known: they stand for awake ones of depth 0
             used = self._count.ravel().nonzero()[0]
-        count, mean, size, context, _ = self._cells.reshape(5, -1)[:, used]
+        count, mean, size, context = self._cells.reshape(4, -1)[:, used]
         mean = np.maximum(mean - self._slope.value * context, 0.3 * mean)
         drafts, verified = self._drafts[used], size * self._width[used]
         usual = SHAPE[0] + SHAPE[1] * drafts + SHAPE[2] * verified

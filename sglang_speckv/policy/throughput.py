@@ -27,6 +27,9 @@ STAY = 0.01
 and waking costs what was saved."""
 PROBE_ROUNDS, PROBE_AGAIN = 64, 4
 """Rounds from one probe to the next; the fewest after probes that paid."""
+PROBE_SHARE, PROBE_MOST = 0.003, 2.0
+"""Share of the time that probes may lose against the best tier, and the most rounds that are saved
+up for one: dearer ones are never made."""
 LOOK_ROUNDS = 3
 """Rounds at each of three tiers where nothing told the times."""
 REASONS = ("launch", "look", "best", "probe")
@@ -46,6 +49,9 @@ class Load:
     """Rounds between probes, and to the next one."""
     deeper: bool = False
     """Which way the last one went."""
+    credit: float = 1.0
+    lost: float = 0.0
+    """What may be spent on probes, and what the last one was expected to lose, in rounds."""
 
     def earn(self, tokens: float, seconds: float) -> None:
         self.tokens += tokens - self.tokens / RECENT
@@ -113,14 +119,11 @@ class ThroughputPolicy:
         worth, times, price = self._worth(size, load, tokens)
         best = tier = worth.index(max(worth))
         reason = "best"
-        load.left -= 1
-        if load.left <= 0:
-            load.deeper = not load.deeper or best == 0
-            aside = best + (1 if load.deeper else -1)
-            if aside < len(tokens):
-                tier, reason = aside, "probe"
-                self._probed = (bucket_of(size), tier, price * times[tier]) if load.deeper else None
-            load.left = load.wait = min(PROBE_ROUNDS, 2 * load.wait)
+        probe = self._probe(load, best, worth, price * times[best])
+        if probe is not None:
+            tier, reason = probe, "probe"
+            if load.deeper:
+                self._probed = bucket_of(size), tier, price * times[tier]
         load.earn(tokens[best] / size, times[best] / size)
         steps, awake = self.candidate_steps[tier], not (load.asleep and tier == 0)
         return Decision(steps, reason, tokens[tier] / size, awake, price / self._cost.level)
@@ -150,6 +153,27 @@ class ThroughputPolicy:
             price, waking = size / off, times[0] - off
             times = [off, *(t + waking for t in times[1:])]  # it reads what it missed first
         return [n - price * t for n, t in zip(tokens, times, strict=True)], times, price
+
+    def _probe(
+        self, load: Load, best: int, worth: Sequence[float], round_worth: float
+    ) -> int | None:
+        """A tier beside the best one, where one is due and can be afforded."""
+        load.left -= 1
+        load.credit = min(load.credit + PROBE_SHARE, PROBE_MOST)
+        deeper = not load.deeper or best == 0
+        aside = best + (1 if deeper else -1)
+        if load.left > 0:
+            return None
+        if aside >= len(worth):
+            load.deeper = True
+            return None
+        lost = (worth[best] - worth[aside]) / round_worth
+        if lost > load.credit:
+            return None
+        load.credit, load.lost = load.credit - lost, lost
+        load.left = load.wait = min(PROBE_ROUNDS, 2 * load.wait)
+        load.deeper, self._probed = deeper, None
+        return aside
 
     def _times(self, size: int) -> tuple[list[float], float | None]:
         """T of every tier and of a round that the draft sleeps through, as of the last fit."""
@@ -189,6 +213,7 @@ class ThroughputPolicy:
         if size + int(correct.sum()) > pays:
             load = self._loads[bucket]
             load.left = load.wait = max(PROBE_AGAIN, load.wait // 4)
+            load.credit += load.lost
 
     def explain(self, batch: Batch) -> dict[str, object]:
         """What :meth:`decide` would do with this batch and why, as JSON builtins; changes

@@ -99,29 +99,12 @@ def test_a_slow_spell_is_not_blamed_on_the_depth_that_ran() -> None:
     assert ratios(model, 1)[3] == pytest.approx(ratios(model, 1)[5], rel=0.25)
 
 
-def test_but_the_other_depths_are_doubted_meanwhile() -> None:
-    model = CostModel(7)
-    feed(model, [(1, 1), (1, 3), (1, 5)], 150)
-    before = model.errors(1)
-    feed(model, [(1, 3)], 60, speed=1.5)
-    after = model.errors(1)
-    assert after[5] > before[5] + 0.05
-    assert after[3] < 0.1
-
-
 def test_a_depth_that_became_dear_is_seen_when_it_is_tried() -> None:
     dear = Cost(draft=0.02)
     model = CostModel(7)
     feed(model, [(1, 1), (1, 5)], 200)
     feed(model, [(1, 1), (1, 5)], 200, dear)
     assert ratios(model, 1, dear)[5] == pytest.approx(ratios(model, 1, dear)[1], rel=0.15)
-
-
-def test_more_measuring_means_less_error() -> None:
-    model = CostModel(7)
-    feed(model, [(1, 3)] * 9 + [(1, 5)], 60)
-    errors = model.errors(1)
-    assert errors[3] < errors[5] < errors[7]
 
 
 def test_buckets_are_half_octaves() -> None:

