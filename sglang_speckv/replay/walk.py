@@ -61,7 +61,7 @@ class Walk:
             self.row = self.row + correct + 1
         else:
             self.row = self.row + 1
-        for slot in np.flatnonzero(self.row >= self._end).tolist():
+        for slot in (self.row >= self._end).nonzero()[0].tolist():
             self._replace(slot)
         if not self.is_over:
             now = self._first[self.row]
@@ -146,7 +146,7 @@ def play(
         told = took if noise is None else took * float(np.exp(noise.normal(0.0, NOISE)))
         correct = np.minimum(walk.correct(), k)
         signals = walk.signals()[:, :k] if k else None
-        context = int(walk.positions.context[walk.row].sum())
+        context = int(np.add.reduce(walk.positions.context[walk.row]))
         late.append(
             Round(
                 k, size, correct.tolist(), told, batch.first_probs, signals, context, sleeps, names

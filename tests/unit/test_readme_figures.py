@@ -8,6 +8,7 @@ import pytest
 
 from examples.results import readme_table
 from sglang_speckv.provenance import code_digest
+from sglang_speckv.replay.report import of_best
 
 ROOT = Path(__file__).parents[2]
 COMPUTED_AGAIN = {"signals.json", "paper.json", "coverage.json"}
@@ -69,12 +70,11 @@ def test_the_coverage_of_intervals() -> None:
 def test_the_replayed_table(draft: str) -> None:
     lines = (ROOT / "docs" / "offline.md").read_text().splitlines()
     rows = json.loads((RESULTS / f"replay-{draft}.json").read_text())["rows"]
-    recorded = [row for row in rows if row["draft_cost"] is None]
-    assert len(recorded) == sum(line.startswith(f"| {draft} | ") for line in lines) > 0
-    for row in recorded:
-        value, low, high = row["arms"]["throughput"]["of_best_static"]
-        best = row["best_static"].removeprefix("static:")
+    measured = [row for row in rows if row["draft_cost"] is None]
+    assert len(measured) == sum(line.startswith(f"| {draft} | ") for line in lines) > 0
+    for row in measured:
+        best = row["best_fixed"].removeprefix("static:")
         others = ("throughput_aware", "ema", "confidence", "oracle")
-        ratios = " | ".join(f"{row['arms'][arm]['of_best_static'][0]:.3f}" for arm in others)
-        start = f"| {draft} | {row['batch']} | {row['traffic']} | {best} | "
-        assert f"{start}{value:.3f} [{low:.3f}, {high:.3f}] | {ratios} |" in lines
+        ratios = " | ".join(f"{row['arms'][arm]['vs_best_fixed']:.3f}" for arm in others)
+        start = f"| {draft} | {row['requests']} | {row['traffic']} | {best} | "
+        assert f"{start}{of_best(row['arms']['throughput'])} | {ratios} |" in lines
