@@ -10,6 +10,7 @@ import numpy as np
 from sglang_speckv.config import ConfigError, static_steps
 from sglang_speckv.policy import Batch, Decision, Round, StepPolicy, create_policy
 from sglang_speckv.policy.prior import Prior
+from sglang_speckv.policy.static import StaticPolicy
 from sglang_speckv.replay.walk import Price, Walk
 
 INITIAL_STEPS = 3
@@ -25,26 +26,7 @@ FORESEEING = ("confidence", "paper", "paper:throughput")
 ProfileRows = Sequence[tuple[int, int, int, float]]
 
 
-class Fixed:
-    """Holds one depth."""
-
-    name = "fixed"
-
-    def __init__(self, num_steps: int) -> None:
-        self.candidate_steps: tuple[int, ...] = (num_steps,)
-        self._decision = Decision(num_steps, "fixed")
-
-    def decide(self, batch: Batch) -> Decision:
-        return self._decision
-
-    def observe(self, outcome: Round) -> None:
-        pass
-
-    def snapshot(self) -> dict[str, object]:
-        return {}
-
-
-class Oracle(Fixed):
+class Oracle:
     """Of the coming round it knows what every depth would bring, and what a second is worth."""
 
     name = ORACLE
@@ -59,6 +41,12 @@ class Oracle(Fixed):
         tokens = np.minimum(self._walk.correct()[:, None], self._tiers).sum(axis=0)
         worth = tokens - self._rate * self._seconds
         return Decision(int(self._tiers[worth.argmax()]), "oracle")
+
+    def observe(self, outcome: Round) -> None:
+        pass
+
+    def snapshot(self) -> dict[str, object]:
+        return {}
 
 
 def names_of(wanted: Sequence[str], tiers: Sequence[int], knows_off: bool, mlp: bool) -> list[str]:
@@ -89,9 +77,10 @@ def names_of(wanted: Sequence[str], tiers: Sequence[int], knows_off: bool, mlp: 
 def policy_of(name: str, tiers: Sequence[int], prior: Prior, profile: ProfileRows) -> StepPolicy:
     """A policy as it serves, told what a server would tell it before its first round. Only an
     ``in-round`` arm is shown the coming window."""
-    steps = static_steps(name)
-    if name == NONE or steps is not None:
-        return Fixed(steps or 0)
+    if name == NONE:
+        return StaticPolicy("static:0", (0,))
+    if (steps := static_steps(name)) is not None:
+        return StaticPolicy(name, (steps,))
     base = name.removesuffix(IN_ROUND)
     policy: Any = create_policy(base, tiers, INITIAL_STEPS, prior=prior)
     if base == name and hasattr(policy, "foresee"):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sglang_speckv.policy import Batch, Decision, Round
-from sglang_speckv.replay.arms import Fixed
 from sglang_speckv.replay.walk import Price, Walk, order_of, play
 from tests.unit.replay.answers import positions
 
@@ -43,7 +42,7 @@ def test_each_round_begins_where_the_one_before_it_ended(depth: int) -> None:
     at = positions(requests=1, length=50)
     rows: list[int] = []
     walk = Walk(at, [0], 1)
-    played = play(Fixed(depth), walk, PRICE, witness=lambda i, b, d, w: rows.append(int(w.row[0])))
+    played = play(Notes(depth), walk, PRICE, witness=lambda i, b, d, w: rows.append(int(w.row[0])))
     correct = np.minimum(at.correct[rows], depth)
     assert rows[0] == 0 and (np.diff(rows) == correct[:-1] + 1).all()
     assert played.tokens.sum() == 50, "all of the answer but its first token, at every depth"
@@ -52,7 +51,7 @@ def test_each_round_begins_where_the_one_before_it_ended(depth: int) -> None:
 
 def test_recorded_rounds_follow_each_other() -> None:
     at = positions(requests=1, length=50, walked=False)
-    played = play(Fixed(1), Walk(at, [0], 1), PRICE)
+    played = play(Notes(1), Walk(at, [0], 1), PRICE)
     assert len(played.num_steps) == 50
     assert (played.tokens == np.minimum(at.correct, 1) + 1).all()
 
@@ -61,7 +60,7 @@ def test_requests_take_turns_and_all_slots_are_busy() -> None:
     at = positions(requests=10)
     order = order_of(at, "mixed", 3, np.random.default_rng(0))
     assert Counter(order) == dict.fromkeys(range(10), 3)
-    played = play(Fixed(3), Walk(at, order, 4), PRICE)
+    played = play(Notes(3), Walk(at, order, 4), PRICE)
     rounds = played.request.reshape(-1, 4)
     assert len(rounds) == len(played.num_steps)
     served = Counter(played.request.tolist())
