@@ -1,11 +1,12 @@
 """The default policy: the depth with the most tokens per second, at this load, on this machine.
 
-    worth(k) = tokens(k) - lambda T(B, k)        the deepest worth wins
+    worth(k) = tokens(k) - lambda T(B, k)
 
-tokens(k) are those expected of the batch at depth k, T(B, k) is what such a round takes, and lambda
-is the price of a second: what this load has been earning in one. Depth 0 competes. Where a round
-without the draft earns more than drafting does, the draft sleeps. Every so often a round is drafted
-one tier deeper than the best, sooner again where that paid.
+tokens(k) are the tokens expected of the batch at depth k, T(B, k) is the time of such a round, and
+lambda is the price of a second: what this load has been earning in one. The tier with the most
+worth is taken. Depth 0 is a tier too: where a round without the draft is worth most, the draft
+sleeps. Every so often a round is drafted one tier deeper or shallower than the best one, sooner
+again where that paid.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Load:
 
 class ThroughputPolicy:
     """Reasons: ``launch`` (no round times yet), ``look`` (the first rounds), ``best``, ``probe``
-    (one tier deeper than the best).
+    (one tier deeper or shallower than the best).
 
     ``acceptance`` and ``cost`` are what an artifact knows of this pair and machine.
     """
