@@ -51,15 +51,15 @@ def rounds(sizes: list[int], signals: bool) -> list[Outcome]:
 
 def one_run(policy: StepPolicy, outcomes: list[Outcome]) -> dict[str, float]:
     decide, observe = [], []
-    for n, outcome in enumerate(outcomes):
-        size, context = outcome.size, outcome.size * (300 + n % 200)
+    for outcome in outcomes:
+        size = outcome.size
         batch = Batch(size, outcome.first_probs)
         start = thread_time_ns()
         steps = policy.decide(batch).num_steps
         decide.append(thread_time_ns() - start)
         seconds = (0.04 + 0.003 * steps + 0.0004 * size * (steps + 1)) * outcome.jitter
         correct = np.minimum(outcome.depths, steps).tolist()
-        done = Round(steps, size, correct, seconds, outcome.first_probs, None, context)
+        done = Round(steps, size, correct, seconds, outcome.first_probs)
         start = thread_time_ns()
         policy.observe(done)
         observe.append(thread_time_ns() - start)

@@ -19,7 +19,8 @@ from time import process_time
 import numpy as np
 
 from sglang_speckv.offline.round_cost import AssumedCost
-from sglang_speckv.policy.prior import MlpWeights, Prior
+from sglang_speckv.policy import Prior
+from sglang_speckv.policy.mlp import MlpWeights
 from sglang_speckv.replay.arms import FORESEEING, IN_ROUND, ORACLE, POLICIES, Oracle, policy_of
 from sglang_speckv.replay.positions import Positions, Source
 from sglang_speckv.replay.run import Setting

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sglang_speckv.policy import StepPolicy, create_policy
-from sglang_speckv.policy.prior import MlpWeights, Prior
+from sglang_speckv.policy import Prior, StepPolicy, create_policy
+from sglang_speckv.policy.mlp import MlpWeights
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from sglang_speckv.offline.fit_acceptance import teach
 from sglang_speckv.policy import Batch, Round
+from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
 from sglang_speckv.policy.throughput import ThroughputPolicy
 
 from .records import Records
 
-DEPTH, BINS = 8, 11
+DEPTH = 8
 FOLDS, BATCH_FOLDS = 10, 2
 """Batches take half of the prompts each, so that what is held out is a mix of all tasks too."""
 DEPTHS = np.arange(1, DEPTH + 1)
@@ -114,25 +116,21 @@ def _pools(rounds: Rounds, indices: np.ndarray, phased: bool) -> list[np.ndarray
 
 
 def _learn(rounds: Rounds, known: np.ndarray) -> tuple[np.ndarray, AcceptancePrior]:
-    """``first_prob`` of every round, NaN where there is none, and the counts of the known ones."""
+    """``first_prob`` of every round, NaN where there is none, and what the known ones teach."""
     lagged = rounds.lagged
     train = known & lagged
     fit = LogisticRegression().fit(rounds.signals[train], rounds.accepted[train] > 0)
     signal = np.full(len(known), np.nan)
     signal[lagged] = fit.predict_proba(rounds.signals[lagged])[:, 1]
-    edges = np.unique(np.quantile(signal[train], np.linspace(0, 1, BINS + 1)[1:-1]))
-    rows = np.where(lagged, np.searchsorted(edges, signal, side="right"), len(edges) + 1)
-    tried, accepted = np.zeros((2, len(edges) + 2, DEPTH))
-    for row, count in zip(rows[known], rounds.accepted[known], strict=True):
-        tried[row, : count + 1] += 1
-        accepted[row, :count] += 1
-    return signal, AcceptancePrior(edges, tried, accepted)
+    model = Acceptance(DEPTH)
+    teach(model, np.full(known.sum(), DEPTH), rounds.accepted[known], signal[known])
+    return signal, model.learned()
 
 
 def _policy(prior: AcceptancePrior, cost_ratio: float, size: int = 1) -> ThroughputPolicy:
     """Told the cost, as after a start-up profile."""
     ones = np.ones(DEPTH)
-    cost = CostPrior(size * ones.astype(int), DEPTHS, 1 + cost_ratio * DEPTHS, 100 * ones, 0 * ones)
+    cost = CostPrior(size * ones.astype(int), DEPTHS, 1 + cost_ratio * DEPTHS, 100 * ones)
     return ThroughputPolicy(DEPTHS.tolist(), 4, prior, cost)
 
 

@@ -19,15 +19,11 @@ import safetensors.numpy
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.files import BAD_JSON, read_bounded, write_atomically
-from sglang_speckv.policy.prior import (
-    AcceptancePrior,
-    CostPrior,
-    MlpWeights,
-    Prior,
-    compression_code,
-)
+from sglang_speckv.policy import Prior
+from sglang_speckv.policy.mlp import MlpWeights, compression_code
+from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
 
-SCHEMA = 2
+SCHEMA = 3
 SUFFIX = ".safetensors"
 MAX_BYTES = 5 << 20
 _PARTS: dict[str, Any] = {"acceptance": AcceptancePrior, "cost": CostPrior, "mlp": MlpWeights}

@@ -1,4 +1,4 @@
-"""Acceptance counts by first-token probability and position, and how well they forecast."""
+"""The policy's own model of acceptance, taught by recorded rounds, and how well it forecasts."""
 
 from __future__ import annotations
 
@@ -7,64 +7,68 @@ from typing import Any
 import numpy as np
 
 from sglang_speckv.offline.columns import Columns
-from sglang_speckv.policy.prior import AcceptancePrior
+from sglang_speckv.policy.acceptance import Acceptance
 
-BINS = 12
-SHRINK = 8.0
-"""Labels that a position's overall rate is worth in a bin's own."""
+TOGETHER = 64
+"""Requests that are learned from at a time."""
 MIN_JUDGED = 50
 """Held-out drafts from which a depth's figures are given."""
 _CALIBRATION_BINS = 10
 
 
-def fit_acceptance(columns: Columns, rows: np.ndarray) -> AcceptancePrior:
-    """Count over the records ``rows``; bins hold about equally many of them."""
+def fit_acceptance(columns: Columns, rows: np.ndarray) -> Acceptance:
+    """Learn from the records ``rows``."""
     depth = max(1, int(columns.num_steps.max(initial=0)))
-    first_prob = columns.first_prob[rows]
-    edges = _edges(first_prob[~np.isnan(first_prob)])
-    shape = len(edges) + 2, depth
-    prior = AcceptancePrior(edges, np.zeros(shape), np.zeros(shape))
-    tried, accepted = np.zeros(shape), np.zeros(shape)
+    model = Acceptance(depth)
+    teach(
+        model,
+        columns.num_steps[rows],
+        columns.num_correct_drafts[rows],
+        columns.first_prob[rows],
+    )
+    return model
+
+
+def teach(
+    model: Acceptance, num_steps: np.ndarray, num_correct_drafts: np.ndarray, first_prob: np.ndarray
+) -> None:
+    """All [n], in a random order, so that no prompt weighs more for having come last."""
+    order = np.random.default_rng(0).permutation(len(num_steps))
+    for start in range(0, len(order), TOGETHER):
+        rows = order[start : start + TOGETHER]
+        for steps in np.unique(num_steps[rows]).tolist():
+            alike = rows[num_steps[rows] == steps]
+            model.learn(steps, num_correct_drafts[alike], first_prob[alike])
+
+
+def constant(columns: Columns, rows: np.ndarray) -> np.ndarray:
+    """P(the first j drafts are all accepted), j = 1.., counted, whatever the signals [depth]."""
     steps, correct = columns.num_steps[rows], columns.num_correct_drafts[rows]
-    bins = prior.row_of(first_prob)
-    for i in range(depth):
-        judged = (steps > i) & (correct >= i)
-        tried[:, i] = np.bincount(bins[judged], minlength=shape[0])
-        accepted[:, i] = np.bincount(bins[judged & (correct > i)], minlength=shape[0])
-    return AcceptancePrior(edges, tried, accepted)
+    positions = np.arange(max(1, int(columns.num_steps.max(initial=0))))[:, None]
+    judged = (steps > positions) & (correct >= positions)
+    accepted = (judged & (correct > positions)).sum(axis=1)
+    return np.cumprod((accepted + 0.5) / (judged.sum(axis=1) + 1.0))
 
 
-def survival(prior: AcceptancePrior) -> np.ndarray:
-    """P(the first j drafts are all accepted), j = 1..depth, per row [bins + 1, depth]."""
-    tried, accepted = prior.tried, prior.accepted
-    overall = constant(prior)
-    return np.cumprod((accepted + SHRINK * overall) / (tried + SHRINK), axis=1)
-
-
-def constant(prior: AcceptancePrior) -> np.ndarray:
-    """P(draft i accepted | those before), whatever the first probability [depth]."""
-    tried, accepted = prior.tried.sum(axis=0), prior.accepted.sum(axis=0)
-    return (accepted + 0.5) / (tried + 1.0)
-
-
-def evaluate(prior: AcceptancePrior, columns: Columns, rows: np.ndarray) -> dict[str, Any]:
-    """Figures on the records ``rows``, which ``prior`` has not seen.
+def evaluate(
+    model: Acceptance, flat: np.ndarray, columns: Columns, rows: np.ndarray
+) -> dict[str, Any]:
+    """Figures on the records ``rows``, which ``model`` and the constants ``flat`` have not seen.
 
     Per depth j, over records that drafted at least j: log loss and Brier score of P(first j all
-    accepted) from the table and from the constant, and the table's calibration error (mean
+    accepted) from the model and from the constant, and the model's calibration error (mean
     distance between forecast and frequency over ten bins of the forecast).
     """
-    table, flat = survival(prior), np.cumprod(constant(prior))
     steps, correct = columns.num_steps[rows], columns.num_correct_drafts[rows]
     first_prob = columns.first_prob[rows]
-    bins = prior.row_of(first_prob)
+    told = model.survival(first_prob)
     depths = []
-    for j in range(1, prior.depth + 1):
+    for j in range(1, len(flat) + 1):
         judged = steps >= j
         if judged.sum() < MIN_JUDGED:
             break
         came = (correct[judged] >= j).astype(float)
-        forecast = table[bins[judged], j - 1]
+        forecast = told[judged, j - 1]
         base = np.full(len(came), flat[j - 1])
         depths.append(
             {
@@ -108,11 +112,3 @@ def auc(score: np.ndarray, positive: np.ndarray) -> float | None:
         return None
     ranks = float(rankdata(score)[positive].sum())
     return round((ranks - positives * (positives + 1) / 2) / (positives * negatives), 4)
-
-
-def _edges(first_prob: np.ndarray) -> np.ndarray:
-    """Boundaries of equally filled bins, no two alike, inside (0, 1)."""
-    if not len(first_prob):
-        return np.empty(0)
-    edges = np.unique(np.quantile(first_prob, np.arange(1, BINS) / BINS).round(5))
-    return edges[(edges > 0) & (edges < 1)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sglang_speckv.offline.columns import Columns
-from sglang_speckv.policy.prior import MLP_FEATURES, MlpWeights, compression_code
+from sglang_speckv.policy.mlp import MLP_FEATURES, MlpWeights, compression_code
 
 UNITS = 16
 EPOCHS = 60

@@ -31,7 +31,6 @@ def measure_cost(columns: Columns) -> CostPrior:
             "no recorded round has a time, so a cost table cannot be measured; give --cost or "
             "--draft-cost"
         )
-    context = _context_of_each_round(columns)
     steps = np.where(columns.asleep[first], OFF, columns.num_steps[first])
     cells = np.stack([columns.batch_size[first], steps], axis=1)
     unique, which = np.unique(cells, axis=0, return_inverse=True)
@@ -41,7 +40,6 @@ def measure_cost(columns: Columns) -> CostPrior:
         num_steps=unique[:, 1],
         seconds=np.array([_trimmed_mean(columns.seconds[rows]) for rows in members]),
         rounds=np.array([float(len(rows)) for rows in members]),
-        context_len=np.array([float(context[rows].mean()) for rows in members]),
     )
 
 
@@ -154,8 +152,7 @@ def table_of(cost: RoundCost, sizes: Sequence[int], steps: Sequence[int]) -> Cos
     """``cost`` written out at these batch sizes and depths, for policies that ask for a table."""
     times = cost.times(np.asarray(sizes), steps)
     size, depth = np.meshgrid(sizes, steps, indexing="ij")
-    zeros = np.zeros(times.size)
-    return CostPrior(size.ravel(), depth.ravel(), times.ravel(), zeros + EXACT, zeros)
+    return CostPrior(size.ravel(), depth.ravel(), times.ravel(), np.full(times.size, EXACT))
 
 
 def _fit(features: np.ndarray, prior: CostPrior, rows: np.ndarray) -> np.ndarray:
@@ -180,10 +177,3 @@ def _trimmed_mean(seconds: np.ndarray) -> float:
 def _first_of_each_round(columns: Columns) -> np.ndarray:
     keys = columns.file.astype(np.int64) << 40 | columns.round
     return np.unique(keys, return_index=True)[1]
-
-
-def _context_of_each_round(columns: Columns) -> np.ndarray:
-    """Per record the sum over its round."""
-    keys = columns.file.astype(np.int64) << 40 | columns.round
-    _, which = np.unique(keys, return_inverse=True)
-    return np.bincount(which.ravel(), columns.context_len)[which.ravel()]

@@ -19,7 +19,9 @@ from sglang_speckv.offline.artifact import Artifact
 from sglang_speckv.offline.columns import Columns, identity_of, read_columns
 from sglang_speckv.offline.records import trace_hashes
 from sglang_speckv.offline.round_cost import measure_cost
-from sglang_speckv.policy.prior import CostPrior, Prior, compression_code
+from sglang_speckv.policy import Prior
+from sglang_speckv.policy.mlp import compression_code
+from sglang_speckv.policy.prior import CostPrior
 
 HELD_OUT = 0.2
 _PACKAGES = ("sglang", "numpy", "scipy")
@@ -63,12 +65,15 @@ def train(traces: Sequence[Path], say: Callable[[str], None] = lambda _: None) -
     columns = read_columns(traces)
     split = split_by_prompt(columns)
     every = np.arange(len(columns))
-    say("counting acceptance")
+    say("learning acceptance")
     figures: dict[str, Any] = {
         "prompts": len(np.unique(columns.prompt[split.held_out])),
         "records": len(split.held_out),
         "acceptance": fit_acceptance.evaluate(
-            fit_acceptance.fit_acceptance(columns, split.train), columns, split.held_out
+            fit_acceptance.fit_acceptance(columns, split.train),
+            fit_acceptance.constant(columns, split.train),
+            columns,
+            split.held_out,
         ),
         "mlp": None,
     }
@@ -78,7 +83,7 @@ def train(traces: Sequence[Path], say: Callable[[str], None] = lambda _: None) -
     if learned is not None and len(unseen.rates):
         figures["mlp"] = fit_mlp.evaluate(learned, unseen)
     prior = Prior(
-        acceptance=fit_acceptance.fit_acceptance(columns, every),
+        acceptance=fit_acceptance.fit_acceptance(columns, every).learned(),
         cost=_cost(columns),
         mlp=fit_mlp.fit_mlp(fit_mlp.windows(columns, every)),
         compression=compression_code(columns.header.quantization),

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
 from sglang_speckv.policy.confidence import ConfidencePolicy
 from sglang_speckv.policy.ema import EmaPolicy
+from sglang_speckv.policy.mlp import MlpWeights
 from sglang_speckv.policy.paper import PaperPolicy
-from sglang_speckv.policy.prior import Prior
+from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
 from sglang_speckv.policy.static import StaticPolicy
 from sglang_speckv.policy.throughput import ThroughputPolicy
 from sglang_speckv.policy.throughput_aware import ThroughputAwarePolicy
 
-__all__ = ["Batch", "Decision", "Round", "StepPolicy", "create_policy"]
+__all__ = ["Batch", "Decision", "Prior", "Round", "StepPolicy", "create_policy"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """What an artifact brings to ``create_policy``; None where it was not trained.
+
+    ``compression``: the target's, in the MLP's code.
+    """
+
+    acceptance: AcceptancePrior | None = None
+    cost: CostPrior | None = None
+    mlp: MlpWeights | None = None
+    compression: int = 0
+
 
 _Factory = Callable[[SpecKVConfig, int, Mapping[str, Any] | None, Prior], StepPolicy]
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sglang_speckv.policy.checks import MAX_SHARE, correct_drafts_of, numbers_of
-from sglang_speckv.policy.prior import AcceptancePrior
+from sglang_speckv.policy.prior import SIGNAL_BINS, AcceptancePrior
 
 INTERCEPT, SLOPE = 0.4, 0.5
 """Of every position before any evidence: 6 of 10 drafts are accepted where the draft is as unsure
@@ -42,15 +42,13 @@ REQUEST_MEMORY = 0.9
 MOST_REQUESTS = 4096
 LIMIT = 7.0
 """Largest log-odds of anything: 1 in 1,100."""
-PRIOR_LABELS = 300.0
-"""At most this many labels of a trained prior count at each position."""
-FEW = 8
+SMALL = 8
 """Requests up to which each one's own acceptance is looked at: in larger batches it averages out
 (+0.9 % at two requests, +0.4 at four, +0.1 at eight)."""
-BINS = 32
-"""Of first probabilities, equally wide in log-odds."""
 RECENT = 64.0
-"""Rounds after which one weighs 1/e in what signals are usual."""
+"""Rounds after which one weighs 1/e in what is usual."""
+DRAWS = 128
+"""Batches by which :meth:`Acceptance.worth_of_signals` judges."""
 
 
 class Acceptance:
@@ -74,23 +72,40 @@ class Acceptance:
         """By request, decayed sums: accepted less expected, and their variance."""
         self.labels = np.zeros(max_steps)
         """[max_steps]: how often each position was judged."""
-        self._scale = (BINS - 1e-6) / (2 * LIMIT)
-        self._middles = (np.arange(BINS) + 0.5) / self._scale - LIMIT
-        self._seen = np.zeros(BINS)
+        self._scale = (SIGNAL_BINS - 1e-6) / (2 * LIMIT)
+        self._middles = (np.arange(SIGNAL_BINS) + 0.5) / self._scale - LIMIT
+        self._seen = np.zeros(SIGNAL_BINS)
         """Share of recent signals in each bin."""
-        self._seen[BINS // 2] = 1.0
-        self._table = np.ones((BINS + 1, max_steps + 1))
+        self._seen[SIGNAL_BINS // 2] = 1.0
+        self._table = np.ones((SIGNAL_BINS + 1, max_steps + 1))
         if prior is not None:
             self._start_from(prior)
         self._believe()
+
+    def _start_from(self, prior: AcceptancePrior) -> None:
+        """Positions beyond those trained begin like the deepest of them."""
+        k, depth = self._steps, min(prior.depth, self._steps)
+        at = np.append(self._positions[:depth], k + self._positions[:depth])
+        of = np.append(self._positions[:depth], prior.depth + self._positions[:depth])
+        self._mean = prior.mean[:, np.minimum(self._positions, depth - 1)].ravel()
+        others = np.setdiff1d(np.arange(2 * k), at)
+        self._covariance[np.ix_(at, others)] = self._covariance[np.ix_(others, at)] = 0.0
+        self._covariance[np.ix_(at, at)] = prior.covariance[np.ix_(of, of)]
+        self._seen, self.labels[:depth] = prior.seen.copy(), prior.labels[:depth]
+        self._usual_x = float(self._seen @ self._middles)
+
+    def learned(self) -> AcceptancePrior:
+        """What another model may start from."""
+        mean = self._mean.reshape(2, self._steps).copy()
+        return AcceptancePrior(mean, self._covariance.copy(), self._seen.copy(), self.labels.copy())
 
     def tokens(
         self, size: int, first_probs: np.ndarray | None, requests: Sequence[int] | None = None
     ) -> list[float]:
         """Expected tokens of the batch at depths 0..max_steps, bonus included."""
         x = self._log_odds(size, first_probs)
-        if size > FEW:
-            counts = np.bincount(self._bins_of(x), minlength=BINS + 1)
+        if size > SMALL:
+            counts = np.bincount(self._bins_of(x), minlength=SIGNAL_BINS + 1)
             told: list[float] = (counts @ self._table).tolist()
             return told
         expected = [0.0] * self._steps
@@ -111,9 +126,18 @@ class Acceptance:
             tokens.append(total)
         return tokens
 
-    def survival(self) -> list[float]:
-        """P(the first i drafts are all accepted), i = 1..max_steps, of a usual request."""
-        return list(self._usual)
+    def survival(self, first_probs: np.ndarray) -> np.ndarray:
+        """[requests, max_steps]: P(the first i drafts are all accepted), i = 1..max_steps, of new
+        requests with these signals; of a usual one where a signal is NaN."""
+        return np.diff(self._table[self._bins_of(self._log_odds(len(first_probs), first_probs))])
+
+    def worth_of_signals(self, size: int, costs: Sequence[float] | np.ndarray) -> float:
+        """Tokens per round that it earns to choose the depth of ``size`` requests by their signals
+        and not by what is usual. ``costs`` [max_steps + 1]: the price of each depth's time, in
+        tokens; infinite where there is no such tier."""
+        drawn = np.random.default_rng(0).choice(SIGNAL_BINS, (DRAWS, size), p=self._seen)
+        worth = self._table[drawn].sum(axis=1) - costs
+        return float(worth.max(axis=1).mean() - worth.mean(axis=0).max())
 
     def learn(
         self,
@@ -137,15 +161,14 @@ class Acceptance:
         self._update(x, self._conditional(x, own), judged, accepted)
         self.labels += judged.sum(axis=0)
         self._believe()
-        if requests is not None and len(requests) == size <= FEW:
+        if requests is not None and len(requests) == size <= SMALL:
             names = [name for name, kept in zip(requests, valid.tolist(), strict=True) if kept]
             self._remember(names, self._conditional(x, 0.0 * own), judged, accepted)
 
     def _update(
         self, x: np.ndarray, expected: np.ndarray, judged: np.ndarray, accepted: np.ndarray
     ) -> None:
-        """One step of Newton's method from what was believed. All [requests, max_steps]; ``judged``
-        may be weights, and ``accepted`` is then a share of them."""
+        """One step of Newton's method from what was believed. All [requests, max_steps]."""
         k, at = self._steps, self._positions
         surprise = judged * (accepted - expected)
         weight = judged * expected * (1.0 - expected)
@@ -156,7 +179,8 @@ class Acceptance:
         information[at + k, at + k] = (x * x) @ weight
         covariance = np.linalg.solve(self._unit + self._covariance @ information, self._covariance)
         self._covariance = (covariance + covariance.T) / 2
-        self._mean = np.clip(self._mean + self._covariance @ gradient, -LIMIT, LIMIT)
+        mean = self._mean + self._covariance @ gradient
+        self._mean = np.minimum(np.maximum(mean, -LIMIT), LIMIT)
 
     def _remember(
         self, names: list[int], expected: np.ndarray, judged: np.ndarray, accepted: np.ndarray
@@ -171,14 +195,14 @@ class Acceptance:
 
     def _see(self, x: np.ndarray) -> None:
         """What signals are usual: of a request whose own is unknown nothing else is known."""
-        seen = np.bincount(self._bins_of(x), minlength=BINS + 1)[:BINS]
+        seen = np.bincount(self._bins_of(x), minlength=SIGNAL_BINS + 1)[:SIGNAL_BINS]
         if seen.any():
             self._seen += (seen / seen.sum() - self._seen) / RECENT
             self._usual_x = float(self._seen @ self._middles)
 
     def _believe(self) -> None:
         """Lay out what :meth:`tokens` asks for."""
-        survival = self._conditional(self._middles, np.zeros(BINS)).cumprod(axis=1)
+        survival = self._conditional(self._middles, np.zeros(SIGNAL_BINS)).cumprod(axis=1)
         usual = self._seen @ survival
         self._table[:, 1:] = 1.0 + np.concatenate([survival, usual[None]]).cumsum(axis=1)
         self._usual: list[float] = usual.tolist()
@@ -189,11 +213,11 @@ class Acceptance:
 
     def _bins_of(self, x: np.ndarray) -> np.ndarray:
         """The last one where it is unknown."""
-        return np.where(np.isnan(x), BINS, (x + LIMIT) * self._scale).astype(np.intp)
+        return np.where(np.isnan(x), SIGNAL_BINS, (x + LIMIT) * self._scale).astype(np.intp)
 
     def _offsets(self, size: int, requests: Sequence[int] | None) -> list[float]:
         """What each request adds in log-odds; nothing where nobody numbers them."""
-        if requests is None or size > FEW or len(requests) != size:
+        if requests is None or size > SMALL or len(requests) != size:
             return [0.0] * size
         known = [self._own.get(name, (0.0, 0.0)) for name in requests]
         return [s / (v + REQUEST_SPREAD**-2) for s, v in known]
@@ -213,35 +237,5 @@ class Acceptance:
     def _conditional(self, x: np.ndarray, own: np.ndarray) -> np.ndarray:
         """[requests, max_steps]."""
         k = self._steps
-        odds = self._mean[:k] + np.outer(x, self._mean[k:])
-        odds += own[:, None]
-        np.clip(odds, -LIMIT, LIMIT, out=odds)
-        return 1.0 / (1.0 + np.exp(-odds))
-
-    def _start_from(self, prior: AcceptancePrior) -> None:
-        """Its counts as labels, each row of first probabilities at the middle of its bin."""
-        depth = min(prior.depth, self._steps)
-        tried, accepted = np.zeros((2, len(prior.tried), self._steps))
-        scale = np.minimum(1.0, PRIOR_LABELS / np.maximum(prior.tried[:, :depth].sum(axis=0), 1.0))
-        tried[:, :depth] = prior.tried[:, :depth] * scale
-        accepted[:, :depth] = prior.accepted[:, :depth] * scale
-        edges = np.log(prior.edges / (1.0 - prior.edges))
-        half = np.diff(edges).mean() / 2 if len(edges) > 1 else SPREAD
-        middles = np.concatenate(
-            [edges[:1] - half, (edges[1:] + edges[:-1]) / 2, edges[-1:] + half]
-        )
-        x = np.append(middles, 0.0)
-        counts = tried.sum(axis=1)
-        known = np.bincount(self._bins_of(x[:-1]), counts[:-1], BINS + 1)[:BINS]
-        self._seen = known / known.sum() if known.any() else self._seen
-        self._usual_x = x[-1] = float(self._seen @ self._middles)
-        start, covariance = self._mean.copy(), self._covariance
-        share = accepted / np.maximum(tried, 1e-9)
-        for _ in range(8):  # Newton's steps from the same prior
-            mean = self._mean
-            expected = self._conditional(x, np.zeros(len(x)))
-            self._mean, self._covariance = mean, covariance
-            self._update(x, expected, tried, share)
-            back = np.linalg.solve(covariance, mean - start)
-            self._mean = np.clip(self._mean - self._covariance @ back, -LIMIT, LIMIT)
-        self.labels += tried.sum(axis=0)
+        odds = self._mean[:k] + x[:, None] * self._mean[k:] + own[:, None]
+        return 1.0 / (1.0 + np.exp(-np.minimum(np.maximum(odds, -LIMIT), LIMIT)))

@@ -1,8 +1,21 @@
 """The one noun of this package, a step policy, and what passes between it and the engine.
 
-Terms are SGLang's: ``num_steps`` is the draft depth of a round (the papers' gamma),
-``num_correct_drafts`` counts accepted drafts without the bonus token and
-``accept_length = num_correct_drafts + 1`` counts it.
+Twelve words, one idea each; SGLang's names where it has them:
+
+- round: draft, verify and accept, once for every request of a decode batch;
+- request: one answer that is being made; it is in one round after another;
+- depth, ``num_steps``: how many tokens a round drafts per request (the papers' gamma); 0 is none;
+- tier: a depth that the server has built, one of ``candidate_steps``;
+- correct drafts, ``num_correct_drafts``: those that were accepted, the bonus token not counted;
+- accept length: correct drafts + 1, the bonus token counted;
+- label: what a round says of one position of one request, accepted or rejected; nothing where an
+  earlier draft was rejected or none was made;
+- signal: what the draft says of itself, its top-1 probability or entropy at a position;
+- load: how many requests decode together, and what is known of such batches;
+- price, the papers' lambda: the tokens per second that the load has been earning;
+- worth: the tokens that a depth is expected to bring, less its time at that price;
+- asleep: of rounds at depth 0 through which a separate draft reads nothing; it reads what it missed
+  before it drafts again.
 """
 
 from __future__ import annotations
@@ -59,8 +72,8 @@ class Round:
     so that what is learned has the lag of what is used. ``signals`` [live, num_steps, 2]: per
     draft position the draft's top-1 probability and its entropy divided by the log of the draft
     vocabulary, known only after drafting. Both None where nothing taps the draft. ``asleep``: a
-    round at depth 0 that the draft slept through, the cheaper kind. ``context_len`` is the sum of
-    the requests' lengths in tokens, 0 where unknown. ``requests`` [live] as in :class:`Batch`.
+    round at depth 0 that the draft slept through, the cheaper kind. ``requests`` [live] as in
+    :class:`Batch`.
     """
 
     num_steps: int
@@ -69,7 +82,6 @@ class Round:
     seconds: float | None = None
     first_probs: np.ndarray | None = None
     signals: np.ndarray | None = None
-    context_len: int = 0
     asleep: bool = False
     requests: Sequence[int] | None = None
 

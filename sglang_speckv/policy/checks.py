@@ -9,7 +9,6 @@ import numpy as np
 from sglang_speckv.policy.base import Round
 
 MAX_BATCH = 1 << 20
-MAX_CONTEXT = 1 << 40
 MAX_SHARE = 1.001
 """Of a probability or a normalised entropy, which rounding may leave a little above 1."""
 
@@ -29,11 +28,6 @@ def is_tier(steps: Any, candidate_steps: tuple[int, ...]) -> bool:
 
 def is_round(outcome: Round, candidate_steps: tuple[int, ...]) -> bool:
     return is_tier(outcome.num_steps, candidate_steps) and is_count(outcome.batch_size)
-
-
-def context_of(context_len: Any) -> int:
-    """0, unknown, where it is no count."""
-    return int(context_len) if is_count(context_len, MAX_CONTEXT) else 0
 
 
 def numbers_of(values: Any) -> np.ndarray:

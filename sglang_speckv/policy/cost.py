@@ -1,293 +1,178 @@
-"""What a round costs: seconds per (batch size, depth, context), profiled and measured serving.
+"""What a round costs: seconds by batch size and depth, timed at start-up and while serving.
 
-T(B, k, L) is a cell's own robust mean, blended with a fit over all cells where it has few samples:
+A cell is one batch size at one depth. It keeps its newest times and stands for the mean of their
+middle half: a pause moves nothing, and a lasting change is believed by the time that all of them
+show it. What was never timed is told by a fit over all cells (k - 1 draft forwards, B (k + 1)
+verified tokens; a holds what every round pays, draft-extend included):
 
-    a + b max(k - 1, 0) + c B (k + 1) + d L
+    T(B, k) = a + b max(k - 1, 0) + c B (k + 1)
 
-k - 1 draft forwards, B (k + 1) verified tokens, L tokens of context in all; a holds what every
-round pays, draft-extend included, so a warm 0 is a cell like the others and not "off". A round that
-the draft sleeps through (:data:`OFF`) is measured as a share of a warm 0.
-
-The machine's speed drifts (neighbours, clocks). That is common to all depths, so times are divided
-by a ``level`` that follows it: a slow spell is not blamed on the depth that happened to run.
-
-Where the constants come from: SHAPE from the demo pair on two CPU cores (a draft step 6 % of a
-round); the others set by hand on synthetic rounds with 12 % noise and 3 % pauses of twice the time
-(`tests/unit/policy/simulate.py`), and not on recorded ones.
+The fit counts as a few more times of every cell, so it matters where there are few. A cell that
+was not served for a while keeps but a few of its times, so that it is soon known again.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterable
-from functools import lru_cache
-from statistics import median
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from sglang_speckv.policy.checks import context_of, is_count, is_time
-from sglang_speckv.policy.context import ContextSlope
-from sglang_speckv.policy.prior import OFF, CostPrior
+from sglang_speckv.policy.checks import is_count, is_time
+from sglang_speckv.policy.prior import CostPrior
 
-MAX_BUCKET = 24
-"""Half octaves: sizes from 4096 share the last bucket."""
-MEMORY = 256.0
-"""Rounds after which a sample weighs 1/e; a cell keeps at least FLOOR of them."""
-FLOOR = 3.0
-FADE_ROUNDS = 8
-"""Rounds from one fading to the next."""
-CAPACITY = 48.0
-"""Samples a cell remembers."""
-SURPRISE = 0.3
-"""Relative deviation from which a sample is taken for an outlier, at first."""
-FIT_WEIGHT = 3.0
-"""Samples that the fit is worth beside a cell's own."""
-SHAPE = (1.0, 0.06, 0.02)
-"""a, b, c before any evidence, relative to a, and how far they may be off."""
-SHAPE_SPREAD = (1.0, 0.08, 0.04)
+SIZES = (1, 2, 3, *(m << e for e in range(9) for m in (4, 5, 6, 7)))
+"""Batch sizes that are told apart where the engine names none; the next larger one counts."""
+WINDOW = 32
+"""Times that a cell keeps. With 16, noise wakes drafts that should sleep (-1.7 % at sixteen
+requests); with 64, a draft that became 12 times dearer is believed later (-3 %)."""
+FEW = 3
+"""Times that count of a profile, of a cell that was not served for :data:`WINDOW` rounds, and of
+the fit: what is served now overrules them soon. As many make a cell one to fit to. Where rounds
+came to take twice as long, counting as many as there are loses 5 % over 300 rounds."""
+REFRESH = 16
+"""Rounds from one fit to the next."""
+SHAPE = np.array([1.0, 0.06, 0.02])
+"""a, b, c before any evidence, in units of a, each as likely nothing as twice that. From the demo
+pair on two CPU cores."""
 FIT_ERROR = 0.05
-"""Relative error of the fit itself, growing with the distance in batch size."""
-FIT_ROUNDS = 16
-"""Rounds that a fit is kept for."""
-LEVEL_WINDOW = 21
-"""Rounds whose median tells the machine's speed."""
-MAX_LEVEL = 1e3
-"""Bound of the level and of its inverse: with none, times that swing between two scales drive level
-and cells apart until a float cannot hold them."""
-PROFILE_ROUNDS = 6
-"""Rounds that a profiled round is worth: at first nothing else is known of this machine."""
-
-ProfileRow = tuple[int, int, int, float]
-"""Batch size, num_steps, context_len (of all requests together), seconds."""
+"""Relative error of the fit where all is known."""
 
 
-@lru_cache(maxsize=4096)
-def bucket_of(batch_size: int) -> int:
-    """floor(2 log2 B), by bits: asked several times a round."""
-    return min(MAX_BUCKET, (int(batch_size) ** 2).bit_length() - 1)
+class TimedRound(NamedTuple):
+    """One row of a start-up profile. ``asleep``: at depth 0, the draft slept through it."""
+
+    batch_size: int
+    num_steps: int
+    seconds: float
+    asleep: bool = False
 
 
 class CostModel:
-    """Times are in seconds divided by ``level``, except in :meth:`seconds`."""
-
-    def __init__(self, max_steps: int, prior: CostPrior | None = None):
-        # One column per depth and, where OFF points, one more for it.
-        self._cells = np.zeros((4, MAX_BUCKET + 1, max_steps + 2))
-        self._count, self._mean, self._size, self._context = self._cells
-        self._size[:] = 1.0
+    def __init__(self, max_steps: int, prior: CostPrior | None = None, padded: Sequence[int] = ()):
+        """``padded``, ascending: the sizes that the engine pads batches to, up to the largest."""
+        largest = max(padded, default=0)
+        sizes = self._sizes = (*padded, *(size for size in SIZES if size > largest))
         self._depths = range(max_steps + 1)
-        steps = np.tile([*self._depths, 0], MAX_BUCKET + 1)
-        self._awake = np.tile([True] * len(self._depths) + [False], MAX_BUCKET + 1)
-        self._drafts, self._width = np.maximum(steps - 1, 0), steps + 1
-        self._slope = ContextSlope()
-        self._ratios: deque[float] = deque(maxlen=LEVEL_WINDOW)
-        self._fits: dict[int, tuple[int, list[float]]] = {}
-        self.fits = 0
-        """Times change with it: so often were they fitted anew."""
-        self.level = 1.0
-        self.noise = 0.1
-        """Mean relative deviation of a single round."""
-        self.samples = 0
-        """Rounds that are known of, measured or profiled."""
+        self._asleep = max_steps + 1
+        """The column of rounds without the draft."""
+        self._times = np.zeros((len(sizes), max_steps + 2, WINDOW))
+        self._usual = np.zeros(self._times.shape[:2])
+        """What each cell stands for."""
+        self._count = self._usual.astype(int)
+        self._next = self._usual.astype(int)
+        self._served = self._usual.astype(int)
+        """The update that served it last."""
+        steps, verified = np.arange(max_steps + 1), np.outer(sizes, np.arange(max_steps + 1) + 1)
+        every, drafts = np.ones_like(verified), np.maximum(steps - 1, 0) + 0 * verified
+        self._work = np.stack([every, drafts, verified], axis=-1).astype(float)
+        """[sizes, depths, 3]: what a, b and c are multiplied by."""
+        self._told: dict[int, tuple[list[float], float | None]] = {}
+        self._updates = 0
+        self.rounds = 0
+        """Awake rounds that are known of, timed or profiled."""
         if prior is not None:
-            columns = prior.batch_size, prior.num_steps, prior.context_len, prior.seconds
-            for size, steps, context, seconds, rounds in zip(*columns, prior.rounds, strict=True):
-                if steps in self._depths and rounds >= 1:
-                    self._enter(int(size), int(steps), float(context), float(seconds), int(rounds))
+            columns = prior.batch_size, prior.num_steps, prior.seconds, prior.rounds
+            for size, steps, seconds, rounds in zip(*(c.tolist() for c in columns), strict=True):
+                if rounds >= 1 and steps in self._depths:
+                    self._start(int(size), int(steps), [seconds])
 
-    def profiled(self, rows: Iterable[ProfileRow]) -> None:
-        """Start from measured times, one or more per (batch size, depth, context). Rows that are no
-        round of this model are left out."""
-        cells: dict[tuple[int, int, int], list[float]] = {}
-        for size, steps, context, seconds in rows:
-            if is_count(size) and is_time(seconds) and (steps == OFF or steps in self._depths):
-                cell = int(size), int(steps), context_of(context)
-                cells.setdefault(cell, []).append(float(seconds))
-        for (size, steps, context), times in cells.items():
-            rounds = PROFILE_ROUNDS * len(times)
-            self._enter(size, steps, float(context), _undisturbed(times), rounds)
+    def profiled(self, rows: Iterable[TimedRound]) -> None:
+        """Start from measured times. Rows that are no round of this model are left out."""
+        cells: dict[tuple[int, int], list[float]] = {}
+        for row in rows:
+            if is_count(row.batch_size) and is_time(row.seconds) and row.num_steps in self._depths:
+                column = self._asleep if row.asleep else int(row.num_steps)
+                cells.setdefault((int(row.batch_size), column), []).append(float(row.seconds))
+        for (size, column), times in cells.items():
+            self._start(size, column, times)
 
-    def _enter(self, size: int, steps: int, context: float, seconds: float, rounds: int) -> None:
-        """One more fact about a cell, as if ``rounds`` rounds had taken ``seconds`` each."""
-        cell = bucket_of(size), steps
-        self.samples += rounds
-        weight = min(float(rounds), CAPACITY / 2)
-        gain = weight / (self._count[cell] + weight)
-        if self._count[cell]:
-            usual, mean = float(self._context[cell]), float(self._mean[cell])
-            self._slope.learn(context - usual, seconds - mean, weight)
-        self._count[cell] += weight
-        for record, value in (
-            (self._mean, seconds),
-            (self._size, float(size)),
-            (self._context, context),
-        ):
-            record[cell] += gain * (value - record[cell])
-        self._fits.clear()
-        self.fits += 1
+    def _start(self, size: int, column: int, times: list[float]) -> None:
+        """The lower quartile stands for all: other work on the machine makes rounds slower and none
+        faster, and it may last for most of a profile."""
+        usual = sorted(times)[(len(times) - 1) // 4]
+        for _ in range(FEW):
+            self._keep((self.row_of(size), column), usual)
+        self._told.clear()
+
+    def _keep(self, cell: tuple[int, int], seconds: float) -> None:
+        if self._updates - self._served[cell] > WINDOW:
+            self._times[cell][:FEW] = self._usual[cell]
+            self._count[cell] = self._next[cell] = min(self._count[cell], FEW)
+        self._served[cell] = self._updates
+        self._times[cell][self._next[cell]] = seconds
+        self._next[cell] = (self._next[cell] + 1) % WINDOW
+        self._count[cell] = min(self._count[cell] + 1, WINDOW)
+        self._usual[cell] = _middle(self._own(cell))
+        self.rounds += cell[1] != self._asleep
+
+    def row_of(self, batch_size: int) -> int:
+        return min(bisect_left(self._sizes, batch_size), len(self._sizes) - 1)
 
     def update(
-        self, batch_size: int, num_steps: int, seconds: float | None, context_len: int = 0
+        self, batch_size: int, num_steps: int, seconds: float | None, asleep: bool = False
     ) -> None:
-        """Learn one clean round, ``num_steps`` <= max_steps or :data:`OFF`."""
+        """Learn one clean round of ``num_steps`` <= max_steps."""
         if not is_time(seconds):
             return
-        seconds, expected = float(seconds), None
-        if num_steps == OFF:
-            expected = self.off_time(batch_size, context_len)
-        elif self.samples:
-            expected = self._time(batch_size, num_steps, context_len)
-        self.samples += 1
-        if self.samples % FADE_ROUNDS == 0:
-            faded = self._count * math.exp(-FADE_ROUNDS / MEMORY)
-            self._count[:] = np.maximum(faded, np.minimum(self._count, FLOOR))
-        cell = bucket_of(batch_size), num_steps
-        if expected is not None and self._count[cell] >= FLOOR:
-            self._follow(seconds / expected)
-        self._learn(cell, batch_size, seconds / self.level, expected, context_len)
-        made = self._fits.get(cell[0], (-FIT_ROUNDS,))[0]
-        if self.samples < FIT_ROUNDS or self.samples - made >= FIT_ROUNDS:
-            self._refit(batch_size)
+        cell = self.row_of(batch_size), self._asleep if asleep else num_steps
+        self._updates += 1
+        self._keep(cell, seconds)
+        if self._updates < REFRESH or self._updates % REFRESH == 0:
+            self._told.clear()
 
-    def _follow(self, ratio: float) -> None:
-        """Attribute what is common to the last rounds to the machine."""
-        self._ratios.append(ratio)
-        if len(self._ratios) == self._ratios.maxlen:
-            self.level = min(max(median(self._ratios), 1.0 / MAX_LEVEL), MAX_LEVEL)
-        deviation = min(abs(ratio / self.level - 1.0), 0.5)
-        self.noise += (deviation - self.noise) / 64.0
+    def _own(self, cell: tuple[int, int]) -> list[float]:
+        own: list[float] = self._times[cell][: self._count[cell]].tolist()
+        return own
 
-    def _learn(
-        self,
-        cell: tuple[int, int],
-        batch_size: int,
-        time: float,
-        expected: float | None,
-        context_len: int,
-    ) -> None:
-        count = min(float(self._count[cell]), CAPACITY)
-        mean = float(self._mean[cell])
-        if count <= FLOOR + 1 and time < (1.0 - SURPRISE) * mean:
-            count = 0.0  # nothing makes a round too fast: what came before was a pause
-        elif count >= FLOOR and abs(time - mean) > SURPRISE * mean:
-            time = min(time, (1.0 + SURPRISE) * mean)
-            count *= 0.75  # one is an outlier, several in a row are the new truth
-        elif count < FLOOR and expected is not None:
-            time = min(time, (1.0 + 2 * SURPRISE) * expected)
-        gain = 1.0 / (count + 1.0)
-        if context_len > 0:
-            context = float(self._context[cell])
-            if count and context:
-                self._slope.learn(context_len - context, time - mean, count * gain)
-            self._context[cell] += (gain if context else 1.0) * (context_len - context)
-        self._count[cell] = count + 1.0
-        self._mean[cell] += gain * (time - mean)
-        self._size[cell] += gain * (batch_size - self._size[cell])
+    def times(self, batch_size: int) -> list[float]:
+        """T(B, 0..max_steps), in seconds."""
+        return self._tell(self.row_of(batch_size))[0]
 
-    def times(self, batch_size: int, context_len: int = 0) -> list[float]:
-        """T(B, 0..K, L). ``context_len`` 0: as usual at this batch size."""
-        row = bucket_of(batch_size)
-        fit = self._fit_at(batch_size)
-        context = context_len or float(self._context[row].max())
-        records = self._count, self._mean, self._size, self._context
-        cells = zip(*(record[row].tolist() for record in records), strict=True)
-        return [
-            self._blend(fit, cell, batch_size, steps, context)
-            for steps, cell in enumerate(list(cells)[:OFF])
-        ]
+    def asleep_time(self, batch_size: int) -> float | None:
+        """T of a round that the draft sleeps through, as a share of an awake one at depth 0: that
+        of the nearest batch size where there was one, None where there was none."""
+        return self._tell(self.row_of(batch_size))[1]
 
-    def off_time(self, batch_size: int, context_len: int = 0) -> float | None:
-        """T of a round that the draft sleeps through, from the nearest batch size where there was
-        one; None where there was none."""
-        rows = self._count[:, OFF].nonzero()[0]
-        if not len(rows):
-            return None
-        near = rows[np.abs(rows - bucket_of(batch_size)).argmin()]
-        size, context = round(float(self._size[near, OFF])), int(self._context[near, OFF])
-        share = float(self._mean[near, OFF]) / self._time(size, 0, context)
-        return share * self._time(batch_size, 0, context_len)
+    def _tell(self, row: int) -> tuple[list[float], float | None]:
+        if row not in self._told:
+            times = self._blended(row)
+            slept = self._count[:, self._asleep].nonzero()[0]
+            asleep = None
+            if len(slept) and self.rounds:
+                near = int(slept[np.abs(slept - row).argmin()])
+                share = float(self._usual[near, self._asleep]) / self._blended(near)[0]
+                asleep = share * times[0]
+            self._told[row] = times, asleep
+        return self._told[row]
 
-    def _time(self, batch_size: int, steps: int, context_len: int) -> float:
-        """The same of one depth."""
-        row = bucket_of(batch_size)
-        context = context_len or float(self._context[row].max())
-        records = self._count, self._mean, self._size, self._context
-        count, mean, size, usual = (float(record[row, steps]) for record in records)
-        cell = count, mean, size, usual
-        return self._blend(self._fit_at(batch_size), cell, batch_size, steps, context)
+    def _blended(self, row: int) -> list[float]:
+        fitted = (self._work[row] @ self._fit(row)).tolist()
+        return [_middle([*self._own((row, k)), *FEW * [fitted[k]]]) for k in self._depths]
 
-    def _blend(
-        self,
-        fit: list[float],
-        cell: tuple[float, float, float, float],
-        batch_size: int,
-        steps: int,
-        context: float,
-    ) -> float:
-        """A cell's own (count, mean, size, context) and the fit, weighed by its samples."""
-        a, b, c = fit
-        d = self._slope.value
-        count, mean, size, usual = cell
-        fitted = a + b * max(steps - 1, 0) + c * batch_size * (steps + 1) + d * context
-        own = mean + c * (batch_size - size) * (steps + 1) + d * (context - usual)
-        share = FIT_WEIGHT / (FIT_WEIGHT + count)
-        return share * fitted + (1.0 - share) * max(own, 0.5 * mean)
-
-    def _fit_at(self, batch_size: int) -> list[float]:
-        row = bucket_of(batch_size)
-        if row not in self._fits:
-            self._refit(batch_size)
-        return self._fits[row][1]
-
-    def seconds(self, batch_size: int, context_len: int = 0) -> list[float]:
-        """T(B, 0..K, L) in seconds at the machine's present speed."""
-        return [time * self.level for time in self.times(batch_size, context_len)]
-
-    def _refit(self, batch_size: int) -> None:
-        self.fits += 1
-        self._fits[bucket_of(batch_size)] = self.samples, self._fit(batch_size)
-
-    def _fit(self, batch_size: int) -> list[float]:
-        """Ridge regression of a, b, c on the cells, the nearer in batch size the heavier."""
-        used = (self._count.ravel() * self._awake).nonzero()[0]
-        if not len(used):  # only asleep rounds are known: they stand for awake ones of depth 0
-            used = self._count.ravel().nonzero()[0]
-        count, mean, size, context = self._cells.reshape(4, -1)[:, used]
-        mean = np.maximum(mean - self._slope.value * context, 0.3 * mean)
-        drafts, verified = self._drafts[used], size * self._width[used]
-        usual = SHAPE[0] + SHAPE[1] * drafts + SHAPE[2] * verified
-        apart = FIT_ERROR + 0.1 * np.abs(np.log2(size / batch_size))
-        weight = 1.0 / (self.noise**2 / count + apart**2)
-        rows = np.array([np.ones(len(used)), drafts, verified, mean]) / usual
-        # products of a, b, c and the measured times with each other
-        moments = ((rows * weight) @ rows.T).tolist()
-        scale = float((rows[3] * weight).sum() / weight.sum())
-        sums = [[*row[:3]] for row in moments[:3]]
-        wanted = [row[3] / scale for row in moments[:3]]
-        for i, spread in enumerate(SHAPE_SPREAD):
-            sums[i][i] += spread**-2
-            wanted[i] += SHAPE[i] * spread**-2
-        a, b, c = _solved(sums, wanted)
-        return [scale * max(a, 0.1), scale * max(b, 0.0), scale * max(c, 0.0)]
+    def _fit(self, row: int) -> np.ndarray:
+        """a, b, c: ridge regression of relative times; a cell of another batch size weighs less by
+        the square of how many times it is larger or smaller."""
+        count = self._count[:, : self._asleep]
+        known = count >= min(FEW, max(1, count.max()))
+        if not known.any():
+            return SHAPE
+        sizes = np.array(self._sizes)
+        apart = np.maximum(sizes / sizes[row], sizes[row] / sizes) ** -2.0
+        weight = np.broadcast_to(apart[:, None], known.shape)[known]
+        own = self._usual[:, : self._asleep][known]
+        usual = self._work[known] @ SHAPE
+        scale = float(weight @ (own / usual) / weight.sum())
+        share = self._work[known] * SHAPE / usual[:, None]
+        weighted = share.T * weight
+        off = np.linalg.solve(
+            weighted @ share + FIT_ERROR**2 * np.eye(3), weighted @ (own / usual / scale - 1.0)
+        )
+        return scale * SHAPE * np.maximum(1.0 + off, [0.1, 0.0, 0.0])
 
 
-def _undisturbed(times: list[float]) -> float:
-    """The lower quartile: other work on the machine makes rounds slower and none faster, and here
-    it may last for most of a cell's rounds, since all of them were run within seconds."""
-    return sorted(times)[(len(times) - 1) // 4]
-
-
-def _solved(rows: list[list[float]], wanted: list[float]) -> list[float]:
-    """Three equations by Cramer's rule: for so few numpy's solver takes longer to call."""
-
-    def determinant(m: list[list[float]]) -> float:
-        (a, b, c), (d, e, f), (g, h, i) = m
-        return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-
-    whole = determinant(rows)
-    return [
-        determinant([[*row[:i], w, *row[i + 1 :]] for row, w in zip(rows, wanted, strict=True)])
-        / whole
-        for i in range(3)
-    ]
+def _middle(times: list[float]) -> float:
+    """The mean of the middle half: nearly as steady as a mean, and deaf to pauses as a median."""
+    inner = sorted(times)[len(times) // 4 : len(times) - len(times) // 4]
+    return sum(inner) / len(inner)

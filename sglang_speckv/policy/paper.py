@@ -23,9 +23,10 @@ import numpy as np
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.checks import MAX_SHARE, context_of, is_count, is_round, windows_of
-from sglang_speckv.policy.cost import CostModel, ProfileRow
-from sglang_speckv.policy.prior import OFF, CostPrior, MlpWeights
+from sglang_speckv.policy.checks import MAX_SHARE, is_count, is_round, windows_of
+from sglang_speckv.policy.cost import CostModel, TimedRound
+from sglang_speckv.policy.mlp import MlpWeights
+from sglang_speckv.policy.prior import CostPrior
 
 OBJECTIVES = ("tokens", "throughput")
 
@@ -69,7 +70,7 @@ class PaperPolicy:
         self._foresees = False
         self._windows = 0
 
-    def profiled(self, rows: Iterable[ProfileRow]) -> None:
+    def profiled(self, rows: Iterable[TimedRound]) -> None:
         """Round times from a start-up profile; only the throughput objective reads them."""
         if self._cost is not None:
             self._cost.profiled(rows)
@@ -87,7 +88,7 @@ class PaperPolicy:
 
     def _worth(self, size: int) -> np.ndarray:
         assert self._lengths is not None
-        if self._cost is None or not self._cost.samples or not is_count(size):
+        if self._cost is None or not self._cost.rounds or not is_count(size):
             return self._lengths
         times = self._cost.times(size)
         return self._lengths / [times[steps] for steps in self.candidate_steps]
@@ -96,9 +97,9 @@ class PaperPolicy:
         if outcome.signals is not None and not self._foresees:
             self._look_at(outcome.signals)
         if self._cost is not None and is_round(outcome, self.candidate_steps):
-            row = OFF if outcome.asleep else outcome.num_steps
-            context = context_of(outcome.context_len)
-            self._cost.update(outcome.batch_size, row, outcome.seconds, context)
+            self._cost.update(
+                outcome.batch_size, outcome.num_steps, outcome.seconds, outcome.asleep
+            )
 
     def _look_at(self, signals: np.ndarray) -> None:
         """``signals`` [live, depth, 2]; requests with anything unknown, or outside of 0..1, are

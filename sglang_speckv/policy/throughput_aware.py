@@ -17,8 +17,8 @@ from statistics import fmean
 
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round
-from sglang_speckv.policy.cost import CostModel, ProfileRow
-from sglang_speckv.policy.prior import OFF, CostPrior
+from sglang_speckv.policy.cost import CostModel, TimedRound
+from sglang_speckv.policy.prior import CostPrior
 
 WINDOW = 20
 
@@ -67,7 +67,7 @@ class ThroughputAwarePolicy:
     def _times(self, size: int) -> dict[int, float]:
         if self._cost is not None:
             return self._cost.at(size)
-        return dict(enumerate(self._online.seconds(size))) if self._online.samples else {}
+        return dict(enumerate(self._online.times(size))) if self._online.rounds else {}
 
     def _rates(self) -> list[float]:
         """p[1..depth], the tail beyond what is measured continued geometrically; [] before any."""
@@ -90,12 +90,11 @@ class ThroughputAwarePolicy:
             self._windows[i].append(float((correct > i).mean()))
         self._batches += 1
         if self._cost is None:
-            row = OFF if outcome.asleep else steps
-            self._online.update(outcome.batch_size, row, outcome.seconds)
+            self._online.update(outcome.batch_size, steps, outcome.seconds, outcome.asleep)
 
-    def profiled(self, rows: Iterable[ProfileRow]) -> None:
-        """Round times from a start-up profile; the rule knows nothing of context."""
-        self._online.profiled((size, steps, 0, seconds) for size, steps, _, seconds in rows)
+    def profiled(self, rows: Iterable[TimedRound]) -> None:
+        """Round times from a start-up profile."""
+        self._online.profiled(rows)
 
     def snapshot(self) -> dict[str, object]:
         rates = [round(rate, 4) for rate in self._rates()]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sglang_speckv.config import ConfigError, static_steps
-from sglang_speckv.policy import Batch, Decision, Round, StepPolicy, create_policy
-from sglang_speckv.policy.prior import Prior
+from sglang_speckv.policy import Batch, Decision, Prior, Round, StepPolicy, create_policy
+from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.static import StaticPolicy
 from sglang_speckv.replay.walk import Price, Walk
 
@@ -22,8 +22,6 @@ POLICIES = ("throughput", "ema", "throughput_aware", "confidence", "paper", "pap
 IN_ROUND = ":in-round"
 """Behind a policy that reads the window's signals: it is shown the coming window."""
 FORESEEING = ("confidence", "paper", "paper:throughput")
-
-ProfileRows = Sequence[tuple[int, int, int, float]]
 
 
 class Oracle:
@@ -74,7 +72,9 @@ def names_of(wanted: Sequence[str], tiers: Sequence[int], knows_off: bool, mlp: 
     return [*policies, *(f"static:{k}" for k in tiers), *off, ORACLE]
 
 
-def policy_of(name: str, tiers: Sequence[int], prior: Prior, profile: ProfileRows) -> StepPolicy:
+def policy_of(
+    name: str, tiers: Sequence[int], prior: Prior, profile: Sequence[TimedRound]
+) -> StepPolicy:
     """A policy as it serves, told what a server would tell it before its first round. Only an
     ``in-round`` arm is shown the coming window."""
     if name == NONE:

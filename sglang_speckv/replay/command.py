@@ -9,6 +9,7 @@ speckv replay mine.safetensors --draft-cost 0.1 --policy throughput --explain 12
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +59,7 @@ def replay_command(
         int,
         typer.Option(min=0, max=8, help="Decisions that results and signals come late by."),
     ] = 0,
+    jobs: Annotated[int, typer.Option(min=0, max=1024, help="Processes; 0: one per core.")] = 0,
     explain: Annotated[
         int | None, typer.Option(help="Say why the policy chose what it did in this round.")
     ] = None,
@@ -93,6 +95,7 @@ def replay_command(
         lag=lag,
         artifact=artifact,
         profiled=profile,
+        jobs=jobs or os.cpu_count() or 1,
     )
     if explain is not None:
         told = explained(options, explain)

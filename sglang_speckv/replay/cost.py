@@ -83,5 +83,4 @@ def _from_json(path: Path) -> CostPrior:
         num_steps=np.array([row.num_steps for row in rows]),
         seconds=np.array([row.seconds for row in rows], dtype=float),
         rounds=np.full(len(rows), EXACT),
-        context_len=np.zeros(len(rows)),
     )

@@ -12,6 +12,9 @@ from sglang_speckv.replay.arms import policy_of
 from sglang_speckv.replay.run import ReplayOptions, prepare, walk_of
 from sglang_speckv.replay.walk import Walk, play
 
+_WEIGHED = ("tokens", "ms", "worth")
+"""What a policy expects of each depth, where it says so."""
+
 
 def explain(options: ReplayOptions, number: int) -> dict[str, Any]:
     """Replay the first policy at the first load up to a round, counted from 0, and say why it chose
@@ -24,7 +27,7 @@ def explain(options: ReplayOptions, number: int) -> dict[str, Any]:
 
     def witness(i: int, batch: Batch, decision: Decision, walk: Walk) -> None:
         if i == number:
-            explained = getattr(policy, "explain", None)
+            explained = getattr(policy, "explain", policy.snapshot)
             first = [] if batch.first_probs is None else np.round(batch.first_probs, 4).tolist()
             tokens = np.minimum(walk.correct()[:, None], np.array(at.tiers)).sum(axis=0) + size
             seen.update(
@@ -38,7 +41,7 @@ def explain(options: ReplayOptions, number: int) -> dict[str, Any]:
                     "reason": decision.reason,
                     "expected_accept_length": decision.expected_accept_length,
                 },
-                because=explained(batch) if explained else policy.snapshot(),
+                because=explained(),
                 came={
                     "tokens": dict(zip(map(str, at.tiers), tokens.tolist(), strict=True)),
                     "seconds": {str(k): round(s, 6) for k, s in price.seconds.items()},
@@ -65,18 +68,25 @@ def lines(explained: dict[str, Any]) -> list[str]:
     expected = chose["expected_accept_length"]
     text = [
         f"round {explained['round']} as {explained['policy']} met it",
-        f"  saw      {saw['batch_size']} requests, {saw['context_len']} tokens before them, first "
-        f"probabilities {_short(saw['first_probs'])}",
+        f"  saw      requests: {saw['batch_size']}  tokens so far: {saw['context_len']}  first "
+        f"probabilities: {_short(saw['first_probs'])}",
         f"  chose    depth {chose['num_steps']} ({chose['reason']}), expecting "
         + ("nothing in particular" if expected is None else f"{expected:.2f} tokens per request"),
     ]
-    text += [f"  {key:<18} {_short(item)}" for key, item in explained["because"].items()]
-    text.append("  what each depth would have brought:")
-    text += [
-        f"    depth {k:>2}  {n:>4} tokens  in {came['seconds'][k]:.4g}"
-        for k, n in came["tokens"].items()
+    told = dict(explained["because"])
+    weighed = told.pop("depths", {})
+    text += [f"  {key:<18} {_short(item)}" for key, item in told.items() if key not in chose]
+    heading = f"{'depth':>9}" + "".join(f"{word:>10}" for word in (*_WEIGHED, "brought", "took ms"))
+    return [
+        *text,
+        heading,
+        *(
+            f"{k:>9}"
+            + "".join(f"{weighed.get(k, {}).get(word, ''):>10}" for word in _WEIGHED)
+            + f"{brought:>10}{1e3 * came['seconds'][k]:>10.4g}"
+            for k, brought in came["tokens"].items()
+        ),
     ]
-    return text
 
 
 def _short(item: Any) -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +19,10 @@ from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, ConfigError
 from sglang_speckv.offline.artifact import check_identity, load_artifact
 from sglang_speckv.offline.columns import Columns, identity_of, read_columns
 from sglang_speckv.offline.round_cost import RoundCost
-from sglang_speckv.policy.prior import OFF, Prior
-from sglang_speckv.replay.arms import NONE, ORACLE, Oracle, ProfileRows, names_of, policy_of
+from sglang_speckv.policy import Prior
+from sglang_speckv.policy.cost import TimedRound
+from sglang_speckv.policy.prior import OFF
+from sglang_speckv.replay.arms import NONE, ORACLE, Oracle, names_of, policy_of
 from sglang_speckv.replay.cost import read_cost
 from sglang_speckv.replay.positions import SUFFIX, Positions, from_trace, read_positions
 from sglang_speckv.replay.score import Earned, earned, over_best
@@ -24,12 +31,13 @@ from sglang_speckv.replay.walk import Played, Price, Walk, order_of, play
 TRAFFIC = ("mixed", "phases")
 PROFILED_SIZES = (1, 4, 16, 64)
 _ORACLE_TURNS = 2
+_shared: tuple[Setting, ReplayOptions]
 
 
 @dataclass(frozen=True)
 class ReplayOptions:
     """``requests`` are served at a time; each arm goes through all requests ``passes`` times in
-    each of ``seeds`` orders."""
+    each of ``seeds`` orders, on ``jobs`` processes."""
 
     paths: tuple[Path, ...]
     policies: tuple[str, ...] = ()
@@ -44,6 +52,7 @@ class ReplayOptions:
     lag: int = 0
     artifact: Path | None = None
     profiled: bool = True
+    jobs: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +80,13 @@ class Setting:
             return None
         return float(self.cost.times(np.array([size]), [OFF])[0, 0])
 
-    def profile(self, size: int) -> ProfileRows:
-        """(batch size, num_steps, context_len, seconds) at the sizes that a server would time."""
+    def profile(self, size: int) -> list[TimedRound]:
+        """At the sizes that a server would time."""
         sizes = [n for n in PROFILED_SIZES if n < 4 * size]
         tiers = (OFF, *self.tiers) if self.sleeps and 0 in self.tiers else self.tiers
         times = self.cost.times(np.array(sizes), tiers).tolist()
-        context = float(self.positions.context.mean())
         return [
-            (n, steps, round(n * context), seconds)
+            TimedRound(n, max(steps, 0), seconds, steps == OFF)
             for n, row in zip(sizes, times, strict=True)
             for steps, seconds in zip(tiers, row, strict=True)
         ]
@@ -140,15 +148,16 @@ def run_replay(options: ReplayOptions, say: Callable[[str], None] = lambda _: No
     at = prepare(options)
     names = names_of(options.policies, at.tiers, at.cost.knows_off, at.prior.mlp is not None)
     cells = []
-    for size in options.requests:
-        arms: dict[str, Arm] = {}
-        for name in names:
-            say(f"{size} at a time: {name}")
-            arms[name] = _arm(name, at, options, size, arms)
-        static = [name for name in names if name.startswith("static:")]
-        best = max(static, key=lambda name: arms[name].earned.rate)
-        ratios = over_best({name: arm.earned for name, arm in arms.items()}, static)
-        cells.append(Cell(size, arms, best, ratios))
+    with _everywhere(at, options) as each:
+        for size in options.requests:
+            arms: dict[str, Arm] = {}
+            for name in names:
+                say(f"{size} at a time: {name}")
+                arms[name] = _arm(name, each, at, options, size, arms)
+            static = [name for name in names if name.startswith("static:")]
+            best = max(static, key=lambda name: arms[name].earned.rate)
+            ratios = over_best({name: arm.earned for name, arm in arms.items()}, static)
+            cells.append(Cell(size, arms, best, ratios))
     return Replay(options, at, cells)
 
 
@@ -158,18 +167,58 @@ def walk_of(at: Setting, options: ReplayOptions, size: int, seed: int) -> Walk:
     return Walk(at.positions, order, size, options.lag)
 
 
-def _arm(name: str, at: Setting, options: ReplayOptions, size: int, before: dict[str, Arm]) -> Arm:
-    started = time.process_time()
+@contextmanager
+def _everywhere(at: Setting, options: ReplayOptions) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A ``map`` over the processes that were asked for."""
+    if options.jobs == 1:
+        _share(at, options)
+        yield map
+        return
+    context = get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(options.jobs, context, _share, (at, options)) as workers:
+        yield workers.map
+
+
+def _share(at: Setting, options: ReplayOptions) -> None:
+    """What the walks of a process have in common: too large to be sent with each."""
+    global _shared
+    _shared = at, options
+
+
+def _arm(
+    name: str,
+    each: Callable[..., Iterable[Any]],
+    at: Setting,
+    options: ReplayOptions,
+    size: int,
+    before: dict[str, Arm],
+) -> Arm:
+    """An oracle prices time by what it earns itself, turn by turn, at first by the best rate."""
     count = len(at.positions.source.requests)
+    rate = max((arm.earned.rate for arm in before.values()), default=0.0)
+    walks: Sequence[Played] = ()
+    cpu = 0.0
+    for _ in range(_ORACLE_TURNS if name == ORACLE else 1):
+        serve = partial(_timed, name, size, rate)
+        walks, seconds = zip(*each(serve, range(options.seeds)), strict=True)
+        cpu += sum(seconds)
+        rate = earned(walks, count).rate
+    return Arm(walks, earned(walks, count), cpu)
+
+
+def _timed(name: str, size: int, rate: float, seed: int) -> tuple[Played, float]:
+    """One walk, and the seconds of one core that it took."""
+    started = time.process_time()
+    at, options = _shared
     if name == ORACLE:
-        rate = max(arm.earned.rate for arm in before.values())
-        walks = _oracle(at, options, size, rate)
+        walk = _foreseen(at, options, size, rate, seed)
     else:
-        walks = [_one(name, at, options, size, seed) for seed in range(options.seeds)]
-    return Arm(walks, earned(walks, count), time.process_time() - started)
+        walk = one_walk(name, at, options, size, seed)
+    return walk, time.process_time() - started
 
 
-def _one(name: str, at: Setting, options: ReplayOptions, size: int, seed: int) -> Played:
+def one_walk(name: str, at: Setting, options: ReplayOptions, size: int, seed: int) -> Played:
+    """One policy through all requests in one order."""
     price = at.price(size)
     if name == NONE:
         price = Price({0: at.off(size) or 0.0})
@@ -178,20 +227,14 @@ def _one(name: str, at: Setting, options: ReplayOptions, size: int, seed: int) -
     return play(policy, walk_of(at, options, size, seed), price, options.lag, noise)
 
 
-def _oracle(at: Setting, options: ReplayOptions, size: int, rate: float) -> list[Played]:
-    """Prices time by what it earns itself, turn by turn, at first by ``rate``. Its draft wakes for
-    free, or an oracle of one round would be behind a server that always sleeps."""
+def _foreseen(at: Setting, options: ReplayOptions, size: int, rate: float, seed: int) -> Played:
+    """Its draft wakes for free, or an oracle of one round would be behind a server that always
+    sleeps."""
     price = at.price(size)
     if price.asleep is not None:
         price = Price(price.seconds | {0: price.asleep})
-    walks: list[Played] = []
-    for _ in range(_ORACLE_TURNS):
-        walks = []
-        for seed in range(options.seeds):
-            walk = walk_of(at, options, size, seed)
-            walks.append(play(Oracle(walk, at.tiers, price, rate), walk, price))
-        rate = earned(walks, len(at.positions.source.requests)).rate
-    return walks
+    walk = walk_of(at, options, size, seed)
+    return play(Oracle(walk, at.tiers, price, rate), walk, price)
 
 
 def _prior(artifact: Path | None, columns: Columns | None) -> Prior:

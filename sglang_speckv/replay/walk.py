@@ -146,12 +146,8 @@ def play(
         told = took if noise is None else took * float(np.exp(noise.normal(0.0, NOISE)))
         correct = np.minimum(walk.correct(), k)
         signals = walk.signals()[:, :k] if k else None
-        context = int(np.add.reduce(walk.positions.context[walk.row]))
-        late.append(
-            Round(
-                k, size, correct.tolist(), told, batch.first_probs, signals, context, sleeps, names
-            )
-        )
+        firsts = batch.first_probs
+        late.append(Round(k, size, correct.tolist(), told, firsts, signals, sleeps, names))
         if len(late) > lag:
             policy.observe(late.popleft())
         steps.append(k)

@@ -15,14 +15,14 @@ from typing import Any
 
 from sglang_speckv.config import POLICY_NAMES, SpecKVConfig
 from sglang_speckv.offline.artifact import load_artifact
-from sglang_speckv.policy import create_policy
+from sglang_speckv.policy import Prior, create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
+from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.ema import EmaPolicy
-from sglang_speckv.policy.prior import Prior
 from sglang_speckv.policy.throughput import ThroughputPolicy
 from sglang_speckv.srt.counters import Counters
 from sglang_speckv.srt.fuse import Fuse
-from sglang_speckv.srt.lag import SignalLag
+from sglang_speckv.srt.lag import SETTLE_ROUNDS, SignalLag
 from sglang_speckv.srt.profile import ProfileRun, summary
 from sglang_speckv.srt.trace import TraceWriter
 
@@ -59,12 +59,13 @@ class EnginePolicy:
         self.trace: TraceWriter | None = None
         self._profile: ProfileRun | None = None
         self._profile_began = False
-        self._profiled: list[tuple[int, int, int, float]] = []
+        self._profiled: list[TimedRound] = []
         self._config = config
         self._prior = _prior(config.artifact)
         self._policies: dict[str, StepPolicy] = {}
         self._cuda_graph_bs: list[int] | None = None
         self._warned = False
+        self._observed = 0
         self.select(config.policy)
 
     # -- SGLang's protocol
@@ -75,8 +76,8 @@ class EnginePolicy:
             self._tell_graph_sizes(policy)
 
     def _tell_graph_sizes(self, policy: StepPolicy) -> None:
-        """SGLang's rule routes a batch by the graph it is padded to."""
-        if isinstance(policy, EmaPolicy):
+        """A round takes as long as one of the batch size that its graph was captured for."""
+        if isinstance(policy, EmaPolicy | ThroughputPolicy):
             policy.set_cuda_graph_bs(self._cuda_graph_bs)
 
     def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
@@ -143,8 +144,19 @@ class EnginePolicy:
             return
         try:
             self.policy.observe(outcome)
+            self._settle_lag(outcome)
         except Exception as error:
             self._fall_back("observe", error)
+
+    def _settle_lag(self, outcome: Round) -> None:
+        """Now and then: whether the host is to wait for signals. Follows from what all ranks share,
+        as decisions do."""
+        self._observed += 1
+        if not self.lag.open or not isinstance(self.policy, ThroughputPolicy):
+            return
+        if self._observed % SETTLE_ROUNDS == 0:
+            self.lag.settle(outcome.batch_size, self.policy.worth_of_fresh_signals())
+            self.policy.use_late_signals(not self.lag.waits)
 
     def select(self, name: str) -> None:
         """Switch to the policy called ``name``; what it learned before is kept.
@@ -174,6 +186,7 @@ class EnginePolicy:
             self._tell_graph_sizes(self._policies[name])
             self._tell_profile(self._policies[name])
             self._tell_sleep(self._policies[name])
+            self._tell_lag(self._policies[name])
 
     @property
     def profiling(self) -> bool:
@@ -225,6 +238,10 @@ class EnginePolicy:
         if isinstance(policy, ThroughputPolicy):
             policy.allow_sleep(not self.kept_awake)
 
+    def _tell_lag(self, policy: StepPolicy) -> None:
+        if self.lag.open and isinstance(policy, ThroughputPolicy):
+            policy.use_late_signals(not self.lag.waits)
+
     def pin(self, num_steps: int | None) -> None:
         """Hold one depth whatever the policy says; None releases."""
         assert num_steps is None or num_steps in self.candidate_steps
@@ -249,7 +266,14 @@ class EnginePolicy:
             "trace": self.trace.snapshot() if self.trace is not None else None,
             "profile": summary(self._profiled),
             "policy_state": self.policy.snapshot(),
+            "decision": self._explanation(),
         }
+
+    def _explanation(self) -> dict[str, Any]:
+        """The newest decision of a policy that can say why."""
+        explain = getattr(self.policy, "explain", dict)
+        told: dict[str, Any] = explain()
+        return told
 
     def _decide(self, batch: Batch) -> int:
         if self._profile is not None:

@@ -8,22 +8,25 @@ says most about round n. Whether it is on the host when round n is launched depe
 | off | any | the coming round (lag 0) | none: its result was processed before |
 | on | `late` | the round before (lag 1) | none |
 | on | `0` | the coming round (lag 0) | the host waits for the device every round |
-| on | `auto` | the better of the two | as chosen |
+| on | `auto` | the better of the two at this load | as chosen |
+
+`auto` takes what waiting costs from the start-up profile and what it earns from what the policy has
+learned of either signal since.
 
 Accept lengths and the signals of deeper positions are one round older under overlap in every mode.
 """
 
 from __future__ import annotations
 
-import logging
+import math
+from collections.abc import Mapping
 from statistics import median
 
-logger = logging.getLogger(__name__)
+Cell = tuple[int, int, bool]
+"""Of a round: batch size, num_steps, whether the draft slept."""
 
-FRESH_GAIN = 0.01
-"""What the fresh signal is worth in throughput, at least, against the one of the round before: for
-one request with a draft of 0.05 to 0.1 of the target's time a table on the fresh signal gained 1
-to 2 % over the best fixed depth where tables on lagged ones gained about 0."""
+SETTLE_ROUNDS = 256
+"""Rounds after which `auto` weighs again."""
 
 
 class SignalLag:
@@ -33,7 +36,9 @@ class SignalLag:
         self.mode = mode
         self.overlap = overlap
         self.waits = overlap and mode == "0"
-        self._timed: dict[bool, list[float]] = {True: [], False: []}
+        self._costs: dict[int, float] = {}
+        """By batch size: what waiting costs, as a share of a round."""
+        self._gain = 0.0
 
     @property
     def rounds(self) -> int:
@@ -45,18 +50,26 @@ class SignalLag:
         """`auto` has something to choose."""
         return self.overlap and self.mode == "auto"
 
-    def choose(self, waiting: dict[tuple[int, int], float], late: dict[tuple[int, int], float]):
-        """Settle `auto` by round times in seconds per (batch size, num_steps) in either mode."""
-        shared = [waiting[cell] / late[cell] for cell in waiting.keys() & late.keys()]
-        cost = median(shared) - 1.0 if shared else float("inf")
-        self.waits = cost < FRESH_GAIN
-        logger.info(
-            "SpecKV: --speckv-signal-lag auto chose %s: waiting for the coming round's signal "
-            "costs %.1f %% of a round, it is taken to gain %.1f %%",
-            "0" if self.waits else "late",
-            100 * cost,
-            100 * FRESH_GAIN,
-        )
+    def timed(self, waiting: Mapping[Cell, float], late: Mapping[Cell, float]) -> None:
+        """Seconds per kind of round in either mode; `auto` starts without waiting."""
+        ratios: dict[int, list[float]] = {}
+        for cell in waiting.keys() & late.keys():
+            ratios.setdefault(cell[0], []).append(waiting[cell] / late[cell])
+        self._costs = {size: median(found) - 1.0 for size, found in ratios.items()}
+        self.waits = False
+
+    def settle(self, batch_size: int, gain: float) -> None:
+        """`auto`: wait where that earns more of the tokens, ``gain``, than it costs of the time at
+        the nearest batch size that was timed."""
+        if self._costs:
+            near = min(self._costs, key=lambda size: abs(math.log(size / batch_size)))
+            self._gain = gain
+            self.waits = gain > self._costs[near]
 
     def describe(self) -> dict[str, object]:
-        return {"mode": self.mode, "rounds": self.rounds, "host_waits": self.waits}
+        told: dict[str, object] = {"mode": self.mode, "rounds": self.rounds}
+        told["host_waits"] = self.waits
+        if self._costs:
+            told["gain"] = round(self._gain, 4)
+            told["cost"] = {str(size): round(cost, 4) for size, cost in self._costs.items()}
+        return told

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from statistics import median
 
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.prior import OFF
-from sglang_speckv.srt.lag import SignalLag
+from sglang_speckv.policy.cost import TimedRound
+from sglang_speckv.srt.lag import Cell, SignalLag
 
 STATE_KEY = "speckv_profile"
 ROUNDS = 4
 """Consecutive rounds at a tier before the next: the first one after a switch is not typical."""
 SAMPLES = 32
-"""Times that a cell remembers."""
+"""Times that a cell keeps."""
 WALKS = 16
 """There and back as often the profile ends by itself, whoever started it and whatever became of
 them: twice what the launcher's load takes."""
@@ -35,13 +35,16 @@ class ProfileRun:
     def __init__(
         self, candidate_steps: Sequence[int], lag: SignalLag, sleeps: bool = False
     ) -> None:
-        walk = [OFF, *candidate_steps] if sleeps and 0 in candidate_steps else [*candidate_steps]
+        walk = [(steps, False) for steps in candidate_steps]
+        if sleeps and 0 in candidate_steps:
+            walk.insert(0, (0, True))
         self._order = [*walk, *reversed(walk)]
+        """Depths, and whether the draft sleeps."""
         self._lag = lag
         self._turn: dict[int, int] = {}
         self._rounds = 0
-        self._seconds: dict[tuple[int, int, bool], list[float]] = {}
-        self._context: dict[tuple[int, int], int] = {}
+        self._seconds: dict[bool, dict[Cell, list[float]]] = {True: {}, False: {}}
+        """By whether the host waited for signals."""
 
     def decide(self, batch: Batch) -> Decision:
         turn = self._turn.get(batch.size, 0)
@@ -49,8 +52,8 @@ class ProfileRun:
         step = turn // ROUNDS % len(self._order)
         if self._lag.open:
             self._lag.waits = step >= len(self._order) // 2
-        tier = self._order[step]
-        return Decision(max(tier, 0), "profile", awake=tier != OFF)
+        num_steps, asleep = self._order[step]
+        return Decision(num_steps, "profile", awake=not asleep)
 
     @property
     def ended(self) -> bool:
@@ -61,37 +64,34 @@ class ProfileRun:
         self._rounds += 1
         if outcome.seconds is None:
             return
-        cell = outcome.batch_size, OFF if outcome.asleep else outcome.num_steps
-        times = self._seconds.setdefault((*cell, host_waited), [])
+        cell = outcome.batch_size, outcome.num_steps, outcome.asleep
+        times = self._seconds[host_waited].setdefault(cell, [])
         if len(times) < SAMPLES:
             times.append(outcome.seconds)
-        self._context[cell] = outcome.context_len
 
-    def finish(self) -> list[tuple[int, int, int, float]]:
-        """Rows of (batch_size, num_steps, context_len, seconds), one per round, num_steps -1 for a
-        draft asleep; settles `auto`. Drafts that are accepted end a walk early: a tier that was
-        only seen in the mode that is not chosen is told by that one."""
-        by_mode: dict[bool, dict[tuple[int, int], list[float]]] = {True: {}, False: {}}
-        for (size, steps, waits), times in self._seconds.items():
-            by_mode[waits][size, steps] = times
+    def finish(self) -> list[TimedRound]:
+        """One per round; tells `auto` what waiting costs. Accepted drafts end a walk early: a depth
+        that was only seen where the host waited is told by that."""
         if self._lag.open:
-            waiting, late = (_medians(by_mode[waits]) for waits in (True, False))
-            self._lag.choose(waiting, late)
-        known = by_mode[not self._lag.waits] | by_mode[self._lag.waits]
+            self._lag.timed(*(_medians(self._seconds[waits]) for waits in (True, False)))
+        known = self._seconds[not self._lag.waits] | self._seconds[self._lag.waits]
         return [
-            (size, steps, self._context[size, steps], seconds)
-            for (size, steps), times in sorted(known.items())
+            TimedRound(size, steps, seconds, asleep)
+            for (size, steps, asleep), times in sorted(known.items())
             for seconds in times
         ]
 
 
-def _medians(cells: dict[tuple[int, int], list[float]]) -> dict[tuple[int, int], float]:
+def _medians(cells: dict[Cell, list[float]]) -> dict[Cell, float]:
     return {cell: median(times) for cell, times in cells.items()}
 
 
-def summary(rows: Sequence[tuple[int, int, int, float]]) -> list[list[float]]:
-    """[batch size, num_steps or -1, median milliseconds] per cell."""
-    cells: dict[tuple[int, int], list[float]] = {}
-    for size, steps, _, seconds in rows:
-        cells.setdefault((size, steps), []).append(seconds)
-    return [[*cell, round(1e3 * seconds, 3)] for cell, seconds in _medians(cells).items()]
+def summary(rows: Sequence[TimedRound]) -> list[list[float]]:
+    """[batch size, num_steps or, asleep, -1, median milliseconds] per cell."""
+    cells: dict[Cell, list[float]] = {}
+    for row in rows:
+        cells.setdefault((row.batch_size, row.num_steps, row.asleep), []).append(row.seconds)
+    return [
+        [size, -1 if asleep else steps, round(1e3 * seconds, 3)]
+        for (size, steps, asleep), seconds in _medians(cells).items()
+    ]

@@ -312,7 +312,6 @@ class RoundTracker:
             seconds,
             firsts,
             signals,
-            sum(lens),
             launch.asleep,
             requests,
         )

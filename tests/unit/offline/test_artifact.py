@@ -24,18 +24,19 @@ from sglang_speckv.offline.artifact import (
     load_artifact,
     save_artifact,
 )
-from sglang_speckv.policy.prior import AcceptancePrior, CostPrior, MlpWeights, Prior
+from sglang_speckv.policy import Prior
+from sglang_speckv.policy.mlp import MlpWeights
+from sglang_speckv.policy.prior import SIGNAL_BINS, AcceptancePrior, CostPrior
 
 IDENTITY = {"target": "big", "draft": "small", "quantization": None, "draft_vocab_size": 1000}
 OFTEN = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def artifact(depth: int = 3) -> Artifact:
-    tried = np.arange(4.0 * depth).reshape(depth, 4).T  # not contiguous
-    acceptance = AcceptancePrior(np.array([0.3, 0.6]), tried, tried / 2)
-    cost = CostPrior(
-        np.array([1, 1]), np.array([-1, 3]), np.array([0.1, 0.2]), np.ones(2), np.zeros(2)
-    )
+    mean = np.arange(2.0 * depth).reshape(depth, 2).T  # not contiguous
+    seen = np.full(SIGNAL_BINS, 1 / SIGNAL_BINS)
+    acceptance = AcceptancePrior(mean, np.eye(2 * depth), seen, np.ones(depth))
+    cost = CostPrior(np.array([1, 1]), np.array([-1, 3]), np.array([0.1, 0.2]), np.ones(2))
     mlp = MlpWeights(np.ones((6, 16)), np.zeros(16), np.ones(16), np.asarray(0.5))
     return Artifact(IDENTITY, {"command": "speckv train"}, Prior(acceptance, cost, mlp))
 
@@ -60,17 +61,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert loaded.identity == IDENTITY and loaded.provenance == original.provenance
     assert loaded.acceptance is not None and loaded.cost is not None and loaded.mlp is not None
     assert original.acceptance is not None
-    assert (loaded.acceptance.tried == original.acceptance.tried).all()
+    assert (loaded.acceptance.mean == original.acceptance.mean).all()
     assert loaded.cost.num_steps.tolist() == [-1, 3]
     assert loaded.mlp.output_bias == 0.5
 
 
-def test_parts_may_be_missing_and_arrays_empty(tmp_path: Path) -> None:
+def test_parts_may_be_missing(tmp_path: Path) -> None:
     loaded = load_artifact(saved(tmp_path, Artifact({}, {}, Prior())))
     assert loaded.acceptance is None and loaded.cost is None and loaded.mlp is None
-    no_edges = AcceptancePrior(np.empty(0), np.ones((2, 3)), np.ones((2, 3)))
-    loaded = load_artifact(saved(tmp_path, Artifact({}, {}, Prior(no_edges))))
-    assert loaded.acceptance is not None and loaded.acceptance.edges.shape == (0,)
 
 
 def test_the_same_content_makes_the_same_bytes(tmp_path: Path) -> None:
@@ -167,8 +165,8 @@ WRONG_ARRAYS = {
     "another shape": ("mlp.output", np.ones(15), "shapes"),
     "another type": ("mlp.output", np.ones(16, "f4"), "is of type float32, not float64 or int64"),
     "an unknown name": ("mlp.extra", np.ones(1), "the array 'mlp.extra' is unknown"),
-    "counts that lie": ("acceptance.accepted", np.full((4, 3), 99.0), "more than"),
-    "edges that fall": ("acceptance.edges", np.array([0.6, 0.3]), "ascend"),
+    "no covariance": ("acceptance.covariance", -np.eye(6), "covariance"),
+    "signals of no share": ("acceptance.seen", np.zeros(SIGNAL_BINS), "sum to 1"),
     "a time of zero": ("cost.seconds", np.zeros(2), "not positive"),
     "too large": ("mlp.output", np.ones(MAX_BYTES // 8), "is over 5 MiB"),
 }
@@ -191,10 +189,10 @@ def test_a_missing_array_is_named(tmp_path: Path) -> None:
     ("document", "reason"),
     [
         ("{", "truncated"),
-        ({"schema": 3}, "it has schema 3, not 2"),
-        ({"schema": 2, "identity": {}}, "provenance"),
-        ({"schema": 2, "identity": {"a": []}, "provenance": {}}, "identity"),
-        ({"schema": 2, "identity": {}, "provenance": {}, "x": 1}, "`x`"),
+        ({"schema": 2}, "it has schema 2, not 3"),
+        ({"schema": 3, "identity": {}}, "provenance"),
+        ({"schema": 3, "identity": {"a": []}, "provenance": {}}, "identity"),
+        ({"schema": 3, "identity": {}, "provenance": {}, "x": 1}, "`x`"),
     ],
 )
 def test_a_wrong_description_is_named(tmp_path: Path, document: object, reason: str) -> None:
@@ -279,7 +277,7 @@ DTYPES = ("F64", "I64", "F32", "U8", "BOOL", "BF16", "F8_E4M3", "F4", "C64", "X"
 def test_no_promise_of_a_header_is_trusted(
     tmp_path: Path, dtype: str, shape: list[int], offsets: list[int], size: int
 ) -> None:
-    text = json.dumps({"schema": 2, "identity": {}, "provenance": {}})
+    text = json.dumps({"schema": 3, "identity": {}, "provenance": {}})
     tensor = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
     header = json.dumps({"__metadata__": {"speckv": text}, "mlp.output": tensor}).encode()
     path = tmp_path / "promise.safetensors"

@@ -14,7 +14,6 @@ from sglang_speckv.offline import fit_acceptance, fit_mlp
 from sglang_speckv.offline.artifact import load_artifact
 from sglang_speckv.offline.columns import Columns, read_columns
 from sglang_speckv.offline.train import split_by_prompt, train
-from sglang_speckv.policy.prior import AcceptancePrior
 from tests.unit.offline.synthetic import Traffic, write_trace
 
 TRAFFIC = Traffic(requests=40, prompts=20, rounds=50, depths=(7, 7, 1))
@@ -45,13 +44,13 @@ def test_one_prompt_cannot_be_split(tmp_path: Path) -> None:
 
 def test_counts_are_censored(columns: Columns) -> None:
     rows = np.arange(len(columns))
-    prior = fit_acceptance.fit_acceptance(columns, rows)
+    model = fit_acceptance.fit_acceptance(columns, rows)
     steps, correct = columns.num_steps, columns.num_correct_drafts
-    assert prior.tried.sum(axis=0)[0] == (steps >= 1).sum()
-    assert prior.accepted.sum(axis=0)[0] == (correct >= 1).sum()
-    assert prior.tried.sum(axis=0)[1] == ((steps >= 2) & (correct >= 1)).sum()
-    assert prior.tried[-1].sum() == 0, "every first probability is known here"
-    assert prior.tried[:-1, 0].min() > 0.5 * prior.tried[:-1, 0].max(), "bins are equally full"
+    judged = [((steps > i) & (correct >= i)).sum() for i in range(7)]
+    assert model.labels.tolist() == judged
+    accepted = [((steps > i) & (correct > i)).sum() for i in range(7)]
+    shares = (np.array(accepted) + 0.5) / (np.array(judged) + 1.0)
+    assert fit_acceptance.constant(columns, rows) == pytest.approx(shares.cumprod())
 
 
 def test_calibrated_signals_are_found_calibrated(trace: Path) -> None:
@@ -64,11 +63,11 @@ def test_calibrated_signals_are_found_calibrated(trace: Path) -> None:
     assert held_out["mlp"]["mse"] < 0.8 * held_out["mlp"]["mse_constant"]
 
 
-def test_without_signals_there_is_a_table_of_one_bin(tmp_path: Path) -> None:
+def test_without_signals_what_is_usual_is_learned(tmp_path: Path) -> None:
     silent = Traffic(requests=8, rounds=30, signal=False)
     artifact = train([write_trace(tmp_path / "a.jsonl.gz", silent.records())])
     assert artifact.mlp is None and artifact.acceptance is not None
-    assert len(artifact.acceptance.edges) == 0 and artifact.acceptance.tried[-1, 0] == 240
+    assert artifact.acceptance.labels[0] == 240 and artifact.acceptance.seen.max() == 1.0
     assert artifact.provenance["held_out"]["acceptance"]["auc_first_prob"] is None
 
 
@@ -93,13 +92,6 @@ def test_a_bad_target_is_refused_before_training(tmp_path: Path) -> None:
 
     asked = ["train", str(tmp_path / "no trace"), "-o", str(tmp_path / "artifact")]
     assert "a file named *.safetensors" in str(CliRunner().invoke(app, asked).exception)
-
-
-def test_survival_leans_on_the_overall_rate() -> None:
-    tried = np.array([[0.0, 0.0], [1000.0, 800.0], [0.0, 0.0]])
-    prior = AcceptancePrior(np.array([0.5]), tried, tried * 0.8)
-    table = fit_acceptance.survival(prior)
-    assert table == pytest.approx(np.array([[0.8, 0.64]] * 3), abs=0.001)
 
 
 def test_area_under_the_curve() -> None:

@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_speckv.policy.acceptance import FEW, MOST_REQUESTS, Acceptance
+from sglang_speckv.policy.acceptance import MOST_REQUESTS, SMALL, Acceptance
 from sglang_speckv.policy.prior import AcceptancePrior
+
+
+def usual(model: Acceptance) -> list[float]:
+    told: list[float] = model.survival(np.array([math.nan]))[0].tolist()
+    return told
 
 
 def draws(
@@ -27,7 +32,7 @@ def test_finds_the_truth_down_to_the_depth_that_it_sees(steps: int) -> None:
     model = Acceptance(5)
     for _ in range(600):
         model.learn(steps, draws(truth, steps, 4, rng), None)
-    assert model.survival()[:steps] == pytest.approx(np.cumprod(truth)[:steps], abs=0.08)
+    assert usual(model)[:steps] == pytest.approx(np.cumprod(truth)[:steps], abs=0.08)
 
 
 def test_a_full_run_says_nothing_of_what_is_deeper() -> None:
@@ -35,7 +40,7 @@ def test_a_full_run_says_nothing_of_what_is_deeper() -> None:
     for _ in range(200):
         model.learn(2, [2, 2], None)
     assert model.labels.tolist() == [400, 400, 0, 0, 0]
-    survival = model.survival()
+    survival = usual(model)
     assert survival[1] > 0.95 and all(np.diff(survival) < 0)
 
 
@@ -82,9 +87,9 @@ def test_a_large_batch_is_the_sum_of_its_requests_without_their_own() -> None:
     for _ in range(200):
         probs = rng.uniform(0.05, 0.95, 4)
         model.learn(3, draws([0.6] * 3, 3, 4, rng), probs)
-    probs = np.append(rng.uniform(0.01, 0.99, FEW), np.nan)
-    one_by_one = [model.tokens(1, probs[i : i + 1]) for i in range(FEW + 1)]
-    assert model.tokens(FEW + 1, probs) == pytest.approx(np.sum(one_by_one, axis=0), rel=0.02)
+    probs = np.append(rng.uniform(0.01, 0.99, SMALL), np.nan)
+    one_by_one = [model.tokens(1, probs[i : i + 1]) for i in range(SMALL + 1)]
+    assert model.tokens(SMALL + 1, probs) == pytest.approx(np.sum(one_by_one, axis=0), rel=0.02)
 
 
 def test_requests_are_forgotten_beyond_a_bound_the_oldest_first() -> None:
@@ -123,25 +128,42 @@ def test_outcomes_that_cannot_be_true_are_left_out() -> None:
     assert model.labels.tolist() == [2, 2, 1]
 
 
-def prior(labels: float = 2000.0) -> AcceptancePrior:
-    """The middle bin is accepted half of the time, those beside it less and more."""
-    edges, shares = np.array([0.3, 0.7]), np.array([0.2, 0.5, 0.8, 0.5])
-    tried = np.full((4, 2), labels / 4)
-    return AcceptancePrior(edges, tried, tried * shares[:, None])
+def taught(rounds: int, shares: dict[float, float], steps: int = 2) -> AcceptancePrior:
+    """By requests with some first probabilities and shares of accepted drafts."""
+    rng, model = np.random.default_rng(5), Acceptance(steps)
+    for _ in range(rounds):
+        for p, share in shares.items():
+            model.learn(steps, draws([share] * steps, steps, 4, rng), np.full(4, p))
+    return model.learned()
 
 
-def test_a_trained_prior_is_where_it_starts() -> None:
-    model = Acceptance(4, prior())
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_trained_prior_is_where_it_starts(steps: int) -> None:
+    model = Acceptance(steps, taught(600, {0.2: 0.2, 0.5: 0.5, 0.8: 0.8}))
     for p, share in ((0.2, 0.2), (0.5, 0.5), (0.8, 0.8)):
-        assert model.tokens(1, np.array([p]))[1] - 1 == pytest.approx(share, abs=0.08)
-    assert model.labels.tolist() == [300, 300, 0, 0]
+        expected = 1 + np.cumsum(share ** np.arange(1, steps + 1))
+        assert model.tokens(1, np.array([p]))[1:] == pytest.approx(expected, abs=0.15)
+    assert model.labels[0] == 7200 and model.labels[2:].tolist() == [0] * (steps - 2)
+    assert np.linalg.eigvalsh(model.learned().covariance).min() > 0
 
 
 def test_a_trained_prior_is_overruled_by_what_is_served() -> None:
-    model, rng = Acceptance(2, prior(1e6)), np.random.default_rng(6)
-    for _ in range(600):
+    prior = taught(3000, {0.5: 0.5})
+    model, rng = Acceptance(2, prior), np.random.default_rng(6)
+    for _ in range(200):
         model.learn(2, draws([0.9, 0.9], 2, 2, rng), np.array([0.5, 0.5]))
     assert model.tokens(1, np.array([0.5]))[1] > 1.8
+
+
+def test_two_models_share_nothing() -> None:
+    prior = taught(20, {0.5: 0.5})
+    before = prior.mean.copy(), prior.covariance.copy(), prior.seen.copy(), prior.labels.copy()
+    model = Acceptance(2, prior)
+    model.learn(2, [2, 2], np.array([0.9, 0.1]))
+    for was, now in zip(
+        before, (prior.mean, prior.covariance, prior.seen, prior.labels), strict=True
+    ):
+        assert np.array_equal(was, now)
 
 
 @given(
@@ -162,4 +184,20 @@ def test_it_stays_finite_whatever_comes(
         model.learn(steps, correct, np.array(probs), list(range(len(correct))))  # type: ignore[arg-type]
         told = model.tokens(3, np.array([0.1, 0.9, math.nan]), [0, 1, 2])
         assert all(map(math.isfinite, told)) and told == sorted(told)
-    json.dumps([model.survival(), model.labels.tolist()], allow_nan=False)
+    json.dumps([usual(model), model.labels.tolist()], allow_nan=False)
+
+
+@pytest.mark.parametrize(("telling", "least", "most"), [(True, 0.2, 1.0), (False, 0.0, 0.03)])
+def test_what_signals_are_worth(telling: bool, least: float, most: float) -> None:
+    """Where they tell good rounds from bad ones; less so the more requests share a depth."""
+    rng, model = np.random.default_rng(3), Acceptance(3)
+    for _ in range(600):
+        probs = rng.choice([0.05, 0.95], 4)
+        chance = probs if telling else np.full(4, 0.5)
+        accepted = rng.random((4, 3)) < chance[:, None]
+        model.learn(3, np.cumprod(accepted, axis=1).sum(axis=1).tolist(), probs)
+    costs = np.array([0.0, 0.5, 1.0, 1.5])
+    worth = [model.worth_of_signals(n, n * costs) / n for n in (1, 4, 16)]
+    assert least <= worth[0] <= most
+    assert worth == sorted(worth, reverse=True) and worth[-1] >= 0.0
+    assert model.worth_of_signals(2, [0.0, math.inf, math.inf, math.inf]) == 0.0

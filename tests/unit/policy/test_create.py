@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sglang_speckv.config import POLICY_NAMES, ConfigError
-from sglang_speckv.policy import Batch, create_policy
-from sglang_speckv.policy.prior import Prior
+from sglang_speckv.policy import Batch, Prior, create_policy
 from tests.policies import MLP
 
 TIERS = (0, 1, 2, 3, 5, 7)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from sglang_speckv.policy import Batch, Round
-from sglang_speckv.policy.prior import OFF
+from sglang_speckv.policy.cost import TimedRound
 from tests.policies import Case, every_policy
 from tests.unit.policy.simulate import TRACES, Engine, Noise
 
@@ -60,12 +60,12 @@ def test_nothing_grows(case: Case) -> None:
     sizes = []
     for n in range(1500):
         size = int(rng.integers(1, 300))
-        firsts, context = rng.random(size), 100 * size
+        firsts = rng.random(size)
         steps = policy.decide(Batch(size, firsts)).num_steps
         correct = rng.integers(0, steps + 1, size).tolist()
         signals = rng.random((size, steps, 2))
         time, asleep = float(rng.lognormal()), steps == 0 and n % 2 == 0
-        policy.observe(Round(steps, size, correct, time, firsts, signals, context, asleep))
+        policy.observe(Round(steps, size, correct, time, firsts, signals, asleep))
         if n % 60 == 59:
             sizes.append(len(pickle.dumps(vars(policy))))
     assert max(sizes[12:]) <= max(sizes[:12]) * 1.05
@@ -104,7 +104,6 @@ def true_rounds(draw: st.DrawFn) -> Round:
         draw(st.none() | times),
         draw(st.none() | shares(live)),
         draw(st.none() | shares(live, steps, 2)),
-        draw(st.integers(0, 1 << 20)),
         asleep=steps == 0 and draw(st.booleans()),
     )
 
@@ -117,18 +116,18 @@ garbled_rounds = st.builds(
     seconds=st.floats(0.001, 1) | anything,
     first_probs=numbers,
     signals=numbers,
-    context_len=anything,
     asleep=st.booleans(),
 )
 garbled_batches = st.builds(Batch, size=sizes | anything, first_probs=numbers)
-true_rows = st.tuples(sizes, depths | st.just(OFF), st.integers(0, 1 << 20), times)
-garbled_rows = st.tuples(sizes | anything, st.integers(-2, 9) | anything, anything, anything)
-asleep_rows = st.tuples(sizes, st.just(OFF), st.just(0), times)
+true_rows = st.builds(TimedRound, sizes, depths, times)
+garbled_rows = st.builds(
+    TimedRound, sizes | anything, st.integers(-2, 9) | anything, anything, st.booleans()
+)
+asleep_rows = st.builds(TimedRound, sizes, st.just(0), times, st.just(True))
 """All there is where the profile of a draft that sleeps was cut short."""
 
 
-def profiles(*rows: st.SearchStrategy[tuple[Any, ...]]) -> st.SearchStrategy[list[Any]]:
-    """In any order: a profile hands them over sorted, asleep ones first."""
+def profiles(*rows: st.SearchStrategy[TimedRound]) -> st.SearchStrategy[list[Any]]:
     return st.one_of(*(st.lists(row, max_size=8) for row in (asleep_rows, *rows)))
 
 
@@ -136,14 +135,6 @@ def shown(policy: Any) -> str:
     """What a policy shows, as JSON: built-in types, which NumPy's floats only look like, and finite
     numbers."""
     return json.dumps(msgspec.to_builtins(policy.snapshot()), allow_nan=False)
-
-
-@every_policy
-def test_a_profile_of_several_contexts_is_shown(case: Case) -> None:
-    policy = case.create()
-    cells = [(k, length) for k in case.candidate_steps for length in (8, 16, 64)]
-    tell(policy, [(1, k, length, 0.01 * (k + 1) + 1e-4 * length) for k, length in cells])
-    assert shown(policy)
 
 
 def tell(policy: Any, news: Any) -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.policy import Batch, Round
+from sglang_speckv.policy.cost import TimedRound
+from sglang_speckv.policy.mlp import MlpWeights
 from sglang_speckv.policy.paper import PaperPolicy
-from sglang_speckv.policy.prior import MlpWeights
 
 TIERS = (0, 1, 2, 4, 8)
 
@@ -55,7 +56,7 @@ def test_it_is_the_published_formula() -> None:
 
 
 def test_as_published_it_drafts_as_deep_as_it_can_and_with_cost_it_does_not() -> None:
-    rows = [(1, k, 0, 0.02 + 0.01 * k) for k in TIERS]
+    rows = [TimedRound(1, k, 0.02 + 0.01 * k) for k in TIERS]
     published = PaperPolicy(TIERS, 4, by_confidence())
     priced = PaperPolicy(TIERS, 4, by_confidence(), "throughput")
     for policy in (published, priced):
@@ -69,7 +70,7 @@ def test_as_published_it_drafts_as_deep_as_it_can_and_with_cost_it_does_not() ->
 def test_a_draft_that_sleeps_does_not_make_depth_0_cheaper() -> None:
     """What it saves it pays when it wakes."""
     policy = PaperPolicy(TIERS, 4, by_confidence(), "throughput")
-    policy.profiled([(1, k, 0, 0.02 + 0.01 * k) for k in TIERS for _ in range(8)])
+    policy.profiled([TimedRound(1, k, 0.02 + 0.01 * k) for k in TIERS for _ in range(8)])
     assert seen(policy, window(0.9)) == 8
     for steps in 50 * (0, 8, 8, 8):
         policy.observe(Round(steps, 1, [steps], 0.1 if steps else 0.006, asleep=not steps))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sglang_speckv.policy import Batch, Round
-from sglang_speckv.policy.prior import OFF, CostPrior
+from sglang_speckv.policy.cost import TimedRound
+from sglang_speckv.policy.prior import CostPrior
 from sglang_speckv.policy.throughput_aware import ThroughputAwarePolicy
 
 TIERS = (0, 1, 3, 5)
@@ -16,7 +17,7 @@ def cost(per_step: float, sizes: tuple[int, ...] = (1, 16)) -> CostPrior:
     """1 + per_step k seconds, ``per_step`` times the batch size for the larger batch."""
     rows = [(size, k, 1.0 + per_step * size * k) for size in sizes for k in TIERS]
     size, steps, seconds = (np.array(column) for column in zip(*rows, strict=True))
-    return CostPrior(size, steps, seconds, np.ones(len(rows)), np.zeros(len(rows)))
+    return CostPrior(size, steps, seconds, np.ones(len(rows)))
 
 
 def run(policy: ThroughputAwarePolicy, correct: list[int], rounds: int, size: int = 1) -> int:
@@ -77,24 +78,24 @@ def test_a_later_revision_wants_a_margin() -> None:
 def test_without_a_table_times_are_learned(learned: str) -> None:
     policy = ThroughputAwarePolicy(TIERS, 3)
     times = {k: 1.0 + 2.0 * k for k in TIERS}
-    rows = [(1, k, 100, times[k]) for _ in range(40) for k in TIERS]
+    rows = [TimedRound(1, k, times[k]) for _ in range(40) for k in TIERS]
     if learned == "profiled":
         policy.profiled(rows)
     else:
-        for _, k, _, seconds in rows:
-            policy.observe(Round(k, 1, [k], seconds))
+        for row in rows:
+            policy.observe(Round(row.num_steps, 1, [row.num_steps], row.seconds))
     assert run(policy, [5], 20) == 1
     assert run(ThroughputAwarePolicy(TIERS, 3), [5], 20) == 3, "no time yet, no decision"
 
 
 def test_a_draft_that_sleeps_is_timed_apart() -> None:
-    """A profile comes sorted, asleep rounds first; so does what is served at no draft."""
-    times = {OFF: 0.9} | {k: 1.0 + 0.1 * k for k in TIERS}
+    """In a profile and while serving."""
+    rows = [TimedRound(1, k, 1.0 + 0.1 * k) for k in TIERS for _ in range(24)]
     asked, told = (ThroughputAwarePolicy(TIERS, 3) for _ in range(2))
-    asked.profiled([(1, k, 100, times[k]) for k in sorted(times) for _ in range(24)])
-    told.profiled([(1, k, 100, times[k]) for k in TIERS for _ in range(24)])
+    asked.profiled([TimedRound(1, 0, 0.9, asleep=True)] * 24 + rows)
+    told.profiled(rows)
     for _ in range(100):
-        asked.observe(Round(0, 1, [0], times[OFF], asleep=True))
+        asked.observe(Round(0, 1, [0], 0.9, asleep=True))
     assert run(asked, [5], 20) == run(told, [5], 20) == 5
     assert asked._times(1) == pytest.approx(told._times(1), rel=1e-2)
 

@@ -86,7 +86,6 @@ def test_batches_and_outcomes_are_those_of_the_positions() -> None:
     assert outcome.seconds == PRICE.seconds[3] and not outcome.asleep
     assert outcome.first_probs is batch.first_probs and outcome.signals is not None
     assert (outcome.signals == at.signals[rows[0], :3]).all()
-    assert outcome.context_len == at.context[rows[0]].sum()
 
 
 @pytest.mark.parametrize("lag", [0, 1, 2])

@@ -8,6 +8,7 @@ import pytest
 
 from sglang_speckv.config import ConfigError, SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.counters import RECENT_ROUNDS
 
@@ -111,6 +112,14 @@ def test_every_tier_gets_every_graph_size() -> None:
     assert engine.cuda_graph_bs_for_step(0) == [1, 2, 4]
 
 
+def test_the_default_policy_knows_what_a_batch_is_padded_to() -> None:
+    engine = controller("throughput")
+    engine.set_cuda_graph_bs([8, 1, 2])
+    cost = engine.policy._cost  # type: ignore[attr-defined]
+    assert cost.row_of(3) == cost.row_of(8) != cost.row_of(2)
+    assert cost.row_of(9) != cost.row_of(8), "no graph is as large: it runs as it is"
+
+
 def test_a_round_that_fell_back_says_so() -> None:
     engine = controller()
     engine.policy = Broken(None)
@@ -150,7 +159,7 @@ def test_a_digest_tells_decisions_and_beliefs_apart() -> None:
 
 def test_the_default_policy_says_what_it_believes() -> None:
     engine = controller("throughput")
-    engine.policy.profiled([(1, steps, 0, 0.01 + 0.001 * steps) for steps in (0, 1, 3)])
+    engine.policy.profiled([TimedRound(1, steps, 0.01 + 0.001 * steps) for steps in (0, 1, 3)])
     engine.get_steps_for_batch(1)
     assert engine.decision is not None and engine.decision.tokens_per_s is not None
 
@@ -158,8 +167,8 @@ def test_the_default_policy_says_what_it_believes() -> None:
 def test_a_draft_that_is_kept_awake_is_priced_awake() -> None:
     """Asleep, a round without drafts would be the cheapest by far."""
     engine = controller("throughput")
-    rows = [(1, steps, 0, seconds) for steps, seconds in ((-1, 0.01), (0, 0.1), (1, 0.1), (3, 0.1))]
-    engine.policy.profiled(rows)
+    rows = [TimedRound(1, steps, 0.1) for steps in (0, 1, 3)]
+    engine.policy.profiled([TimedRound(1, 0, 0.01, asleep=True), *rows])
     assert engine.get_steps_for_batch(1) == 0
     engine.keep_awake(True)
     assert engine.get_steps_for_batch(1) == 3

@@ -20,17 +20,17 @@ def walk(profile: ProfileRun, rounds: int, size: int = 2, slow_wait: float = 1.0
         decision = profile.decide(Batch(size))
         seconds = 0.1 + 0.01 * decision.num_steps
         seconds *= slow_wait if profile._lag.waits else 1.0
-        outcome = Round(decision.num_steps, size, [0] * size, seconds, context_len=40)
+        outcome = Round(decision.num_steps, size, [0] * size, seconds)
         profile.observe(outcome, profile._lag.waits)
 
 
 def test_rows_are_rounds_by_batch_size_and_tier() -> None:
     profile = ProfileRun(TIERS, SignalLag("auto", overlap=False))
     walk(profile, 48)
-    profile.observe(Round(3, 2, [0, 0], 99.0, context_len=40), False)  # a pause
+    profile.observe(Round(3, 2, [0, 0], 99.0), False)  # a pause
     profile.observe(Round(1, 2, [0, 0], None), False)  # not clean
     rows = profile.finish()
-    assert [row[:3] for row in rows] == sorted(row[:3] for row in rows)
+    assert [row[:2] for row in rows] == sorted(row[:2] for row in rows)
     assert len(rows) == 49
     assert summary(rows) == [[2, 0, 100.0], [2, 1, 110.0], [2, 3, 130.0]]
 
@@ -38,7 +38,7 @@ def test_rows_are_rounds_by_batch_size_and_tier() -> None:
 def test_one_time_is_better_than_none() -> None:
     """Under overlap the first and the last round of a request have no time of their own."""
     profile = ProfileRun(TIERS, SignalLag("auto", overlap=False))
-    profile.observe(Round(1, 1, [0], 0.2, context_len=40), False)
+    profile.observe(Round(1, 1, [0], 0.2), False)
     assert summary(profile.finish()) == [[1, 1, 200.0]]
 
 
@@ -50,17 +50,23 @@ def test_a_draft_that_can_sleep_is_timed_both_ways_at_depth_0() -> None:
         seconds = 0.08 if asleep else 0.1
         outcome = Round(decision.num_steps, 1, [0], seconds, asleep=asleep)
         profile.observe(outcome, False)
-    assert summary(profile.finish())[:2] == [[1, -1, 80.0], [1, 0, 100.0]]
+    assert summary(profile.finish())[:2] == [[1, 0, 100.0], [1, -1, 80.0]]
 
 
-@pytest.mark.parametrize(("slow", "waits"), [(1.002, True), (1.05, False)])
-def test_auto_keeps_what_costs_less_than_it_gains(slow: float, waits: bool) -> None:
+@pytest.mark.parametrize(("gain", "waits"), [(0.01, False), (0.03, True)])
+def test_auto_waits_where_that_earns_more_than_it_costs(gain: float, waits: bool) -> None:
     lag = SignalLag("auto", overlap=True)
     profile = ProfileRun(TIERS, lag)
-    walk(profile, 96, slow_wait=slow)
+    lag.settle(2, gain)
+    assert not lag.waits, "nothing is known of what it costs"
+    walk(profile, 96, slow_wait=1.02)
     rows = profile.finish()
+    assert not lag.waits and rows[0].seconds == pytest.approx(0.1), "nor of what it earns"
+    lag.settle(3, gain)
     assert (lag.waits, lag.rounds) == (waits, 0 if waits else 1)
-    assert rows[0][3] == pytest.approx(0.1 * (slow if waits else 1.0))
+    assert lag.describe()["cost"] == {"2": pytest.approx(0.02, abs=1e-3)}
+    lag.settle(3, 0.0)
+    assert not lag.waits
 
 
 def test_a_round_has_the_mode_that_it_ran_in_though_its_result_is_late() -> None:
@@ -75,12 +81,10 @@ def test_a_round_has_the_mode_that_it_ran_in_though_its_result_is_late() -> None
         flying.append((Round(steps, 2, [0, 0], seconds), waited))
         if len(flying) > 2:
             profile.observe(*flying.pop(0))
-    late = [
-        time for (_, _, waits), times in profile._seconds.items() if not waits for time in times
-    ]
+    late = [time for times in profile._seconds[False].values() for time in times]
     assert late and max(late) < 0.2
     profile.finish()
-    assert not lag.waits
+    assert lag.describe()["cost"] == {"2": pytest.approx(9.0, abs=1.0)}
 
 
 def test_the_launchers_load_fits_into_what_a_profile_takes() -> None:
@@ -100,9 +104,7 @@ def test_auto_compares_every_tier_and_a_walk_that_ended_early_leaves_none_out() 
     lag = SignalLag("auto", overlap=True)
     profile = ProfileRun(TIERS, lag)
     walk(profile, 16, slow_wait=1.002)  # accepted drafts: the way back ended at the deepest tier
-    rows = profile.finish()
-    assert lag.waits
-    assert [row[:2] for row in summary(rows)] == [[2, 0], [2, 1], [2, 3]]
+    assert [row[:2] for row in summary(profile.finish())] == [[2, 0], [2, 1], [2, 3]]
 
 
 @pytest.mark.parametrize(

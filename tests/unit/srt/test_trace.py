@@ -35,7 +35,7 @@ def finished(*correct: int, rids: tuple[str, ...] = ("code:7:a", "b")) -> Finish
     launch = DecodeLaunch(reqs, None, (), num_steps=2, decision=Decision(2, "best", 1.5))
     signals = np.array([[[0.5, 0.25], [math.nan, 0.5]], [[0.75, 0.125], [1.0, 0.0]]])
     firsts = np.array([0.4, math.nan])
-    outcome = Round(2, 2, list(correct), 0.0123456789, firsts, signals, 30)
+    outcome = Round(2, 2, list(correct), 0.0123456789, firsts, signals)
     launch.batch = Batch(2, firsts)
     return FinishedRound(outcome, launch, [0, 1], [10, 20])
 

@@ -1,0 +1,356 @@
+"""What every part and every constant of the default policy earns: replays without it.
+
+Each variant serves the same requests in the same orders as the whole policy does, and its tokens
+per second are shown over the whole policy's. A part is taken out; a constant is halved and doubled.
+Walked replays take the round times that were recorded; some machines are not what the start-up
+profile says. Stresses are synthetic: they change what no recorded trace changes.
+
+    python -m benchmarks.ablation --out examples/results/ablation.json
+
+Half an hour on two cores; ``--only PATTERN`` takes the variants whose name matches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+from unittest.mock import patch
+
+import msgspec
+import numpy as np
+import typer
+from scipy import stats
+
+from sglang_speckv.files import write_atomically
+from sglang_speckv.policy import acceptance, cost, throughput
+from sglang_speckv.policy.base import Batch, Decision, Round
+from sglang_speckv.progress import Screen
+from sglang_speckv.provenance import provenance
+from sglang_speckv.replay.run import ReplayOptions, Setting, prepare, walk_of
+from sglang_speckv.replay.score import Earned, earned
+from sglang_speckv.replay.walk import Price, play
+from tests.unit.policy.simulate import STRONG, USELESS, WEAK, Cost, Engine, Noise, Phase
+
+ROOT = Path(__file__).parents[1]
+RESAMPLES = 1000
+TIERS = (0, 1, 2, 3, 5, 7)
+STRESS_SEEDS = 8
+NEVER = 10**9
+SPELL = 150
+"""Rounds of a machine that is half as fast, by turns with as many that are not."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``changes``: of which module or class, which name, its value."""
+
+    changes: Sequence[tuple[Any, str, Any]] = ()
+    profiled: bool = True
+    may_sleep: bool = True
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+class _Never:
+    """An attribute that stays infinite, whatever it is set to."""
+
+    def __get__(self, *_: object) -> float:
+        return np.inf
+
+    def __set__(self, *_: object) -> None:
+        pass
+
+
+PARTS: dict[str, Variant] = {
+    "probes": Variant([(throughput, "PROBE_ROUNDS", NEVER)]),
+    "probes at once again": Variant([(throughput.Load, "pays", _Never())]),
+    "own acceptance": Variant(
+        [(acceptance.Acceptance, "_offsets", lambda _, size, __: [0.0] * size)]
+    ),
+    "first-token signal": Variant(
+        [(acceptance.Acceptance, "_log_odds", lambda _, size, __: np.full(size, np.nan))]
+    ),
+    "neighbours alike": Variant([(acceptance, "ALIKE", 0.0)]),
+    "drift": Variant([(acceptance, "DRIFT", 0.0), (acceptance, "SLOPE_DRIFT", 0.0)]),
+    "drift of slopes": Variant([(acceptance, "SLOPE_DRIFT", 0.0)]),
+    "times while serving": Variant([(cost.CostModel, "update", _nothing)]),
+    "what the load earns": Variant([(throughput.Load, "earn", _nothing)]),
+    "sleep": Variant(may_sleep=False),
+    "margin for sleep": Variant([(throughput, "STAY", 0.0)]),
+    "profile": Variant(profiled=False),
+    "profile and first look": Variant([(throughput, "_first_look", lambda *_: [])], profiled=False),
+}
+
+
+def constants() -> dict[str, Variant]:
+    """Every number that a module of the policy names, halved and doubled."""
+    found = {}
+    for module in (acceptance, cost, throughput):
+        for name, value in vars(module).items():
+            if re.fullmatch("[A-Z_]+", name) and isinstance(value, int | float):
+                for factor, word in ((0.5, "halved"), (2, "doubled")):
+                    most = 0.99 if name == "ALIKE" else np.inf  # a correlation
+                    change = module, name, type(value)(min(value * factor, most))
+                    found[f"{name} {word}"] = Variant([change])
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """``machine``: how it differs from what the profile told."""
+
+    prompts: str
+    draft: str
+    requests: int
+    traffic: str = "mixed"
+    machine: str = "as profiled"
+
+
+WALKS = [
+    *(
+        Case(prompts, draft, requests, traffic)
+        for prompts in ("demo", "held-out")
+        for draft in ("eagle3", "standalone")
+        for requests, traffic in (
+            *((n, "mixed") for n in (1, 2, 4, 16)),
+            *((n, "phases") for n in (1, 16)),
+        )
+    ),
+    *(
+        Case("demo", draft, requests, machine=machine)
+        for draft in ("eagle3", "standalone")
+        for requests in (1, 16)
+        for machine in ("half as fast", "long contexts", "a dear draft", "slow by turns", "pauses")
+    ),
+]
+
+
+NARROW = Cost(width=0.02)
+STRESSES: dict[str, tuple[Sequence[Phase], Noise]] = {
+    "abrupt changes": (
+        [Phase(250, 4, draft, NARROW) for draft in (STRONG, USELESS, STRONG, WEAK)],
+        Noise(lag=2),
+    ),
+    "a draft that becomes useless": (
+        [Phase(150, 4, STRONG, NARROW), Phase(150, 4, USELESS, NARROW)],
+        Noise(),
+    ),
+    "a useless draft that becomes strong": (
+        [Phase(600, 1, USELESS), Phase(1500, 1, STRONG)],
+        Noise(),
+    ),
+    "a draft that becomes 12 times dearer": (
+        [Phase(n, 1, STRONG, Cost(width=0.01, draft=d)) for n, d in ((400, 0.0025), (600, 0.03))],
+        Noise(),
+    ),
+    "a machine that wavers": (
+        [Phase(1200, 2, (0.7, 0.7, 0.65, 0.6), Cost(width=0.03))],
+        Noise(drift=0.3),
+    ),
+    "bursts": ([Phase(30, n, (0.7,), NARROW) for n in (1, 16, 2, 64, 4, 1, 32) * 4], Noise()),
+    "a long run": ([Phase(10_000, 1, WEAK, Cost(width=0.02))], Noise(content=1.0, signal="true")),
+    "signals that turn round": ([Phase(2000, 1, WEAK, Cost(draft=0.008))], Noise()),
+}
+"""Of which the last one's signals are true in the first half and then inverted."""
+
+
+def price_on(machine: str, price: Price) -> Price:
+    """Of a round on that machine."""
+    own, warm = price.seconds, price.seconds[0]
+    slower: Mapping[str, Callable[[int, float], float]] = {
+        "half as fast": lambda _, t: 2.0 * t,
+        "long contexts": lambda _, t: t + warm,
+        "a dear draft": lambda k, t: t + 0.15 * warm * max(k - 1, 0),
+    }
+    change = slower.get(machine)
+    if change is None:
+        return price
+    asleep = None if price.asleep is None else change(0, price.asleep)
+    return Price({k: change(k, t) for k, t in own.items()}, asleep)
+
+
+class Disturbed:
+    """A policy that is told what its rounds took on a machine with other work on it."""
+
+    def __init__(self, policy: Any, machine: str, rng: np.random.Generator) -> None:
+        self.name, self.candidate_steps = policy.name, policy.candidate_steps
+        self._policy, self._machine, self._rng = policy, machine, rng
+        self._rounds = 0
+
+    def decide(self, batch: Batch) -> Decision:
+        decision: Decision = self._policy.decide(batch)
+        return decision
+
+    def observe(self, outcome: Round) -> None:
+        self._rounds += 1
+        slow = {
+            "slow by turns": self._rounds // SPELL % 2 == 1,
+            "pauses": self._rng.random() < 0.03,
+        }.get(self._machine, False)
+        seconds = outcome.seconds
+        if slow and seconds is not None:
+            outcome = replace(outcome, seconds=2.0 * seconds)
+        self._policy.observe(outcome)
+
+    def snapshot(self) -> dict[str, object]:
+        return {}
+
+
+def run_case(case: Case, variants: Mapping[str, Variant], seeds: int, passes: int) -> list[Any]:
+    """[variant, tokens per second over the whole policy's, its 95 % interval] each."""
+    folder = ROOT / "examples" / "positions" / ("held-out" if case.prompts == "held-out" else "")
+    options = ReplayOptions(
+        (folder / f"{case.draft}.safetensors",),
+        cost=ROOT / "examples" / "traces" / case.draft,
+        requests=(case.requests,),
+        traffic=case.traffic,
+        seeds=seeds,
+        passes=passes,
+    )
+    at = prepare(options)
+    whole = _earned(Variant(), case, at, options)
+    return [
+        [name, *_over(_earned(variant, case, at, options), whole)]
+        for name, variant in variants.items()
+    ]
+
+
+def run_stress(name: str, variants: Mapping[str, Variant], seeds: int) -> list[Any]:
+    """As :func:`run_case`; the interval is Student's over the seeds."""
+    whole = _stressed(Variant(), name, seeds)
+    rows = []
+    for variant, changed in variants.items():
+        over = np.log(_stressed(changed, name, seeds) / whole)
+        half = stats.t.ppf(0.975, seeds - 1) * over.std(ddof=1) / np.sqrt(seeds)
+        told = np.exp([over.mean(), over.mean() - half, over.mean() + half])
+        rows.append([variant, *told.round(5).tolist()])
+    return rows
+
+
+def _stressed(variant: Variant, name: str, seeds: int) -> np.ndarray:
+    """Tokens per second by seed."""
+    phases, noise = STRESSES[name]
+    rates = []
+    with _changed(variant):
+        for seed in range(seeds):
+            policy = throughput.ThroughputPolicy(TIERS, 3)
+            policy.allow_sleep(variant.may_sleep)
+            if name == "signals that turn round":
+                Engine(phases, replace(noise, content=1.0, signal="true"), seed).run(policy)
+                noise = replace(noise, content=1.0, signal="inverted")
+            rates.append(Engine(phases, noise, seed).run(policy).rate)
+    return np.array(rates)
+
+
+@contextmanager
+def _changed(variant: Variant) -> Iterator[None]:
+    with ExitStack() as changed:
+        for where, name, value in variant.changes:
+            changed.enter_context(patch.object(where, name, value))
+        yield
+
+
+def _earned(variant: Variant, case: Case, at: Setting, options: ReplayOptions) -> Earned:
+    size = case.requests
+    price = price_on(case.machine, at.price(size))
+    walks = []
+    with _changed(variant):
+        for seed in range(options.seeds):
+            policy = throughput.ThroughputPolicy(at.tiers, 3)
+            policy.allow_sleep(variant.may_sleep)
+            if variant.profiled:
+                policy.profiled(at.profile(size))
+            noise = np.random.default_rng([seed, 1])
+            told = Disturbed(policy, case.machine, np.random.default_rng([seed, 2]))
+            walks.append(play(told, walk_of(at, options, size, seed), price, noise=noise))
+    return earned(walks, len(at.positions.source.requests))
+
+
+def _over(one: Earned, other: Earned) -> tuple[float, float, float]:
+    """The ratio of their rates, bootstrap over requests."""
+    count = len(one.tokens)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    ratios = ((draws @ one.tokens) * (draws @ other.seconds)) / (
+        (draws @ one.seconds) * (draws @ other.tokens)
+    )
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    return round(one.rate / other.rate, 5), round(float(low), 5), round(float(high), 5)
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Regular expression of variants.")] = "",
+    seeds: Annotated[int, typer.Option(help="Orders of the requests.")] = 4,
+    passes: Annotated[int, typer.Option(help="Times through all of them.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Write all figures here.")] = None,
+) -> None:
+    """tok/s of the default policy without a part, or with another constant, over the whole."""
+    names = [name for name in (*PARTS, *constants()) if re.search(only, name)]
+    cases: list[Case | str] = [*STRESSES, *WALKS]
+    found = []
+    with Screen().status("replaying") as say, ProcessPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(_by_name, case, names, seeds, passes) for case in cases]
+        for case, future in zip(cases, waiting, strict=True):
+            say(f"{case}")
+            told = {"stress": case} if isinstance(case, str) else msgspec.to_builtins(case)
+            found.append({**told, "variants": future.result()})
+    result = {"provenance": provenance(), "seeds": seeds, "passes": passes, "cases": found}
+    if out is not None:
+        text = msgspec.json.format(msgspec.json.encode(result), indent=1)
+        write_atomically(out, lambda path: path.write_bytes(text))
+    print(table(result))
+
+
+def _by_name(case: Case | str, names: Sequence[str], seeds: int, passes: int) -> list[Any]:
+    """Constants are not tried on walks of two and four requests, nor on long contexts."""
+    every = PARTS | constants()
+    if isinstance(case, str):
+        return run_stress(case, {name: every[name] for name in names}, STRESS_SEEDS)
+    few = case.requests in (1, 16) and case.machine in ("as profiled", "half as fast", "pauses")
+    tried = {name: every[name] for name in names if few or name in PARTS}
+    return run_case(case, tried, seeds, passes)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """In Markdown: of every variant what it changes in the mean over walks and over stresses, and
+    the worst two of all whose interval lies below 0, in percent."""
+    lines = ["| without, or with | walks | stresses | worst |", "|---|---|---|---|"]
+    by_name: dict[str, list[tuple[float, ...]]] = {}
+    for case in result["cases"]:
+        for name, *told in case["variants"]:
+            by_name.setdefault(name, []).append((*(100 * (x - 1) for x in told), case))
+    for name, rows in by_name.items():
+        stresses = [row[0] for row in rows if "stress" in row[3]]
+        walks = [row[0] for row in rows if "stress" not in row[3]]
+        worst = sorted((row for row in rows if row[2] < 0.0), key=lambda row: row[0])[:2]
+        told = "; ".join(
+            f"{gain:+.2f} [{low:+.2f}, {high:+.2f}] {_where(case)}"
+            for gain, low, high, case in worst
+        )
+        lines.append(f"| {name} | {_mean(walks)} | {_mean(stresses)} | {told or '-'} |")
+    return "\n".join(lines)
+
+
+def _mean(gains: Sequence[float]) -> str:
+    return f"{sum(gains) / len(gains):+.2f}" if gains else "-"
+
+
+def _where(case: Mapping[str, Any]) -> str:
+    if "stress" in case:
+        return str(case["stress"])
+    told = [case["draft"], str(case["requests"]), case["traffic"]]
+    told += [
+        case[key] for key in ("prompts", "machine") if case[key] not in ("demo", "as profiled")
+    ]
+    return ", ".join(told)
+
+
+if __name__ == "__main__":
+    typer.run(main)
