@@ -9,6 +9,7 @@ verified token, as shares of a target step. Some minutes, no GPU.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,7 @@ def main(
                     traffic=traffic,
                     seeds=seeds,
                     passes=passes,
+                    jobs=os.cpu_count() or 1,
                 )
                 rows += rows_of(options)
     result = {

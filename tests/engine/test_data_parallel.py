@@ -65,4 +65,4 @@ def test_both_are_profiled_pinned_and_traced(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert len(found) == 2
-    assert all({record.num_steps for record in records} == {2} for records in found)
+    assert all(2 in {record.num_steps for record in records} for records in found)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
 PROGRAMS = "speckv|sglang|make|python|pytest|pip|git|patch|curl"
 SHORT = ("speckv replay examples/", "python examples/signals_report.py examples/")
-"""Commands that begin so are run to their end."""
+"""Commands that begin so are run to their end, replays once through the answers."""
 
 PLACEHOLDERS = ("...", "artifact.safetensors", "--json")
 """What stands for a reader's own flags and files, and what `doctor` takes out itself."""
@@ -232,6 +232,8 @@ def test_short_command_runs(
     code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     program, *words = shlex.split(code)
+    if words[0] == "replay" and "--explain" not in words:
+        words += ["--seeds", "1", "--passes", "1", "--jobs", "1"]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", words if program == "python" else [program, *words])
     with pytest.raises(SystemExit) as ended:
