@@ -1,8 +1,8 @@
 """Servers on a CUDA device, started like those of the CPU tests; skipped where there is none.
 
-``SPECKV_REHEARSE=1`` (``make test`` sets it) runs the same tests on the CPU engine there, under
-SGLang's overlap scheduler: no graphs, one attention backend. What needs a device itself stays
-skipped.
+``SPECKV_REHEARSE=1`` (``make test`` sets it) runs the same tests there on a CPU, under SGLang's
+overlap scheduler and its FlashInfer backend (:mod:`tests.rehearsal.serve`): no graphs. What needs a
+device itself stays skipped.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from transformers import AutoTokenizer
 
 from sglang_speckv.ab.client import Client
-from tests import overlap
 from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, models, serving
+from tests.rehearsal import serve
 
 __all__ = ["models"]
 
@@ -51,7 +51,7 @@ class Kind:
     @property
     def sleeps(self) -> bool:
         """At depth 0. Under overlap Triton leaves lengths on the device."""
-        lengths_on_host = REHEARSAL or self.backend == "flashinfer" or not self.overlap
+        lengths_on_host = self.backend == "flashinfer" or not self.overlap
         return self.pair.startswith("standalone") and lengths_on_host
 
     def __str__(self) -> str:
@@ -62,15 +62,16 @@ DEVICE_KINDS = [
     Kind(pair, backend) for backend in BACKENDS for pair in PAIRS if pair != "standalone-other"
 ]
 """EAGLE3, EAGLE and STANDALONE on every attention backend."""
-REHEARSED_KINDS = [Kind(pair, "triton") for pair in ("eagle3", "standalone-self")]
-"""The CPU engine has an attention backend of its own, whatever is said here."""
+REHEARSED_KINDS = [kind for kind in DEVICE_KINDS if kind.backend == "flashinfer"]
 KINDS = REHEARSED_KINDS if REHEARSAL else DEVICE_KINDS
 PROFILE_S = "3" if REHEARSAL else "20"
-COMMAND = overlap.COMMAND if REHEARSAL else None
+COMMAND = serve.COMMAND if REHEARSAL else None
 """What serves; None is ``speckv serve``."""
 
 
-def device_flags(backend: str) -> list[str]:
+def device_flags(backend: str, rehearsal: bool = REHEARSAL) -> list[str]:
+    if rehearsal:
+        return ["--attention-backend", backend]
     return [
         *("--dtype", DTYPE, "--attention-backend", backend),
         *("--sampling-backend", "pytorch", "--grammar-backend", "none"),
@@ -81,7 +82,8 @@ def device_flags(backend: str) -> list[str]:
 
 def second_flags(backend: str) -> list[str]:
     """Of a server that stands beside another one."""
-    return [] if REHEARSAL else [*device_flags(backend), "--mem-fraction-static", "0.2"]
+    small = [] if REHEARSAL else ["--mem-fraction-static", "0.2"]
+    return [*device_flags(backend), *small]
 
 
 def server_flags(
@@ -90,7 +92,7 @@ def server_flags(
     schedule = [] if kind.overlap else ["--disable-overlap-schedule"]
     return [
         *flags(models, *PAIRS[kind.pair]),
-        *([] if rehearsal else device_flags(kind.backend)),
+        *device_flags(kind.backend, rehearsal),
         *schedule,
         *("--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))),
         *("--speckv-signal-lag", kind.lag, "--speckv-trace", str(trace)),
@@ -155,7 +157,7 @@ class References(dict[str, Reference]):
     def __missing__(self, backend: str) -> Reference:
         folder = self._folders.mktemp(f"reference-{backend}")
         args = [*flags({"target": self._path}), *second_flags(backend)]
-        server = self._stack.enter_context(serving(folder, *args))
+        server = self._stack.enter_context(serving(folder, *args, command=COMMAND))
         self[backend] = Reference(server, self._path)
         return self[backend]
 

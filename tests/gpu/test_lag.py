@@ -17,7 +17,7 @@ KINDS = [
     for lag in ("late", "0", "auto")
 ]
 if REHEARSAL:  # `auto` is served by the module after next
-    KINDS = [Kind("standalone-self", "triton", lag=lag) for lag in ("late", "0")]
+    KINDS = [Kind("standalone-self", "flashinfer", lag=lag) for lag in ("late", "0")]
 pytestmark = [*on_gpu, on_kinds(*KINDS)]
 
 

@@ -1,4 +1,4 @@
-"""``speckv`` with SGLang's overlap scheduler on a CPU: ``python -m tests.overlap serve ...``.
+"""SGLang's overlap scheduler on a CPU.
 
 SGLang turns overlap off for speculation on a CPU. Here it stays on: the scheduler's loop that
 launches a round before it looks at the last one's result, and what SGLang hands from launch to
@@ -8,14 +8,7 @@ device's races do not show.
 
 from __future__ import annotations
 
-import sys
-
 import torch
-
-from sglang_speckv.cli import main
-from sglang_speckv.srt.engine import prepare
-
-COMMAND = (sys.executable, "-m", "tests.overlap", "serve")
 
 
 def keep_overlap() -> None:
@@ -29,11 +22,3 @@ def keep_overlap() -> None:
 def gather_rows(indices: torch.Tensor, *buffers: torch.Tensor | None) -> tuple:
     """SGLang has this in Triton only."""
     return tuple(None if buffer is None else buffer[indices] for buffer in buffers)
-
-
-if __name__ == "__main__":
-    prepare()
-    keep_overlap()
-    main()
-elif __name__ == "__mp_main__":  # a scheduler that is spawned; a forked one has it
-    keep_overlap()

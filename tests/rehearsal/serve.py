@@ -1,0 +1,70 @@
+"""``speckv`` with SGLang's own FlashInfer backend on a CPU: ``python -m tests.rehearsal.serve``.
+
+SGLang's backend, FlashInfer's wrappers and plans, and the Triton kernels that lay out their indices
+(interpreted) are those of a GPU; FlashInfer's compiled kernels are :mod:`tests.rehearsal.kernels`.
+The overlap scheduler stays on, as in :mod:`tests.rehearsal.overlap`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from importlib import reload
+from typing import Any
+from unittest.mock import patch
+
+from tests.rehearsal.tree import with_prefix
+
+COMMAND = (sys.executable, "-m", "tests.rehearsal.serve", "serve")
+
+
+def rehearse() -> None:
+    """Once in every process, before SGLang imports a backend."""
+    from tests.rehearsal import kernels
+    from tests.rehearsal.device import CpuForCuda, interpret_triton
+    from tests.rehearsal.overlap import keep_overlap
+
+    keep_overlap()
+    kernels.installed().__enter__()
+    CpuForCuda().__enter__()
+    _offer_flashinfer()
+    _mask_the_prefix_too()
+    interpret_triton()
+
+
+def _offer_flashinfer() -> None:
+    """To the attention backend alone: nothing else of SGLang's has CPU code that asks for it."""
+    from sglang.srt import utils
+    from sglang.srt.layers.attention import attention_registry, flashinfer_backend
+
+    with patch.object(utils, "is_flashinfer_available", lambda: True):
+        reload(flashinfer_backend)
+
+    def create(runner: Any) -> Any:
+        return flashinfer_backend.FlashInferAttnBackend(runner, init_new_workspace=True)
+
+    attention_registry.ATTENTION_BACKENDS["flashinfer"] = create
+
+
+def _mask_the_prefix_too() -> None:
+    """SGLang's CPU backend wants a mask of the drafted tokens alone."""
+    from sglang.kernels.ops.speculative.spec_tree import TreeMaskMode
+    from sglang.srt.speculative import eagle_utils, eagle_worker_v2, standalone_worker_v2
+
+    eagle_utils.build_tree_kernel_efficient_func = partial(
+        with_prefix, eagle_utils.build_tree_kernel_efficient_func, TreeMaskMode.QLEN_ONLY
+    )
+    for module in (eagle_utils, eagle_worker_v2, standalone_worker_v2):
+        module.default_tree_mask_mode = lambda: TreeMaskMode.FULL_MASK
+
+
+if __name__ in ("__main__", "__mp_main__"):
+    os.environ["SGLANG_FLASHINFER_WORKSPACE_SIZE"] = str(1 << 20)
+    from sglang_speckv.cli import main
+    from sglang_speckv.srt.engine import prepare
+
+    prepare()
+    rehearse()
+    if __name__ == "__main__":
+        main()
