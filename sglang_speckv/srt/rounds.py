@@ -129,7 +129,7 @@ class RoundTracker:
     def __init__(
         self,
         share: Callable[[Tensor], Tensor] | None = None,
-        early_copy: Callable[[Tensor], tuple[Tensor, Any]] | None = None,
+        early_copy: Callable[[Tensor], tuple[Tensor, Any]] = lambda payload: (payload, None),
         alarm: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -231,9 +231,7 @@ class RoundTracker:
         return self._share(payload)
 
     def _fly(self, launch: Launch) -> None:
-        if self._early_copy is None:
-            launch.early = True
-        elif self.waits_for_signals:
+        if self.waits_for_signals:
             launch.early = True
             launch.payload, launch.ready = self._early_copy(launch.payload)
         self._flying.append(launch)

@@ -82,7 +82,7 @@ class SpecKVMixin(_Worker):
         self._chain_buffers: dict[int, tuple[Any, Any]] = {}
         self._rounds = RoundTracker(
             share=_share if get_parallel().tp_size > 1 else None,
-            early_copy=None if self.device == "cpu" else _early_copy,
+            early_copy=_early_copy,
             alarm=self.speckv.hold,
         )
         self._fuse = self.speckv.fuse
@@ -308,7 +308,7 @@ def note_prefill(result: None, self: Any, batch: Any, prefill: Any) -> None:
 def copy_launch(self: Any, *args: Any, **kwargs: Any) -> None:
     """BEFORE ``GenerationBatchResult.copy_to_cpu``: signals ride the copy that is made anyway."""
     launch: Launch | None = getattr(self, "speckv_launch", None)
-    if launch is not None and launch.payload.device.type != "cpu":
+    if launch is not None and not launch.early:
         from sglang.srt.managers.utils import _async_d2h
 
         with self.speckv_fuse.guard("copying a round's signals"):

@@ -2,13 +2,15 @@
 
 SGLang's backend, FlashInfer's wrappers and plans, and the Triton kernels that lay out their indices
 (interpreted) are those of a GPU; FlashInfer's compiled kernels are :mod:`tests.rehearsal.kernels`.
-The overlap scheduler stays on, as in :mod:`tests.rehearsal.overlap`.
+The overlap scheduler stays on (:mod:`tests.rehearsal.overlap`), and what it copies to the host is
+poison until its event (:mod:`tests.rehearsal.poison`).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from functools import partial
 from importlib import reload
 from typing import Any
@@ -16,18 +18,20 @@ from unittest.mock import patch
 
 from tests.rehearsal.tree import with_prefix
 
+_AS_LONG_AS_IT_RUNS = ExitStack()
 COMMAND = (sys.executable, "-m", "tests.rehearsal.serve", "serve")
 
 
 def rehearse() -> None:
     """Once in every process, before SGLang imports a backend."""
-    from tests.rehearsal import kernels
+    from tests.rehearsal import kernels, poison
     from tests.rehearsal.device import CpuForCuda, interpret_triton
     from tests.rehearsal.overlap import keep_overlap
 
     keep_overlap()
-    kernels.installed().__enter__()
-    CpuForCuda().__enter__()
+    poison.install()
+    _AS_LONG_AS_IT_RUNS.enter_context(kernels.installed())
+    _AS_LONG_AS_IT_RUNS.enter_context(CpuForCuda())
     _offer_flashinfer()
     _mask_the_prefix_too()
     interpret_triton()
