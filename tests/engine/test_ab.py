@@ -33,7 +33,7 @@ def options(target: str, out: Path, **asked: Any) -> Options:
         for i in range(6)
     ]
     prompts.write_text("\n".join(map(json.dumps, records)))
-    small = {"max_new_tokens": 16, "out": str(out)}
+    small = {"max_new_tokens": 8, "out": str(out)}
     return options_from(
         {"prompts": str(prompts), "target": target, **small, **asked},
         "test",
