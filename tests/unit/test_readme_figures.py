@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import ablation
 from examples.results import readme_table
 from sglang_speckv.provenance import code_digest
 from sglang_speckv.replay.report import of_best
 
 ROOT = Path(__file__).parents[2]
-COMPUTED_AGAIN = {"signals.json", "paper.json", "coverage.json"}
+COMPUTED_AGAIN = {"signals.json", "paper.json", "coverage.json", "ablation.json"}
 """By a test of their own, from what is committed or by the digest of what decides."""
 RESULTS = ROOT / "examples" / "results"
 
@@ -78,3 +79,11 @@ def test_the_replayed_table(draft: str) -> None:
         ratios = " | ".join(f"{row['arms'][arm]['vs_best_fixed']:.3f}" for arm in others)
         start = f"| {draft} | {row['requests']} | {row['traffic']} | {best} | "
         assert f"{start}{of_best(row['arms']['throughput'])} | {ratios} |" in lines
+
+
+def test_the_ablation_table() -> None:
+    found = json.loads((RESULTS / "ablation.json").read_text())
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    rows = [row for row in ablation.table(found).splitlines() if row[2].islower()]
+    assert len(rows) == len(ablation.PARTS) + 1  # and the heading
+    assert [row for row in rows if row not in text] == []
