@@ -98,8 +98,10 @@ class CostModel:
 
     def _keep(self, cell: tuple[int, int], seconds: float) -> None:
         if self._updates - self._served[cell] > WINDOW:
-            self._times[cell][:FEW] = self._usual[cell]
-            self._count[cell] = self._next[cell] = min(self._count[cell], FEW)
+            kept = min(self._count[cell], FEW)
+            newest = (self._next[cell] - kept + np.arange(kept)) % WINDOW
+            self._times[cell][:kept] = self._times[cell][newest]
+            self._count[cell] = self._next[cell] = kept
         self._served[cell] = self._updates
         self._times[cell][self._next[cell]] = seconds
         self._next[cell] = (self._next[cell] + 1) % WINDOW

@@ -10,7 +10,16 @@ from examples.gpu.observe import memory_of, tier_memory
 from sglang_speckv.policy.prior import OFF
 from tests.engine.conftest import PROMPTS, Serving
 from tests.engine.test_signals import compare_with_transformers, doze, records_of, shuffle
-from tests.gpu.conftest import DTYPE, KINDS, STEPS, Kind, References, needs_device, on_gpu
+from tests.gpu.conftest import (
+    DTYPE,
+    KINDS,
+    REHEARSAL,
+    STEPS,
+    Kind,
+    References,
+    needs_device,
+    on_gpu,
+)
 from tests.gpu.conftest import on_kinds as on
 
 pytestmark = [*on_gpu, on(*KINDS)]
@@ -66,6 +75,8 @@ def test_signals_are_the_drafts_own(gpu_server: Pair, models: dict[str, str]) ->
 
 def test_a_draft_that_slept_has_missed_nothing(gpu_server: Pair, models: dict[str, str]) -> None:
     kind, server = gpu_server
+    if REHEARSAL and not kind.sleeps:
+        return  # as tests/engine/test_signals.py has seen of these
     before = server.speckv()["draft_catch_ups"]
     answers = doze(server)
     woke = [r for r in records_of(server)[1] if r.request in answers and r.num_steps]

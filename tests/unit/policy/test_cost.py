@@ -141,6 +141,16 @@ def test_a_depth_that_was_left_for_a_while_is_soon_known_again() -> None:
     assert model.times(1)[5] == pytest.approx(2 * TRUTH.seconds(1, 5), rel=0.1)
 
 
+def test_a_depth_that_is_only_probed_is_known_after_some_probes() -> None:
+    """A disturbed profile found depth 0 slow; each probe of it stands alone among other rounds."""
+    model = CostModel(3)
+    model.profiled(TimedRound(1, k, TRUTH.seconds(1, k) * (2 if k == 0 else 1)) for k in range(4))
+    for _ in range(4):
+        feed(model, [(1, 1)], 60, jitter=0.02)
+        feed(model, [(1, 0)], 1, jitter=0.02)
+    assert model.times(1)[0] == pytest.approx(TRUTH.seconds(1, 0), rel=0.1)
+
+
 def test_a_profile_beside_other_work_is_not_believed_where_that_ran() -> None:
     """More than half of a depth's rounds were slowed by something else."""
     model = CostModel(7)
