@@ -48,11 +48,11 @@ def test_a_useless_draft_ends_at_0(server: Serving, requests: int) -> None:
 def test_a_perfect_draft_wakes_and_ends_deep(server: Serving) -> None:
     """Of one request: for sixteen on a disturbed machine it may take thousands of rounds."""
     assert settles(server, first=HALF, requests=1, depths={0})
-    assert settles(server, first=0, requests=1, depths={3, 5}, most_rounds=3000)
+    assert settles(server, first=0, requests=1, depths={3, 5})
 
 
 def settles(
-    server: Serving, first: int, requests: int, depths: set[int], most_rounds: int = 1000
+    server: Serving, first: int, requests: int, depths: set[int], most_rounds: int = 3000
 ) -> bool:
     """Does text that begins with ``first`` come to be served at ``depths``? It does where four in
     five rounds of a piece are."""
