@@ -7,7 +7,7 @@ profile says. Stresses are synthetic: they change what no recorded trace changes
 
     python -m benchmarks.ablation --out examples/results/ablation.json
 
-Half an hour on two cores; ``--only PATTERN`` takes the variants whose name matches.
+An hour on two cores; ``--only PATTERN`` takes the variants whose name matches.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ import numpy as np
 import typer
 from scipy import stats
 
-from sglang_speckv.files import write_atomically
+from sglang_speckv.files import write_json
 from sglang_speckv.policy import acceptance, cost, throughput
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.progress import Screen
 from sglang_speckv.provenance import provenance
 from sglang_speckv.replay.run import ReplayOptions, Setting, prepare, walk_of
-from sglang_speckv.replay.score import Earned, earned
+from sglang_speckv.replay.score import Earned, earned, over_best
 from sglang_speckv.replay.walk import Price, play
 from tests.unit.policy.simulate import STRONG, USELESS, WEAK, Cost, Engine, Noise, Phase
 
 ROOT = Path(__file__).parents[1]
-RESAMPLES = 1000
 TIERS = (0, 1, 2, 3, 5, 7)
 STRESS_SEEDS = 8
 NEVER = 10**9
@@ -90,16 +89,16 @@ PARTS: dict[str, Variant] = {
 
 
 def constants() -> dict[str, Variant]:
-    """Every number that a module of the policy names, halved and doubled."""
-    found = {}
+    """Every number that a module of the policy names, halved and doubled wherever it is read."""
+    changes: dict[str, list[tuple[Any, str, Any]]] = {}
     for module in (acceptance, cost, throughput):
         for name, value in vars(module).items():
             if re.fullmatch("[A-Z_]+", name) and isinstance(value, int | float):
                 for factor, word in ((0.5, "halved"), (2, "doubled")):
                     most = 0.99 if name == "ALIKE" else np.inf  # a correlation
                     change = module, name, type(value)(min(value * factor, most))
-                    found[f"{name} {word}"] = Variant([change])
-    return found
+                    changes.setdefault(f"{name} {word}", []).append(change)
+    return {name: Variant(found) for name, found in changes.items()}
 
 
 @dataclass(frozen=True)
@@ -133,6 +132,8 @@ WALKS = [
 
 
 NARROW = Cost(width=0.02)
+TURNS = "signals that turn round"
+"""Before it as many rounds are served in which they are true."""
 STRESSES: dict[str, tuple[Sequence[Phase], Noise]] = {
     "abrupt changes": (
         [Phase(250, 4, draft, NARROW) for draft in (STRONG, USELESS, STRONG, WEAK)],
@@ -156,9 +157,8 @@ STRESSES: dict[str, tuple[Sequence[Phase], Noise]] = {
     ),
     "bursts": ([Phase(30, n, (0.7,), NARROW) for n in (1, 16, 2, 64, 4, 1, 32) * 4], Noise()),
     "a long run": ([Phase(10_000, 1, WEAK, Cost(width=0.02))], Noise(content=1.0, signal="true")),
-    "signals that turn round": ([Phase(2000, 1, WEAK, Cost(draft=0.008))], Noise()),
+    TURNS: ([Phase(2000, 1, WEAK, Cost(draft=0.008))], Noise(content=1.0, signal="inverted")),
 }
-"""Of which the last one's signals are true in the first half and then inverted."""
 
 
 def price_on(machine: str, price: Price) -> Price:
@@ -240,13 +240,17 @@ def _stressed(variant: Variant, name: str, seeds: int) -> np.ndarray:
     rates = []
     with _changed(variant):
         for seed in range(seeds):
-            policy = throughput.ThroughputPolicy(TIERS, 3)
-            policy.allow_sleep(variant.may_sleep)
-            if name == "signals that turn round":
-                Engine(phases, replace(noise, content=1.0, signal="true"), seed).run(policy)
-                noise = replace(noise, content=1.0, signal="inverted")
+            policy = _policy(variant, TIERS)
+            if name == TURNS:
+                Engine(phases, replace(noise, signal="true"), seed).run(policy)
             rates.append(Engine(phases, noise, seed).run(policy).rate)
     return np.array(rates)
+
+
+def _policy(variant: Variant, tiers: Sequence[int]) -> throughput.ThroughputPolicy:
+    policy = throughput.ThroughputPolicy(tiers, 3)
+    policy.allow_sleep(variant.may_sleep)
+    return policy
 
 
 @contextmanager
@@ -263,8 +267,7 @@ def _earned(variant: Variant, case: Case, at: Setting, options: ReplayOptions) -
     walks = []
     with _changed(variant):
         for seed in range(options.seeds):
-            policy = throughput.ThroughputPolicy(at.tiers, 3)
-            policy.allow_sleep(variant.may_sleep)
+            policy = _policy(variant, at.tiers)
             if variant.profiled:
                 policy.profiled(at.profile(size))
             noise = np.random.default_rng([seed, 1])
@@ -273,15 +276,11 @@ def _earned(variant: Variant, case: Case, at: Setting, options: ReplayOptions) -
     return earned(walks, len(at.positions.source.requests))
 
 
-def _over(one: Earned, other: Earned) -> tuple[float, float, float]:
-    """The ratio of their rates, bootstrap over requests."""
-    count = len(one.tokens)
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    ratios = ((draws @ one.tokens) * (draws @ other.seconds)) / (
-        (draws @ one.seconds) * (draws @ other.tokens)
-    )
-    low, high = np.percentile(ratios, (2.5, 97.5))
-    return round(one.rate / other.rate, 5), round(float(low), 5), round(float(high), 5)
+def _over(one: Earned, whole: Earned) -> list[float]:
+    """The ratio of their rates and its interval."""
+    ratio = over_best({"one": one, "whole": whole}, ["whole"])["one"]
+    assert ratio.low is not None and ratio.high is not None  # of so many requests
+    return [round(x, 5) for x in (ratio.value, ratio.low, ratio.high)]
 
 
 def main(
@@ -303,13 +302,12 @@ def main(
             found.append({**told, "variants": future.result()})
     result = {"provenance": provenance(), "seeds": seeds, "passes": passes, "cases": found}
     if out is not None:
-        text = msgspec.json.format(msgspec.json.encode(result), indent=1)
-        write_atomically(out, lambda path: path.write_bytes(text))
+        write_json(out, result)
     print(table(result))
 
 
 def _by_name(case: Case | str, names: Sequence[str], seeds: int, passes: int) -> list[Any]:
-    """Constants are not tried on walks of two and four requests, nor on long contexts."""
+    """Constants are tried at one and sixteen requests, and on fewer kinds of machines."""
     every = PARTS | constants()
     if isinstance(case, str):
         return run_stress(case, {name: every[name] for name in names}, STRESS_SEEDS)

@@ -9,14 +9,13 @@ verified token, as shares of a target step. Some minutes, no GPU.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from sglang_speckv.files import write_atomically
+from sglang_speckv.files import write_json
 from sglang_speckv.offline.records import trace_hashes
 from sglang_speckv.progress import Screen
 from sglang_speckv.provenance import provenance
@@ -55,7 +54,7 @@ def main(
                     traffic=traffic,
                     seeds=seeds,
                     passes=passes,
-                    jobs=os.cpu_count() or 1,
+                    jobs=0,
                 )
                 rows += rows_of(options)
     result = {
@@ -67,8 +66,7 @@ def main(
         "rows": rows,
     }
     if out is not None:
-        text = msgspec.json.format(msgspec.json.encode(result), indent=1)
-        write_atomically(out, lambda path: path.write_bytes(text))
+        write_json(out, result)
     _print(rows)
     print(msgspec.json.encode({"rows": rows}).decode())
 

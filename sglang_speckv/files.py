@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sglang_speckv.config import ConfigError
 
@@ -38,3 +39,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         scratch = Path(folder) / path.name
         write(scratch)
         os.replace(scratch, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented, for people who look into results; atomically."""
+    import msgspec
+
+    content = msgspec.json.format(msgspec.json.encode(value), indent=1)
+    write_atomically(path, lambda scratch: scratch.write_bytes(content))

@@ -15,7 +15,7 @@ from sglang_speckv.ab.sampled import detectable
 from sglang_speckv.ab.servers import unequal
 from sglang_speckv.ab.verdict import judge
 from sglang_speckv.demo.target import DEMO_TARGET
-from sglang_speckv.files import write_atomically
+from sglang_speckv.files import write_json
 from sglang_speckv.provenance import MEASURED_ROOMS, code_digest, shown_path
 
 RESULTS = "results.json"
@@ -87,8 +87,7 @@ def last_line(results: Record, files: dict[str, Path]) -> str:
 
 
 def write_results(path: Path, results: Record) -> None:
-    content = msgspec.json.format(msgspec.json.encode(results), indent=1)
-    write_atomically(path, lambda scratch: scratch.write_bytes(content))
+    write_json(path, results)
 
 
 def _code() -> dict[str, str]:

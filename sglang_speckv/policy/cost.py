@@ -25,12 +25,12 @@ from sglang_speckv.policy.prior import CostPrior
 SIZES = (1, 2, 3, *(m << e for e in range(9) for m in (4, 5, 6, 7)))
 """Batch sizes that are told apart where the engine names none; the next larger one counts."""
 WINDOW = 32
-"""Times that a cell keeps. With 16, noise wakes drafts that should sleep (-1.7 % at sixteen
-requests); with 64, a draft that became 12 times dearer is believed later (-3 %)."""
+"""Times that a cell keeps. With 16, noise wakes drafts that should sleep (-1.2 %); with 64, a draft
+that became 12 times dearer is believed late (-4.6 %; benchmarks/ablation.py)."""
 FEW = 3
-"""Times that count of a profile, of a cell that was not served for :data:`WINDOW` rounds, and of
-the fit: what is served now overrules them soon. As many make a cell one to fit to. Where rounds
-came to take twice as long, counting as many as there are loses 5 % over 300 rounds."""
+"""How many times these count as, so that what is served soon overrules them: the fit, a start-up
+profile, and what is left of a cell that was not served for :data:`WINDOW` rounds. A cell with as
+many is fitted to."""
 REFRESH = 16
 """Rounds from one fit to the next."""
 SHAPE = np.array([1.0, 0.06, 0.02])
@@ -144,8 +144,8 @@ class CostModel:
             asleep = None
             if len(slept) and self.rounds:
                 near = int(slept[np.abs(slept - row).argmin()])
-                share = float(self._usual[near, self._asleep]) / self._blended(near)[0]
-                asleep = share * times[0]
+                awake = times if near == row else self._blended(near)
+                asleep = float(self._usual[near, self._asleep]) / awake[0] * times[0]
             self._told[row] = times, asleep
         return self._told[row]
 

@@ -87,7 +87,8 @@ class ThroughputPolicy:
     ):
         self.candidate_steps = tuple(candidate_steps)
         self._launch = min(self.candidate_steps, key=lambda steps: abs(steps - initial_steps))
-        self._acceptance = Acceptance(max(self.candidate_steps[-1], 1), acceptance)
+        self._depth = max(self.candidate_steps[-1], 1)
+        self._acceptance = Acceptance(self._depth, acceptance)
         self._by_age = {False: self._acceptance}
         """By whether signals are late: see :meth:`use_late_signals`."""
         self._trained = acceptance
@@ -123,8 +124,7 @@ class ThroughputPolicy:
         """Whether the signals of batches are, from now on, those of the round before and not of the
         coming one. They say different things, so there is a model for each."""
         if late not in self._by_age:
-            depth = max(self.candidate_steps[-1], 1)
-            self._by_age[late] = Acceptance(depth, self._trained)
+            self._by_age[late] = Acceptance(self._depth, self._trained)
         self._acceptance = self._by_age[late]
 
     def worth_of_fresh_signals(self) -> float:
@@ -134,7 +134,7 @@ class ThroughputPolicy:
         weighed = self._weighed
         if late is None or weighed is None or fresh.labels[0] < FRESH_LABELS:
             return 0.0
-        costs = np.full(max(self.candidate_steps[-1], 1) + 1, np.inf)
+        costs = np.full(self._depth + 1, np.inf)
         costs[list(self.candidate_steps)] = weighed.price * np.array(weighed.times)
         more, less = (model.worth_of_signals(weighed.batch_size, costs) for model in (fresh, late))
         return (more - less) / max(weighed.tokens)
@@ -212,9 +212,10 @@ class ThroughputPolicy:
             firsts = windows_of(outcome.signals)[:, 0, 0]
             self._by_age[False].learn(steps, outcome.num_correct_drafts, firsts)
         load = self._loads.get(self._cost.row_of(size))
-        correct, _ = correct_drafts_of(outcome.num_correct_drafts, steps)
-        if load is not None and size + int(correct.sum()) > load.pays:
-            load.left, load.pays = 0, np.inf
+        if load is not None and load.pays < np.inf:
+            correct, _ = correct_drafts_of(outcome.num_correct_drafts, steps)
+            if size + int(correct.sum()) > load.pays:
+                load.left, load.pays = 0, np.inf
 
     def explain(self) -> dict[str, object]:
         """The newest decision and why, as JSON builtins: the tokens that every depth was expected

@@ -9,7 +9,6 @@ speckv replay mine.safetensors --draft-cost 0.1 --policy throughput --explain 12
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +94,7 @@ def replay_command(
         lag=lag,
         artifact=artifact,
         profiled=profile,
-        jobs=jobs or os.cpu_count() or 1,
+        jobs=jobs,
     )
     if explain is not None:
         told = explained(options, explain)
@@ -142,13 +141,10 @@ def _draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _write(result: dict[str, Any], out: Path) -> None:
-    import msgspec
-
-    from sglang_speckv.files import write_atomically
+    from sglang_speckv.files import write_json
     from sglang_speckv.provenance import provenance
 
-    text = msgspec.json.encode({"provenance": provenance(), **result})
-    write_atomically(out, lambda path: path.write_bytes(msgspec.json.format(text, indent=1)))
+    write_json(out, {"provenance": provenance(), **result})
 
 
 def _print_json(result: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +38,7 @@ _shared: tuple[Setting, ReplayOptions]
 @dataclass(frozen=True)
 class ReplayOptions:
     """``requests`` are served at a time; each arm goes through all requests ``passes`` times in
-    each of ``seeds`` orders, on ``jobs`` processes."""
+    each of ``seeds`` orders, on ``jobs`` processes, 0 for one per core."""
 
     paths: tuple[Path, ...]
     policies: tuple[str, ...] = ()
@@ -170,12 +171,13 @@ def walk_of(at: Setting, options: ReplayOptions, size: int, seed: int) -> Walk:
 @contextmanager
 def _everywhere(at: Setting, options: ReplayOptions) -> Iterator[Callable[..., Iterable[Any]]]:
     """A ``map`` over the processes that were asked for."""
-    if options.jobs == 1:
+    jobs = options.jobs or os.cpu_count() or 1
+    if jobs == 1:
         _share(at, options)
         yield map
         return
     context = get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(options.jobs, context, _share, (at, options)) as workers:
+    with ProcessPoolExecutor(jobs, context, _share, (at, options)) as workers:
         yield workers.map
 
 
@@ -213,11 +215,11 @@ def _timed(name: str, size: int, rate: float, seed: int) -> tuple[Played, float]
     if name == ORACLE:
         walk = _foreseen(at, options, size, rate, seed)
     else:
-        walk = one_walk(name, at, options, size, seed)
+        walk = _walk_once(name, at, options, size, seed)
     return walk, time.process_time() - started
 
 
-def one_walk(name: str, at: Setting, options: ReplayOptions, size: int, seed: int) -> Played:
+def _walk_once(name: str, at: Setting, options: ReplayOptions, size: int, seed: int) -> Played:
     """One policy through all requests in one order."""
     price = at.price(size)
     if name == NONE:

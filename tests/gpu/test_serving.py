@@ -13,7 +13,6 @@ from tests.engine.test_signals import compare_with_transformers, doze, records_o
 from tests.gpu.conftest import (
     DTYPE,
     KINDS,
-    REHEARSAL,
     STEPS,
     Kind,
     References,
@@ -75,8 +74,6 @@ def test_signals_are_the_drafts_own(gpu_server: Pair, models: dict[str, str]) ->
 
 def test_a_draft_that_slept_has_missed_nothing(gpu_server: Pair, models: dict[str, str]) -> None:
     kind, server = gpu_server
-    if REHEARSAL and not kind.sleeps:
-        return  # as tests/engine/test_signals.py has seen of these
     before = server.speckv()["draft_catch_ups"]
     answers = doze(server)
     woke = [r for r in records_of(server)[1] if r.request in answers and r.num_steps]

@@ -147,10 +147,10 @@ def paged_run(
         lse,
         mask_mode,
         window_left,
-        custom_mask,
-        mask_indptr,
         float(cap),
         float(scale),
+        custom_mask,
+        mask_indptr,
     )
 
 
@@ -187,8 +187,6 @@ def decode_run(
         lse,
         NON_CAUSAL,
         window_left,
-        None,
-        None,
         float(cap),
         float(scale),
     )
@@ -207,10 +205,10 @@ def paged_attention(
     lse: Tensor | None,
     mask_mode: int,
     window_left: int,
-    custom_mask: Tensor | None,
-    mask_indptr: Tensor | None,
     cap: float,
     scale: float,
+    custom_mask: Tensor | None = None,
+    mask_indptr: Tensor | None = None,
 ) -> None:
     """Over the newest lengths in the device's buffers, as a captured kernel. Pages of one token."""
     assert k_cache.shape[1] == 1, "SGLang plans with pages of one token"
@@ -260,8 +258,6 @@ def ragged_run(
         lse,
         mask_mode,
         window_left,
-        None,
-        None,
         float(rest[8]),
         float(rest[9]),
     )

@@ -66,9 +66,10 @@ def prefill(**buffers: Any) -> Any:
     return BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend="fa2", **buffers)
 
 
-def plan(wrapper: Any, asked: Requests, **more: Any) -> None:
+def plan(wrapper: Any, asked: Requests, *rows: Tensor, **more: Any) -> None:
+    """``rows``: where each request's begin; a decode, of one row each, takes none."""
     wrapper.plan(
-        asked.qo_indptr,
+        *rows,
         asked.kv_indptr,
         asked.slots,
         asked.last,
@@ -86,7 +87,7 @@ def plan(wrapper: Any, asked: Requests, **more: Any) -> None:
 def test_paged_prefill(shape: tuple[int, int, int]) -> None:
     asked = Requests(*shape, rows=[3, 1, 5], lens=[9, 1, 20])
     wrapper = prefill()
-    plan(wrapper, asked, causal=True)
+    plan(wrapper, asked, asked.qo_indptr, causal=True)
     found = wrapper.run(asked.q, (asked.k, asked.v))
     assert torch.allclose(found, asked.attention(asked.causal()), atol=1e-5)
 
@@ -100,7 +101,7 @@ def test_the_mask_of_a_tree(shape: tuple[int, int, int]) -> None:
     for mask in masks:
         mask[:, 0] = True
     wrapper = prefill()
-    plan(wrapper, asked, custom_mask=torch.cat([mask.flatten() for mask in masks]))
+    plan(wrapper, asked, asked.qo_indptr, custom_mask=torch.cat([mask.flatten() for mask in masks]))
     found = wrapper.run(asked.q, (asked.k, asked.v))
     assert torch.allclose(found, asked.attention(masks), atol=1e-5)
 
@@ -113,17 +114,7 @@ def test_decode(shape: tuple[int, int, int], tensor_cores: bool) -> None:
     asked = Requests(*shape, rows=[1, 1, 1], lens=[9, 1, 20])
     workspace = torch.empty(1 << 20, dtype=torch.uint8)
     wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=tensor_cores)
-    wrapper.plan(
-        asked.kv_indptr,
-        asked.slots,
-        asked.last,
-        asked.heads,
-        asked.kv_heads,
-        asked.width,
-        1,
-        q_data_type=torch.float32,
-        kv_data_type=torch.float32,
-    )
+    plan(wrapper, asked)
     found = wrapper.run(asked.q, (asked.k, asked.v))
     assert torch.allclose(found, asked.attention(asked.causal()), atol=1e-5)
 
@@ -155,7 +146,7 @@ def test_new_tokens_merged_with_the_prefix(shape: tuple[int, int, int]) -> None:
         kv_data_type=torch.float32,
     )
     paged = prefill()
-    plan(paged, old, causal=False)
+    plan(paged, old, old.qo_indptr, causal=False)
     first = ragged.run_return_lse(asked.q, asked.k[new, 0], asked.v[new, 0])
     second = paged.run_return_lse(asked.q, (asked.k, asked.v))
     found, _ = merge_state(*first, *second)
@@ -168,7 +159,7 @@ def test_a_request_without_keys_says_nothing() -> None:
 
     asked = Requests(4, 4, 64, rows=[1, 1], lens=[5, 0])
     wrapper = prefill()
-    plan(wrapper, asked, causal=False)
+    plan(wrapper, asked, asked.qo_indptr, causal=False)
     out, total = wrapper.run_return_lse(asked.q, (asked.k, asked.v))
     assert not out[1].any() and total[1].tolist() == [-math.inf] * 4
     merged, _ = merge_state(out, total, out.flip(0), total.flip(0))
@@ -186,7 +177,7 @@ def test_a_plan_for_other_lengths_is_found() -> None:
         "paged_kv_last_page_len_buf": torch.ones(size, dtype=torch.int32),
     }
     wrapper = prefill(use_cuda_graph=True, **buffers)
-    plan(wrapper, first, causal=True)
+    plan(wrapper, first, first.qo_indptr, causal=True)
     wrapper.run(first.q, (first.k, first.v))
     buffers["paged_kv_indptr_buf"] += torch.tensor([0, 1, 2], dtype=torch.int32)
     with pytest.raises(StalePlan, match=r"planned for \[9, 5\] keys .* has \[10, 6\]"):
