@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import ablation
 from examples.results import readme_table
+from sglang_speckv.ab.tables import markdown, tables
 from sglang_speckv.provenance import code_digest
 from sglang_speckv.replay.report import of_best
 
@@ -19,14 +20,24 @@ RESULTS = ROOT / "examples" / "results"
 
 @pytest.mark.parametrize("result", ["demo-cpu.json", "signals.json"])
 def test_the_tables_are_the_committed_results(result: str) -> None:
-    tables = readme_table.tables(json.loads((RESULTS / result).read_text()))
+    drawn = readme_table.tables(json.loads((RESULTS / result).read_text()))
     readme = (ROOT / "README.md").read_text()
-    assert tables and all(table in readme for table in tables)
+    assert drawn and all(table in readme for table in drawn)
 
 
-def test_the_answers_are_the_committed_results() -> None:
+def test_the_sweep_is_the_committed_result() -> None:
+    """Over all loads in the README, load by load on a page of its own."""
+    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/sweep.md"))
+    drawn = list(tables(json.loads((RESULTS / "ab-cpu-sweep.json").read_text())))
+    assert len(drawn) == 8
+    for title, columns, records in drawn:
+        assert markdown(columns, records) in (readme if title.endswith("all loads") else page)
+
+
+@pytest.mark.parametrize("result", ["demo-cpu.json", "ab-cpu-sweep.json"])
+def test_the_answers_are_the_committed_results(result: str) -> None:
     readme = " ".join((ROOT / "README.md").read_text().split())
-    for answer in json.loads((RESULTS / "demo-cpu.json").read_text())["answers"]:
+    for answer in json.loads((RESULTS / result).read_text())["answers"]:
         assert answer in readme
 
 
