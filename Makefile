@@ -9,12 +9,13 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test unit check bench clean
+.PHONY: help setup demo test rehearse unit check bench clean
 
 help:
 	@echo "make setup   build .venv: SGLang and CUDA libraries, about 10 GB"
 	@echo "make demo    a real model under a moving load: an A/B table and a report; QUICK=1 is shorter"
 	@echo "make test    every test, the real engine included; ARGS go to pytest"
+	@echo "make rehearse  the tests for a GPU on the CPU, with more kinds of servers than make test has"
 	@echo "make unit    the package's tests that start no engine; ARGS go to pytest"
 	@echo "make check   format, lint and types"
 	@echo "make bench   what a decision, a switch and a replay cost"
@@ -40,11 +41,15 @@ demo: $(STAMP)
 SHARED := --dist loadgroup --no-loadscope-reorder
 # Hundreds of processes import the same modules: compile them once, even where the caller's
 # environment forbids it.
-test unit: export PYTHONDONTWRITEBYTECODE :=
+test rehearse unit: export PYTHONDONTWRITEBYTECODE :=
 
 test: export SPECKV_REHEARSE ?= 1
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 $(SHARED) $(ARGS)
+
+rehearse: export SPECKV_REHEARSE := all
+rehearse: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/gpu tests/rehearsal $(ARGS)
 
 unit: $(STAMP)
 	@$(BIN)/python -m pytest -n 3 $(SHARED) tests/unit $(ARGS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from examples.gpu import cost_curves, smoke
+from examples.gpu import attention, cost_curves, smoke
 from sglang_speckv.ab.arms import Draft
 from sglang_speckv.ab.comparison import server_flags
 from sglang_speckv.ab.options import options_from, read_options
@@ -85,6 +85,10 @@ def script_lines(models: dict[str, str], folder: Path) -> dict[str, list[str]]:
     }
     pair = Draft("d", models["eagle3"], "EAGLE3")
     lines["smoke"] = smoke.flags_for(models["target"], pair, folder / "trace", [])
+    lines |= {
+        f"attention.{name}": [*flags(models, *PAIRS["eagle3"]), *more]
+        for name, more in attention.arms(attention.BACKENDS, 3).items()
+    }
     for config in sorted((ROOT / "examples" / "ab").glob("gpu-demo*.yaml")):
         options = options_from(read_options(config), config.name)
         more = [*server_flags(64, "bfloat16"), *options.server_flags]
@@ -101,11 +105,13 @@ def test_every_server_resolves(facts: dict[str, Any]) -> None:
     assert list(problems) == ["full"]
     assert "full CUDA graphs for prefill" in problems["full"]
     drafting = {name for name, fact in facts.items() if fact.get("adaptive")}
-    assert {name for name in facts if ".off." not in name} - drafting == {"alone", "full"}
+    stock = {"alone", *(f"attention.{backend}" for backend in attention.BACKENDS)}
+    assert {name for name in facts if ".off." not in name} - drafting == {*stock, "full"}
 
 
 def test_flashinfer_unless_another_is_named(facts: dict[str, Any]) -> None:
     expected = {"alone": "fa3", "speckv": "flashinfer", "fa3": "fa3", "window": "fa3"}
+    expected |= {f"attention.{backend}": backend for backend in attention.BACKENDS}
     expected |= {"qwen": "flashinfer", "exact": "fa3", "exact-flashinfer": "flashinfer"}
     assert {name: facts[name]["attention_backend"] for name in expected} == expected
 

@@ -20,7 +20,7 @@ import typer
 from aiohttp import web
 from typer.testing import CliRunner
 
-from examples.gpu import cost_curves, overhead, project, shapes, smoke
+from examples.gpu import attention, cost_curves, overhead, project, shapes, smoke
 from examples.gpu.curves import Cell, cell, distinct_prompts, measure, replay_table, round_times
 from examples.gpu.observe import as_told, signal_ages, tier_memory
 from sglang_speckv.ab.arms import Draft
@@ -30,12 +30,14 @@ from sglang_speckv.cli import app
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.records import Record
 from sglang_speckv.policy.prior import OFF
+from sglang_speckv.progress import Screen
 from sglang_speckv.replay.positions import write_positions
 from tests.unit.replay.answers import positions
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "gpu"
 SCRIPTS = {
+    "attention": attention.app,
     "cost_curves": cost_curves.app,
     "overhead": overhead.app,
     "project": project.app,
@@ -313,6 +315,9 @@ class FakeServer:
             await asyncio.sleep(0.002 * tokens)
         return web.json_response([{}] * size)
 
+    async def flush_cache(self, request: web.Request) -> web.Response:
+        return web.Response()
+
 
 @asynccontextmanager
 async def serving(fake: FakeServer) -> AsyncIterator[str]:
@@ -320,6 +325,7 @@ async def serving(fake: FakeServer) -> AsyncIterator[str]:
     application.router.add_get("/server_info", fake.info)
     application.router.add_post("/set_internal_state", fake.set_state)
     application.router.add_post("/generate", fake.generate)
+    application.router.add_post("/flush_cache", fake.flush_cache)
     runner = web.AppRunner(application)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -337,6 +343,25 @@ def measured(fake: FakeServer, steps: tuple[int, ...], sizes: tuple[int, ...] = 
             return [cell async for cell in measure(client, sizes, (32,), steps, 8, 300)]
 
     return asyncio.run(go())
+
+
+def test_backends_answer_the_same_prompts_in_turn() -> None:
+    first, second = FakeServer(speckv=False), FakeServer(speckv=False)
+
+    async def go() -> Any:
+        async with (
+            serving(first) as one,
+            serving(second) as two,
+            Client("fa3", one) as a,
+            Client("fa3 with SpecKV", two) as b,
+        ):
+            return await attention.measure([a, b], [[1], [2], [3]], 2, 4, 5, Screen())
+
+    sample = asyncio.run(go())
+    assert first.asked == second.asked and len(first.asked) == 2 * (4 + 1)
+    assert sample.prompt.tolist() == [2, 0, 1, 2, 0, 1, 2, 0]
+    stock, ours = attention.rows_of(["fa3", "fa3 with SpecKV"], sample)
+    assert stock["ratio"] == 1.0 and ours["interval"][0] < ours["ratio"] < ours["interval"][1]
 
 
 def test_every_depth_and_size_is_measured() -> None:

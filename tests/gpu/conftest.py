@@ -1,8 +1,8 @@
 """Servers on a CUDA device, started like those of the CPU tests; skipped where there is none.
 
 ``SPECKV_REHEARSE=1`` (``make test`` sets it) runs the same tests there on a CPU, under SGLang's
-overlap scheduler and its FlashInfer backend (:mod:`tests.rehearsal.serve`): no graphs. What needs a
-device itself stays skipped.
+overlap scheduler, its FlashInfer backend and its CUDA graph runners (:mod:`tests.rehearsal.serve`).
+What needs a device itself stays skipped. ``all`` (``make rehearse``) has more kinds of servers.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ import torch
 from transformers import AutoTokenizer
 
 from sglang_speckv.ab.client import Client
-from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, models, serving
+from tests.engine.conftest import PAIRS, PROMPTS, TOKENS, Serving, flags, models, serving
 from tests.rehearsal import serve
 
 __all__ = ["models"]
 
 CUDA = torch.cuda.is_available()
-REHEARSAL = not CUDA and os.environ.get("SPECKV_REHEARSE") == "1"
+REHEARSAL = not CUDA and os.environ.get("SPECKV_REHEARSE") in ("1", "all")
+WHOLE = REHEARSAL and os.environ["SPECKV_REHEARSE"] == "all"
 needs_engine = pytest.mark.skipif(not (CUDA or REHEARSAL), reason="needs a CUDA device")
 on_gpu = [pytest.mark.gpu, needs_engine, pytest.mark.timeout(1800)]
 """What every module here says of itself: the first start on a GPU compiles for minutes."""
 needs_device = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 
 STEPS = (0, 1, 3, 5)
+PREFILL_TOKENS = 1024
+"""At once; what the CPU engine sets."""
+LARGEST_GRAPH = serve.GRAPH_SIZES[-1] if REHEARSAL else 8
+"""Requests up to which decoding is captured."""
 BACKENDS = ("triton", "flashinfer")
 DTYPE = "float32" if REHEARSAL else "bfloat16"
 """SGLang's norms and FlashInfer take 16 bits only on CUDA."""
@@ -47,6 +52,7 @@ class Kind:
     backend: str
     overlap: bool = True
     lag: str = "auto"
+    ranks: int = 1
 
     @property
     def sleeps(self) -> bool:
@@ -55,7 +61,9 @@ class Kind:
         return self.pair.startswith("standalone") and lengths_on_host
 
     def __str__(self) -> str:
-        return f"{self.pair}-{self.backend}-{'overlap' if self.overlap else 'plain'}-{self.lag}"
+        ranks = f"-tp{self.ranks}" if self.ranks > 1 else ""
+        schedule = "overlap" if self.overlap else "plain"
+        return f"{self.pair}-{self.backend}-{schedule}-{self.lag}{ranks}"
 
 
 DEVICE_KINDS = [
@@ -71,12 +79,13 @@ COMMAND = serve.COMMAND if REHEARSAL else None
 
 def device_flags(backend: str, rehearsal: bool = REHEARSAL) -> list[str]:
     if rehearsal:
-        return ["--attention-backend", backend]
+        return [*serve.FLAGS, "--attention-backend", backend, "--decode-log-interval", "1"]
     return [
         *("--dtype", DTYPE, "--attention-backend", backend),
         *("--sampling-backend", "pytorch", "--grammar-backend", "none"),
         *("--mem-fraction-static", "0.5", "--max-running-requests", "8"),
-        *("--cuda-graph-max-bs-decode", "8", "--decode-log-interval", "1"),
+        *("--chunked-prefill-size", str(PREFILL_TOKENS)),
+        *("--cuda-graph-max-bs-decode", str(LARGEST_GRAPH), "--decode-log-interval", "1"),
     ]
 
 
@@ -94,6 +103,7 @@ def server_flags(
         *flags(models, *PAIRS[kind.pair]),
         *device_flags(kind.backend, rehearsal),
         *schedule,
+        *("--tp-size", str(kind.ranks)),
         *("--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))),
         *("--speckv-signal-lag", kind.lag, "--speckv-trace", str(trace)),
         *("--speckv-profile", PROFILE_S if kind.lag == "auto" else "0"),
@@ -125,17 +135,20 @@ class Reference:
     def __init__(self, server: Serving, path: str) -> None:
         self._server = server
         self._tokenizer = AutoTokenizer.from_pretrained(path)
-        self.answers = self._ask()
+        self.answers = self._ask(PROMPTS, TOKENS)
 
-    def _ask(self) -> list[tuple[list[int], list[int]]]:
-        together = self._server.generate(PROMPTS)
-        prompts = [self._tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-        return [(p, a["output_ids"]) for p, a in zip(prompts, together, strict=True)]
+    def _ask(self, prompts: list[str], tokens: int) -> list[tuple[list[int], list[int]]]:
+        answers = self._server.tokens(prompts, tokens)
+        ids = [self._tokenizer(prompt)["input_ids"] for prompt in prompts]
+        return list(zip(ids, answers, strict=True))
 
-    def losses(self, answers: list[list[int]]) -> list[tuple[str, float]]:
+    def losses(
+        self, answers: list[list[int]], prompts: list[str] = PROMPTS
+    ) -> list[tuple[str, float]]:
         """Prompts whose answer is not the target's beyond ties, with the largest gap of a token."""
         found = []
-        for text, (prompt, expected), answer in zip(PROMPTS, self.answers, answers, strict=True):
+        own = self.answers if prompts == PROMPTS else self._ask(prompts, len(answers[0]))
+        for text, (prompt, expected), answer in zip(prompts, own, answers, strict=True):
             if answer != expected:
                 gap = max(asyncio.run(self._gaps(prompt, answer)))
                 if gap >= TIE_GAP:

@@ -8,7 +8,7 @@ from typing import Any
 from examples.gpu.observe import as_told, signal_ages
 from tests.engine.conftest import PROMPTS, Serving
 from tests.engine.test_signals import records_of
-from tests.gpu.conftest import REHEARSAL, Kind, on_gpu, on_kinds
+from tests.gpu.conftest import REHEARSAL, WHOLE, Kind, on_gpu, on_kinds
 
 KINDS = [
     Kind("standalone-self", backend, overlap, lag)
@@ -16,8 +16,14 @@ KINDS = [
     for overlap in (True, False)
     for lag in ("late", "0", "auto")
 ]
-if REHEARSAL:  # `auto` is served by the module after next
-    KINDS = [Kind("standalone-self", "flashinfer", lag=lag) for lag in ("late", "0")]
+if REHEARSAL:  # `auto` is served by test_serving, and two ranks by test_ranks
+    KINDS = [Kind("standalone-self", "flashinfer", lag="0", ranks=2)]
+if WHOLE:
+    KINDS += [
+        Kind("standalone-self", "fa3", lag="0"),
+        Kind("standalone-self", "flashinfer", lag="0"),
+        Kind("standalone-self", "flashinfer", lag="late"),  # the next module's too
+    ]
 pytestmark = [*on_gpu, on_kinds(*KINDS)]
 
 

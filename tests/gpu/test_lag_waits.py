@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, serving
-from tests.gpu.conftest import COMMAND, REHEARSAL, Kind, on_gpu, on_kinds, second_flags
+from tests.gpu.conftest import COMMAND, REHEARSAL, WHOLE, Kind, on_gpu, on_kinds, second_flags
 
 KINDS = [
     Kind("standalone-self", "flashinfer", lag="late"),
@@ -20,7 +20,8 @@ KINDS = [
 ]
 if REHEARSAL:  # the kind of the module before: its server is still up
     KINDS = KINDS[:1]
-pytestmark = [*on_gpu, on_kinds(*KINDS)]
+whole = pytest.mark.skipif(REHEARSAL and not WHOLE, reason="make rehearse runs it")
+pytestmark = [*on_gpu, on_kinds(*KINDS), whole]
 
 STEPS = 3
 WAITS = {

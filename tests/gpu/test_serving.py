@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from examples.gpu.observe import memory_of, tier_memory
 from sglang_speckv.policy.prior import OFF
+from sglang_speckv.srt.memory import MIB, PINNED_MIB, WRAPPER_MIB, depth_mib, wrappers
 from tests.engine.conftest import PROMPTS, Serving
+from tests.engine.test_features import SHARED
 from tests.engine.test_signals import compare_with_transformers, doze, records_of, shuffle
 from tests.gpu.conftest import (
     DTYPE,
     KINDS,
+    LARGEST_GRAPH,
+    PREFILL_TOKENS,
+    REHEARSAL,
     STEPS,
     Kind,
     References,
@@ -20,6 +28,7 @@ from tests.gpu.conftest import (
     on_gpu,
 )
 from tests.gpu.conftest import on_kinds as on
+from tests.rehearsal import inventory, serve
 
 pytestmark = [*on_gpu, on(*KINDS)]
 Pair = tuple[Kind, Serving]
@@ -59,6 +68,22 @@ def test_moving_depth_is_lossless(gpu_server: Pair, references: References) -> N
     assert "Switch adaptive runtime state" not in server.log.read_text(errors="replace")
 
 
+def test_long_prompts_and_cached_ones_are_lossless(
+    gpu_server: Pair, references: References
+) -> None:
+    """Prefilled in chunks, and behind a prefix of the cache."""
+    kind, server = gpu_server
+    long = SHARED * (PREFILL_TOKENS // len(SHARED) + 1)
+    prompts = [long + prompt for prompt in PROMPTS]
+    server.flush_cache()
+    with server.shuffled_depths([3, 0, 5, 1], every_s=0.005):
+        assert references[kind.backend].losses(server.tokens([long]), [long]) == []
+        answers = server.generate(prompts)
+    assert min(answer["meta_info"]["cached_tokens"] for answer in answers) > PREFILL_TOKENS
+    tokens = [answer["output_ids"] for answer in answers]
+    assert references[kind.backend].losses(tokens, prompts) == []
+
+
 def test_signals_are_the_drafts_own(gpu_server: Pair, models: dict[str, str]) -> None:
     kind, server = gpu_server
     answers = shuffle(server, each=5)
@@ -84,7 +109,6 @@ def test_a_draft_that_slept_has_missed_nothing(gpu_server: Pair, models: dict[st
         compare_with_transformers(woke, answers, models["target"], *SIGNAL_TOLERANCE)
 
 
-@needs_device
 def test_decoding_runs_in_graphs(gpu_server: Pair) -> None:
     _, server = gpu_server
     for num_steps in STEPS:
@@ -92,9 +116,10 @@ def test_decoding_runs_in_graphs(gpu_server: Pair) -> None:
         server.generate(PROMPTS, max_new_tokens=24)
     server.pin(-1)
     log = server.log.read_text(errors="replace").splitlines()
-    decoding = [line for line in log if "Decode batch" in line]
-    assert decoding
-    assert [line for line in decoding if "cuda graph: True" not in line] == []
+    sizes = [(re.search(r"Decode batch, #running-req: (\d+)", line), line) for line in log]
+    decoding = [line for size, line in sizes if size and int(size[1]) <= LARGEST_GRAPH]
+    assert len(decoding) > len(STEPS)
+    assert [line for line in decoding if " graph: True" not in line] == []
 
 
 @needs_device
@@ -107,6 +132,25 @@ def test_memory_of_every_tier_is_told(gpu_server: Pair, record_property: Any) ->
     usage = memory_of(server.state())
     record_property(f"{kind} memory_gb", usage)
     assert sum(usage["graph"].values()) > 0, "no graph memory in /server_info"
+
+
+@pytest.mark.skipif(not REHEARSAL, reason="the device's allocator is asked instead")
+def test_every_further_depth_holds_what_is_reserved(
+    gpu_server: Pair, models: dict[str, str]
+) -> None:
+    _, server = gpu_server
+    config = json.loads((Path(models["target"]) / "config.json").read_text())
+    found = inventory.read(server.log.read_text(errors="replace"))
+    assert set(found) == set(STEPS) - {server.speckv()["launch_steps"]}
+    for steps, stock in found.items():
+        count = wrappers("flashinfer", steps, serve.GRAPH_SIZES)
+        length = config["max_position_embeddings"]
+        reserved = depth_mib("flashinfer", steps, serve.GRAPH_SIZES, length, serve.WORKSPACE_MIB)
+        least = reserved - (WRAPPER_MIB - PINNED_MIB) * count  # without what the allocator adds
+        assert stock.wrappers == count
+        assert stock.pinned == PINNED_MIB * MIB * count
+        # ... which has room for 128 KiB of lengths that a prefill wrapper holds besides.
+        assert least <= stock.device / MIB <= least + count / 8 + 1
 
 
 def test_the_profile_has_every_depth(gpu_server: Pair) -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from triton import knobs
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from tests.rehearsal.tape import launch
 
 
 class CpuForCuda(TorchFunctionMode):
@@ -25,16 +31,20 @@ def _here(value: Any) -> Any:
     return "cpu" if named else value
 
 
-def interpret_triton() -> None:
-    """Every Triton kernel that is imported so far. Triton's own switch is read when a kernel is
-    defined, which a forked process comes too late for."""
-    from triton.runtime.interpreter import InterpretedFunction
-    from triton.runtime.jit import JITFunction
+class Interpreted(InterpretedFunction):
+    """A Triton kernel on a CPU. Triton's own switch is read when a kernel is defined, which a
+    forked process comes too late for."""
 
+    def run(self, *args: Any, **options: Any) -> None:
+        launch(partial(super().run, *args, **options))
+
+
+def interpret_triton() -> None:
+    """Every Triton kernel that is imported so far, and those that are defined from now on."""
+    knobs.runtime.interpret = True
     found: dict[int, Any] = {}
     for name, module in list(sys.modules.items()):
         if name.startswith(("sglang.", "triton.language", "sglang_speckv.")):
             for key, value in list(vars(module).items()):
                 if isinstance(value, JITFunction):
-                    kernel = found.setdefault(id(value), InterpretedFunction(value.fn))
-                    setattr(module, key, kernel)
+                    setattr(module, key, found.setdefault(id(value), Interpreted(value.fn)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -310,6 +310,7 @@ def installed() -> Iterator[None]:
         for module in (prefill, decode, capabilities):
             ampere = patch.object(module, "get_compute_capability", lambda device: AMPERE)
             stack.enter_context(ampere)
+        stack.enter_context(patch.object(torch.cuda, "device", nullcontext))
         for module, name, kernels in built:
             spec = SimpleNamespace(build_and_load=lambda kernels=kernels: kernels)
             stack.enter_context(patch.object(module, name, lambda *_, spec=spec, **__: spec))

@@ -1,9 +1,11 @@
-"""``speckv`` with SGLang's own FlashInfer backend on a CPU: ``python -m tests.rehearsal.serve``.
+"""``speckv`` with SGLang's own CUDA backends on a CPU: ``python -m tests.rehearsal.serve``.
 
-SGLang's backend, FlashInfer's wrappers and plans, and the Triton kernels that lay out their indices
-(interpreted) are those of a GPU; FlashInfer's compiled kernels are :mod:`tests.rehearsal.kernels`.
-The overlap scheduler stays on (:mod:`tests.rehearsal.overlap`), and what it copies to the host is
-poison until its event (:mod:`tests.rehearsal.poison`).
+SGLang's backends, FlashInfer's wrappers and plans, and the Triton kernels that lay out their
+indices (interpreted) are those of a GPU. FlashInfer's compiled kernels are
+:mod:`tests.rehearsal.kernels`, FlashAttention 3 is :mod:`tests.rehearsal.fa3`.
+Decoding is captured and replayed (:mod:`tests.rehearsal.graphs`); prefill runs eagerly. The overlap
+scheduler stays on (:mod:`tests.rehearsal.overlap`), and what it copies to the host is poison until
+its event (:mod:`tests.rehearsal.poison`).
 """
 
 from __future__ import annotations
@@ -20,11 +22,18 @@ from tests.rehearsal.tree import with_prefix
 
 _AS_LONG_AS_IT_RUNS = ExitStack()
 COMMAND = (sys.executable, "-m", "tests.rehearsal.serve", "serve")
+GRAPH_SIZES = (1, 4)
+"""Two and three requests are padded to four; more than four are decoded eagerly."""
+FLAGS = (
+    *("--cuda-graph-backend-prefill", "disabled", "--cuda-graph-backend-decode", "full"),
+    *("--cuda-graph-bs-decode", *map(str, GRAPH_SIZES)),
+)
+WORKSPACE_MIB = 1
 
 
 def rehearse() -> None:
     """Once in every process, before SGLang imports a backend."""
-    from tests.rehearsal import kernels, poison
+    from tests.rehearsal import fa3, graphs, inventory, kernels, poison
     from tests.rehearsal.device import CpuForCuda, interpret_triton
     from tests.rehearsal.overlap import keep_overlap
 
@@ -33,7 +42,10 @@ def rehearse() -> None:
     _AS_LONG_AS_IT_RUNS.enter_context(kernels.installed())
     _AS_LONG_AS_IT_RUNS.enter_context(CpuForCuda())
     _offer_flashinfer()
+    fa3.install()
     _mask_the_prefix_too()
+    graphs.capture_on_cpu()
+    inventory.take_stock()
     interpret_triton()
 
 
@@ -46,7 +58,9 @@ def _offer_flashinfer() -> None:
         reload(flashinfer_backend)
 
     def create(runner: Any) -> Any:
-        return flashinfer_backend.FlashInferAttnBackend(runner, init_new_workspace=True)
+        return flashinfer_backend.FlashInferAttnBackend(
+            runner, init_new_workspace=runner.init_new_workspace
+        )
 
     attention_registry.ATTENTION_BACKENDS["flashinfer"] = create
 
@@ -64,7 +78,7 @@ def _mask_the_prefix_too() -> None:
 
 
 if __name__ in ("__main__", "__mp_main__"):
-    os.environ["SGLANG_FLASHINFER_WORKSPACE_SIZE"] = str(1 << 20)
+    os.environ["SGLANG_FLASHINFER_WORKSPACE_SIZE"] = str(WORKSPACE_MIB << 20)
     from sglang_speckv.cli import main
     from sglang_speckv.srt.engine import prepare
 

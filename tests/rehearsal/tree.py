@@ -19,7 +19,10 @@ def with_prefix(
     *rest: Any,
 ) -> None:
     """``build`` makes the mask [requests, tokens, tokens] of the drafted tokens alone."""
-    *links, topk, depth, tokens, _ = rest
+    *links, topk, depth, tokens, mode = rest
+    if mode == qlen_only:  # where the backend says so, as FA3 does
+        build(parents, selected, lens, mask, *rest)
+        return
     drafted = torch.empty(len(lens), tokens, tokens, dtype=torch.bool)
     build(parents, selected, lens, drafted.view(-1), *links, topk, depth, tokens, qlen_only)
     start = 0
