@@ -12,14 +12,14 @@ STAMP := .venv/.ready
 .PHONY: help setup demo test rehearse unit check bench clean
 
 help:
-	@echo "make setup   build .venv: SGLang and CUDA libraries, about 10 GB"
-	@echo "make demo    a real model under a moving load: an A/B table and a report; QUICK=1 is shorter"
-	@echo "make test    every test, the real engine included; ARGS go to pytest"
+	@echo "make setup     build .venv: SGLang and CUDA libraries, about 10 GB"
+	@echo "make demo      a real model under a moving load: an A/B table and a report; QUICK=1 is shorter"
+	@echo "make test      every test, the real engine included; ARGS go to pytest"
 	@echo "make rehearse  the tests for a GPU on the CPU, with more kinds of servers than make test has"
-	@echo "make unit    the package's tests that start no engine; ARGS go to pytest"
-	@echo "make check   format, lint and types"
-	@echo "make bench   what a decision, a switch and a replay cost"
-	@echo "make clean   remove .venv and everything that was made"
+	@echo "make unit      the package's tests that start no engine; ARGS go to pytest"
+	@echo "make check     format, lint and types"
+	@echo "make bench     what a decision, a switch and a replay cost"
+	@echo "make clean     remove .venv and everything that was made"
 
 setup: $(STAMP)
 

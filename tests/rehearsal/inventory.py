@@ -30,8 +30,9 @@ def take_stock() -> None:
     def build(self: Any, *args: Any, **kwargs: Any) -> Any:
         state = original(self, *args, **kwargs)
         draft = self._draft_worker
-        launch = (self._target_worker.model_runner.attn_backend, draft.draft_attn_backend)
-        shared = {_key(each) for _, each in _walk((*launch, draft.draft_extend_attn_backend))}
+        launch = self._target_worker.model_runner.attn_backend
+        backends = (launch, draft.draft_attn_backend, draft.draft_extend_attn_backend)
+        shared = {_key(each) for _, each in _walk(backends)}
         print(_LINE.format(state.speculative_num_steps, *_stock(state, shared)), flush=True)
         return state
 
@@ -47,8 +48,11 @@ def read(log: str) -> dict[int, Stock]:
 
 def _stock(state: Any, shared: set[int]) -> Stock:
     wrappers, device, pinned = 0, {}, {}
-    backends = (state.target_attn_backend, state.draft_attn_backend)
-    for name, each in _walk((*backends, state.draft_extend_attn_backend)):
+    backends = (
+        *(state.target_attn_backend, state.draft_attn_backend),
+        state.draft_extend_attn_backend,
+    )
+    for name, each in _walk(backends):
         if _key(each) in shared:
             continue
         if isinstance(each, Tensor):
