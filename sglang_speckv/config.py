@@ -12,6 +12,9 @@ MAX_NUM_STEPS = 16
 DEFAULT_PROFILE_SECONDS = 20.0
 MAX_PROFILE_SECONDS = 600.0
 SIGNAL_LAGS = ("auto", "late", "0")
+STOPS = ("auto", "off")
+NO_STOP = ",stop=off"
+"""Behind a policy's name where two ways of it are compared: its rounds do not stop."""
 POLICY_NAMES = (
     "throughput",
     "ema",
@@ -64,7 +67,7 @@ class SpecKVConfig:
     ``ema`` policy; None means SGLang's defaults. ``signal_lag``: see
     :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records, ``artifact`` a file
     that `speckv train` made. ``profile_seconds`` bounds the rounds that are timed before serving; 0
-    learns while serving.
+    learns while serving. ``stop``: see :mod:`sglang_speckv.srt.stops`.
     """
 
     policy: str = "throughput"
@@ -74,6 +77,7 @@ class SpecKVConfig:
     trace: str | None = None
     artifact: str | None = None
     profile_seconds: float = DEFAULT_PROFILE_SECONDS
+    stop: str = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate_steps", _checked_steps(self.candidate_steps))
@@ -84,6 +88,8 @@ class SpecKVConfig:
             raise ConfigError(
                 f"signal lag {self.signal_lag!r} is not one of {', '.join(SIGNAL_LAGS)}"
             )
+        if self.stop not in STOPS:
+            raise ConfigError(f"stop {self.stop!r} is not one of {', '.join(STOPS)}")
         for name, path in (("trace", self.trace), ("artifact", self.artifact)):
             if path is not None and (not isinstance(path, str) or not path):
                 raise ConfigError(f"{name} {path!r} is not a path")

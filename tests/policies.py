@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sglang_speckv.policy import Prior, StepPolicy, create_policy
+from sglang_speckv.policy import Prior, create_policy
 from sglang_speckv.policy.mlp import MlpWeights
 
 
@@ -16,11 +17,15 @@ class Case:
     spec: str
     candidate_steps: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
     initial_steps: int = 3
+    stops: bool = False
 
-    def create(self) -> StepPolicy:
-        return create_policy(
+    def create(self) -> Any:
+        policy: Any = create_policy(
             self.spec, self.candidate_steps, self.initial_steps, prior=Prior(mlp=MLP)
         )
+        if self.stops:
+            policy.allow_stops()
+        return policy
 
 
 _RNG = np.random.default_rng(0)
@@ -36,6 +41,8 @@ CASES = [
     Case("throughput", (0,), 0),
     Case("throughput", (2, 4, 16), 4),
     Case("throughput", (0, 1, 2, 3, 4, 5, 6, 7), 0),
+    Case("throughput", stops=True),
+    Case("throughput", (0, 2, 3, 7), stops=True),
     Case("ema"),
     Case("ema", initial_steps=5),
     Case("throughput_aware"),
@@ -47,5 +54,9 @@ CASES = [
 ]
 
 every_policy = pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: f"{case.spec}-of-{','.join(map(str, case.candidate_steps))}"
+    "case",
+    CASES,
+    ids=lambda case: (
+        f"{case.spec}{'-stops' * case.stops}-of-{','.join(map(str, case.candidate_steps))}"
+    ),
 )

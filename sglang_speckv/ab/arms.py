@@ -7,7 +7,8 @@
 ``ema``                   SGLang's own adaptive rule (EAGLE family only)
 ``fresh:K``               SGLang with K steps on a server of its own, without SpecKV
 ``static:K``              K steps, a policy of the SpecKV server
-``speckv[:POLICY]``       SpecKV, ``throughput`` unless another policy is named
+``speckv[:POLICY]``       SpecKV, ``throughput`` unless another policy is named;
+                          ``speckv:throughput,stop=off``: its rounds do not stop
 ``url:NAME=http://...``   a running server with the OpenAI chat interface
 ========================  =================================================================
 
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, MAX_NUM_STEPS, ConfigError
+from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, MAX_NUM_STEPS, NO_STOP, ConfigError
 
 NO_DRAFT = "no draft"
 """Stands for the draft where none of the arms has one."""
@@ -33,7 +34,7 @@ RESTATED = "speckv:ema"
 DEFAULT_POLICY = "throughput"
 _ARM = re.compile(
     r"(?:none(?::overlap)?|default|ema|(?P<fixed>static|fresh):(?P<steps>\d{1,3})"
-    r"|speckv(?::[\w.:-]+)?)(?:#2)?\Z"
+    rf"|speckv(?::[\w.:-]+(?:{NO_STOP})?)?)(?:#2)?\Z"
 )
 _URL = re.compile(r"url:(?P<name>[\w.-]+)=(?P<url>https?://\S+)\Z")
 

@@ -15,13 +15,14 @@ answer could be compared with the target's; 130 interrupted.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sglang_speckv.ab.options import Options, options_from, read_options
-from sglang_speckv.config import ConfigError
+from sglang_speckv.config import NO_STOP, ConfigError
 
 DEMO: dict[str, Any] = {
     "arms": ("none", "static:1", "static:3", "static:5", "ema", "speckv"),
@@ -144,9 +145,9 @@ def run_ab(options: Options, resume: bool = False, only_json: bool = False) -> i
 
 
 def _listed(text: str, kind: type, name: str) -> list[Any]:
-    """Values separated by commas."""
+    """Values separated by commas; one that belongs to a policy separates nothing."""
     try:
-        return [kind(part.strip()) for part in text.split(",")]
+        return [kind(part.strip()) for part in re.split(rf",(?!{NO_STOP[1:]})", text)]
     except ValueError:
         raise ConfigError(
             f"{name} {text!r} are not numbers separated by commas, such as 1,4,16"

@@ -53,6 +53,7 @@ class Columns:
     first_prob: np.ndarray
     seconds: np.ndarray
     asleep: np.ndarray
+    stopped: np.ndarray
     signals: np.ndarray
     requests: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -163,6 +164,7 @@ def _part(
         "first_prob": _floats(record.first_prob for record in records),
         "seconds": _floats(record.seconds for record in records),
         "asleep": np.array([record.asleep for record in records]),
+        "stopped": np.array([record.stopped for record in records]),
     }
     _check_records(part, file)
     log_vocab = math.log(max(2, header.draft_vocab_size))

@@ -8,6 +8,7 @@ import numpy as np
 
 from sglang_speckv.offline.columns import Columns
 from sglang_speckv.policy.acceptance import Acceptance
+from sglang_speckv.policy.stopping import Stopping
 
 TOGETHER = 64
 """Requests that are learned from at a time."""
@@ -25,20 +26,37 @@ def fit_acceptance(columns: Columns, rows: np.ndarray) -> Acceptance:
         columns.num_steps[rows],
         columns.num_correct_drafts[rows],
         columns.first_prob[rows],
+        columns.signals[rows] if columns.stopped[rows].any() else None,
+        columns.stopped[rows],
     )
     return model
 
 
 def teach(
-    model: Acceptance, num_steps: np.ndarray, num_correct_drafts: np.ndarray, first_prob: np.ndarray
+    model: Acceptance,
+    num_steps: np.ndarray,
+    num_correct_drafts: np.ndarray,
+    first_prob: np.ndarray,
+    signals: np.ndarray | None = None,
+    stopped: np.ndarray | None = None,
 ) -> None:
-    """All [n], in a random order, so that no prompt weighs more for having come last."""
+    """All [n], ``signals`` [n, depth, 2], in a random order, so that no prompt weighs more for
+    having come last. Where rounds ``stopped`` by what their drafts said, the signals tell what
+    would have become of those that were not made."""
+    if stopped is None:
+        stopped = np.zeros(len(num_steps), dtype=bool)
+    stopping = Stopping(model.depth)
     order = np.random.default_rng(0).permutation(len(num_steps))
     for start in range(0, len(order), TOGETHER):
         rows = order[start : start + TOGETHER]
-        for steps in np.unique(num_steps[rows]).tolist():
-            alike = rows[num_steps[rows] == steps]
-            model.learn(steps, num_correct_drafts[alike], first_prob[alike])
+        for steps, early in sorted({*zip(num_steps[rows], stopped[rows], strict=True)}):
+            alike = rows[(num_steps[rows] == steps) & (stopped[rows] == early)]
+            unmade = None
+            if signals is not None and steps:
+                window = signals[alike, :steps]
+                unmade = stopping.learn(int(steps), num_correct_drafts[alike], window)
+            correct, first = num_correct_drafts[alike], first_prob[alike]
+            model.learn(int(steps), correct, first, unmade=unmade if early else None)
 
 
 def constant(columns: Columns, rows: np.ndarray) -> np.ndarray:

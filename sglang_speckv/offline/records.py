@@ -54,7 +54,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     empty where nothing tapped the draft, -1 at a position without a signal. ``first_prob`` is what
     the decision saw of this request. ``seconds`` is the round's wall time, None where it was not
     clean. ``context_len`` is this request's length in tokens before the round. ``asleep``: at depth
-    0 the draft was left out.
+    0 the draft was left out. ``stopped``: the round ended before the depth that was decided, by
+    what its own drafts said.
     """
 
     round: int
@@ -69,6 +70,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float | None = None
     sampled: bool = False
     asleep: bool = False
+    stopped: bool = False
     policy: str = ""
     reason: str = ""
     expected_accept_length: float | None = None

@@ -50,6 +50,8 @@ class Decision:
     does not predict. ``awake``: at depth 0 a separate draft reads the round's tokens all the same,
     so that the next round has its signal at once; else it sleeps where the engine lets it.
     ``tokens_per_s``: what the policy believes that this load earns, None where it does not say.
+    ``stops``: at every tier on the way to ``num_steps`` the engine asks the policy's ``goes_on``
+    whether to draft on, and ends the round there where the answer is no.
     """
 
     num_steps: int
@@ -57,6 +59,7 @@ class Decision:
     expected_accept_length: float | None = None
     awake: bool = False
     tokens_per_s: float | None = None
+    stops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ class Round:
     draft position the draft's top-1 probability and its entropy divided by the log of the draft
     vocabulary, known only after drafting. Both None where nothing taps the draft. ``asleep``: a
     round at depth 0 that the draft slept through, the cheaper kind. ``requests`` [live] as in
-    :class:`Batch`.
+    :class:`Batch`. ``stopped``: it ended before the depth that was decided, by what its own drafts
+    said.
     """
 
     num_steps: int
@@ -84,6 +88,7 @@ class Round:
     signals: np.ndarray | None = None
     asleep: bool = False
     requests: Sequence[int] | None = None
+    stopped: bool = False
 
 
 class StepPolicy(Protocol):

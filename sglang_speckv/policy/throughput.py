@@ -21,7 +21,9 @@ from sglang_speckv.policy.acceptance import RECENT, Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round, windows_of
 from sglang_speckv.policy.cost import CostModel, TimedRound
+from sglang_speckv.policy.logistic import log_odds
 from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
+from sglang_speckv.policy.stopping import Stopping
 
 STAY = 0.01
 """Relative gain for which a draft is put to sleep or woken. Near a tie it would be both at random,
@@ -103,6 +105,13 @@ class ThroughputPolicy:
         self._observed = self._ignored = 0
         self._last_size = 1
         self._may_sleep = True
+        self._stopping: Stopping | None = None
+        self._requests: Sequence[int] | None = None
+        """Of the newest batch."""
+
+    def allow_stops(self) -> None:
+        """Let rounds stop by what their drafts say: the engine asks :meth:`goes_on`."""
+        self._stopping = Stopping(self._depth)
 
     def profiled(self, rows: Iterable[TimedRound]) -> None:
         """Take round times from a profile; with any there is no first look. Says nothing of
@@ -158,9 +167,34 @@ class ThroughputPolicy:
         best = weighed.worth.index(max(weighed.worth))
         load.earn(tokens[best] / size, weighed.times[best] / size)
         tier = self._probe(load, weighed, best)
+        if self._stops(batch, weighed, tier, best):
+            self._requests = batch.requests
+            deepest = self.candidate_steps[-1]
+            return Decision(deepest, "best", tokens[best] / size, True, weighed.price, stops=True)
         steps, awake = self.candidate_steps[tier], not (load.asleep and tier == 0)
         reason = "best" if tier == best else "probe"
         return Decision(steps, reason, tokens[tier] / size, awake, weighed.price)
+
+    def _stops(self, batch: Batch, weighed: Weighed, tier: int, best: int) -> bool:
+        """Whether the round's own drafts are to say how many it makes: where the best depth is more
+        than one draft, which is all that could be known, and every request's first draft is."""
+        several = self.candidate_steps[best] > 1 and tier == best
+        if self._stopping is None or not several or weighed.asleep:
+            return False
+        return not np.isnan(log_odds(batch.first_probs, (weighed.batch_size,))).any()
+
+    def goes_on(self, probs: np.ndarray) -> bool:
+        """Whether the round that was decided last goes on to the next tier: ``probs`` [size, k]
+        are the top-1 probabilities of the drafts that it has made, k of them, a tier."""
+        weighed, made = self._weighed, probs.shape[1]
+        if self._stopping is None or weighed is None or made not in self.candidate_steps[:-1]:
+            return made < self._launch
+        survival = self._stopping.survival(probs, self._requests)
+        if survival is None:
+            return made < self._launch
+        tier = self.candidate_steps.index(made)
+        gain = float(survival[:, made : self.candidate_steps[tier + 1]].sum())
+        return gain > weighed.price * (weighed.times[tier + 1] - weighed.times[tier])
 
     def _tokens(self, batch: Batch) -> list[float]:
         every = self._acceptance.tokens(int(batch.size), batch.first_probs, batch.requests)
@@ -205,8 +239,17 @@ class ThroughputPolicy:
         self._observed += 1
         self._last_size = size
         self._cost.update(size, steps, outcome.seconds, outcome.asleep)
+        unmade = None
+        if self._stopping is not None and steps:
+            unmade = self._stopping.learn(
+                steps, outcome.num_correct_drafts, outcome.signals, outcome.requests
+            )
         self._acceptance.learn(
-            steps, outcome.num_correct_drafts, outcome.first_probs, outcome.requests
+            steps,
+            outcome.num_correct_drafts,
+            outcome.first_probs,
+            outcome.requests,
+            unmade if outcome.stopped else None,
         )
         if self._acceptance is not self._by_age[False] and steps:
             firsts = windows_of(outcome.signals)[:, 0, 0]

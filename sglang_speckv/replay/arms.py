@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_speckv.config import ConfigError, static_steps
+from sglang_speckv.config import NO_STOP, ConfigError, static_steps
 from sglang_speckv.policy import Batch, Decision, Prior, Round, StepPolicy, create_policy
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.static import StaticPolicy
@@ -18,7 +18,15 @@ NONE = "none"
 """A server without a draft."""
 ORACLE = "oracle"
 """Knows the coming round's outcome at every depth, and takes the depth that is worth most."""
-POLICIES = ("throughput", "ema", "throughput_aware", "confidence", "paper", "paper:throughput")
+POLICIES = (
+    "throughput",
+    f"throughput{NO_STOP}",
+    "ema",
+    "throughput_aware",
+    "confidence",
+    "paper",
+    "paper:throughput",
+)
 IN_ROUND = ":in-round"
 """Behind a policy that reads the window's signals: it is shown the coming window."""
 FORESEEING = ("confidence", "paper", "paper:throughput")
@@ -81,10 +89,12 @@ def policy_of(
         return StaticPolicy("static:0", (0,))
     if (steps := static_steps(name)) is not None:
         return StaticPolicy(name, (steps,))
-    base = name.removesuffix(IN_ROUND)
+    base = name.removesuffix(IN_ROUND).removesuffix(NO_STOP)
     policy: Any = create_policy(base, tiers, INITIAL_STEPS, prior=prior)
     if base == name and hasattr(policy, "foresee"):
         policy.foresee = None
+    if name == "throughput":
+        policy.allow_stops()
     if profile and hasattr(policy, "profiled"):
         policy.profiled(profile)
     found: StepPolicy = policy

@@ -140,14 +140,15 @@ def play(
         decision = policy.decide(batch)
         if witness is not None:
             witness(len(steps), batch, decision, walk)
-        k = decision.num_steps
+        k = _drafted(policy, decision, walk)
         sleeps = k == 0 and price.asleep is not None and not decision.awake
         took = price.of(k, sleeps, slept)
         told = took if noise is None else took * float(np.exp(noise.normal(0.0, NOISE)))
         correct = np.minimum(walk.correct(), k)
         signals = walk.signals()[:, :k] if k else None
         firsts = batch.first_probs
-        late.append(Round(k, size, correct.tolist(), told, firsts, signals, sleeps, names))
+        early = k < decision.num_steps
+        late.append(Round(k, size, correct.tolist(), told, firsts, signals, sleeps, names, early))
         if len(late) > lag:
             policy.observe(late.popleft())
         steps.append(k)
@@ -165,6 +166,16 @@ def play(
         np.concatenate([empty, *requests]),
         np.concatenate([empty, *tokens]),
     )
+
+
+def _drafted(policy: Any, decision: Decision, walk: Walk) -> int:
+    """How many drafts the round makes."""
+    if decision.stops:
+        probs = walk.signals()[:, :, 0]
+        for k in policy.candidate_steps:
+            if 1 <= k < decision.num_steps and not policy.goes_on(probs[:, :k]):
+                return int(k)
+    return decision.num_steps
 
 
 def order_of(

@@ -22,6 +22,7 @@ from sglang_speckv.config import (
     MAX_NUM_STEPS,
     POLICY_NAMES,
     SIGNAL_LAGS,
+    STOPS,
     ConfigError,
     SpecKVConfig,
     joined,
@@ -79,6 +80,13 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         "(default: auto). Without overlap the coming round's signal is free. Turns --speckv on.",
     )
     group.add_argument(
+        "--speckv-stop",
+        default=None,
+        metavar="|".join(STOPS),
+        help="Whether a round may stop drafting by what its own drafts say: 'auto' where the host "
+        "sees that for free (the CPU engine), 'off' nowhere (default: auto). Turns --speckv on.",
+    )
+    group.add_argument(
         "--speckv-profile",
         default=None,
         type=float,
@@ -116,6 +124,7 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
         "policy": getattr(args, "speckv_policy", None),
         "candidate_steps": getattr(args, "speckv_candidate_steps", None),
         "signal_lag": getattr(args, "speckv_signal_lag", None),
+        "stop": getattr(args, "speckv_stop", None),
         "profile_seconds": getattr(args, "speckv_profile", None),
         "trace": getattr(args, "speckv_trace", None),
     }

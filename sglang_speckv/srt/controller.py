@@ -13,7 +13,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from sglang_speckv.config import POLICY_NAMES, SpecKVConfig
+import numpy as np
+
+from sglang_speckv.config import NO_STOP, POLICY_NAMES, SpecKVConfig
 from sglang_speckv.offline.artifact import load_artifact
 from sglang_speckv.policy import Prior, create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
@@ -28,8 +30,8 @@ from sglang_speckv.srt.trace import TraceWriter
 
 logger = logging.getLogger(__name__)
 SECOND = "#2"
-"""Behind a policy's name: the same policy once more, which learns for itself. A comparison of a
-policy with itself measures the noise."""
+"""Behind a policy's name, last: the same policy once more, which learns for itself. A comparison of
+a policy with itself measures the noise."""
 
 
 class EnginePolicy:
@@ -52,6 +54,8 @@ class EnginePolicy:
         """What the worker knows of the batch that :meth:`get_steps_for_batch` is about to see."""
         self.decision: Decision | None = None
         """The newest one; None where a pinned depth was served instead."""
+        self.no_stops: str | None = "the engine has not started"
+        """Why rounds do not stop by what their own drafts say; None where they may."""
         self.draft_sleeps = False
         """Whether the draft can sleep at depth 0 at all."""
         self.counters = Counters(config.candidate_steps)
@@ -120,6 +124,25 @@ class EnginePolicy:
         beliefs = struct.pack("<idd", self.num_steps, expected or 0.0, rate or 0.0)
         return zlib.crc32(beliefs) & 0xFFFFFF
 
+    def asks_after(self, drafts: int) -> bool:
+        """Whether :meth:`goes_on` is to be asked after so many drafts of the round."""
+        decision = self.decision
+        if decision is None or not decision.stops or self.held:
+            return False
+        return drafts < decision.num_steps and drafts in self.candidate_steps
+
+    def goes_on(self, probs: np.ndarray) -> bool:
+        """Whether the round goes on to the next tier; ``probs`` [size, drafts] of those made."""
+        assert isinstance(self.policy, ThroughputPolicy)
+        started = time.perf_counter()
+        try:
+            going = self.policy.goes_on(probs)
+        except Exception as error:
+            self._fall_back("stop a round", error)
+            return probs.shape[1] < self.launch_steps
+        self.counters.decision_seconds += time.perf_counter() - started
+        return going
+
     def hold(self) -> None:
         """Serve the launch depth from now on; :meth:`select` releases."""
         if not self.held:
@@ -177,7 +200,7 @@ class EnginePolicy:
         """
         if name not in self._policies:
             self._policies[name] = create_policy(
-                name.removesuffix(SECOND),
+                name.removesuffix(SECOND).removesuffix(NO_STOP),
                 self.candidate_steps,
                 self.launch_steps,
                 adaptive_config=self._config.ema_config,
@@ -187,6 +210,7 @@ class EnginePolicy:
             self._tell_profile(self._policies[name])
             self._tell_sleep(self._policies[name])
             self._tell_lag(self._policies[name])
+            self._tell_stops(name)
 
     @property
     def profiling(self) -> bool:
@@ -225,7 +249,8 @@ class EnginePolicy:
         """Names that :meth:`select` takes."""
         trained = self._prior is not None and self._prior.mlp is not None
         names = [name for name in POLICY_NAMES[:-1] if trained or not name.startswith("paper")]
-        return [*names, *(f"static:{step}" for step in self.candidate_steps)]
+        plain = [] if self.no_stops else [f"throughput{NO_STOP}"]
+        return [*names, *plain, *(f"static:{step}" for step in self.candidate_steps)]
 
     def keep_awake(self, on: bool) -> None:
         """Let the draft read every token, or let it sleep where the policy has no need of it."""
@@ -237,6 +262,17 @@ class EnginePolicy:
         """A policy that prices sleep has to know where there is none."""
         if isinstance(policy, ThroughputPolicy):
             policy.allow_sleep(not self.kept_awake)
+
+    def let_stop(self, no_stops: str | None) -> None:
+        """Say why rounds do not stop by what their own drafts say, or None: they may."""
+        self.no_stops = no_stops
+        for name in self._policies:
+            self._tell_stops(name)
+
+    def _tell_stops(self, name: str) -> None:
+        policy, plain = self._policies[name], name.removesuffix(SECOND).endswith(NO_STOP)
+        if isinstance(policy, ThroughputPolicy) and self.no_stops is None and not plain:
+            policy.allow_stops()
 
     def _tell_lag(self, policy: StepPolicy) -> None:
         if self.lag.open and isinstance(policy, ThroughputPolicy):
@@ -259,6 +295,7 @@ class EnginePolicy:
             "kept_awake": self.kept_awake,
             "candidate_steps": self.candidate_steps,
             "launch_steps": self.launch_steps,
+            "stops": "on" if self.no_stops is None else f"off: {self.no_stops}",
             "num_steps": self.num_steps,
             "signal_lag": self.lag.describe(),
             **self.counters.snapshot(),

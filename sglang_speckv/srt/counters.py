@@ -19,6 +19,7 @@ class Counters:
     def __init__(self, candidate_steps: Sequence[int]) -> None:
         self.rounds = dict.fromkeys(candidate_steps, 0)
         self.outcomes = {steps: [0] * (steps + 1) for steps in candidate_steps}
+        self.stopped_rounds = 0
         self.decisions = 0
         self.decision_seconds = 0.0
         self.slowest_decision_seconds = 0.0
@@ -31,6 +32,7 @@ class Counters:
 
     def count(self, outcome: Round) -> None:
         self.rounds[outcome.num_steps] += 1
+        self.stopped_rounds += outcome.stopped
         counts = self.outcomes[outcome.num_steps]
         for correct in outcome.num_correct_drafts:
             counts[correct] += 1
@@ -83,6 +85,7 @@ class Counters:
             "decisions": self.decisions,
             "decision_microseconds": 1e6 * self.decision_seconds / max(self.decisions, 1),
             "slowest_decision_microseconds": 1e6 * self.slowest_decision_seconds,
+            "stopped_rounds": self.stopped_rounds,
             "switches": self.switches,
             "switch_microseconds": 1e6 * self.switch_seconds / max(self.switches, 1),
             "draft_catch_ups": self.draft_catch_ups,

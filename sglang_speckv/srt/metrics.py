@@ -43,6 +43,7 @@ class Metrics:
             "drafted": counter("drafted_tokens", "Draft tokens proposed, judged or not"),
             "decisions": counter("decisions", "Depths chosen by the policy"),
             "decision_seconds": counter("decision_seconds", "Time spent choosing"),
+            "stopped": counter("stopped_rounds", "Rounds that their own drafts ended early"),
             "switches": counter("switches", "Changes of depth"),
             "fallbacks": counter("fallbacks", "Rounds on the launch depth for a policy failure"),
             "failures": counter("failures", "Faults of SpecKV that serving survived", "seam"),
@@ -78,6 +79,7 @@ class Metrics:
         yield ("drafted",), counters.proposed_drafts
         yield ("decisions",), counters.decisions
         yield ("decision_seconds",), counters.decision_seconds
+        yield ("stopped",), counters.stopped_rounds
         yield ("switches",), counters.switches
         yield ("fallbacks",), counters.fallbacks
         for seam, count in list(self._policy.fuse.failures.items()):

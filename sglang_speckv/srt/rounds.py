@@ -97,6 +97,12 @@ class DecodeLaunch(Launch):
     settles: tuple[FinishedRound, ...] = ()
 
     @property
+    def stopped(self) -> bool:
+        """The round ended before the depth that was decided, by what its own drafts said."""
+        decision = self.decision
+        return decision is not None and decision.stops and self.num_steps < decision.num_steps
+
+    @property
     def work(self) -> tuple[int, int, bool, bool]:
         """Rounds of equal work take equally long, apart from noise."""
         return self.num_steps, len(self.reqs), self.asleep, self.host_waits
@@ -312,6 +318,7 @@ class RoundTracker:
             signals,
             launch.asleep,
             requests,
+            launch.stopped,
         )
         return FinishedRound(outcome, launch, live, [lens[row] for row in live])
 

@@ -46,6 +46,8 @@ class SignalTap:
         number = {"dtype": torch.float32, "device": device}
         self._steps = torch.zeros((max(max_steps - 1, 0), max_batch, SIGNALS), **number)
         self._first = torch.full((slots, SIGNALS), math.nan, **number)
+        self.on_draft: Callable[[int], None] | None = None
+        """Called after each draft forward with the number of drafts that the round has made."""
         self._phase = ""
         self._step = 0
         self._output: Any = None
@@ -81,6 +83,12 @@ class SignalTap:
         self._round_first = None
         return torch.cat(parts, dim=1)
 
+    def made(self, size: int, drafts: int) -> Tensor:
+        """[size, drafts]: the top-1 probabilities of the drafts that this round has made."""
+        assert self._round_first is not None
+        first, steps = self._round_first[:, :1], self._steps[: drafts - 1, :size, 0]
+        return torch.cat([first, steps.T], dim=1)
+
     def take_first(self, size: int) -> Tensor:
         """[size, 1, 2] of the prefill that just ran; NaN where it drew no first draft."""
         first, self._next_first = self._next_first, None
@@ -107,6 +115,8 @@ class SignalTap:
             result = original(*args, **kwargs)
             with self._fuse.guard(TAP):
                 self._look_at(result)
+            if self._phase == "draft" and self.on_draft is not None:
+                self.on_draft(self._step + 1)
             return result
 
         return forward
@@ -114,8 +124,8 @@ class SignalTap:
     def _look_at(self, result: Any) -> None:
         if self._phase == "draft":
             logits = result.logits_output.next_token_logits
-            reduce_logits(logits, self._steps[self._step, : logits.shape[0]])
-            self._step += 1
+            step, self._step = self._step, self._step + 1  # counted whatever fails
+            reduce_logits(logits, self._steps[step, : logits.shape[0]])
         elif self._phase == "extend":
             self._output = result.logits_output
 

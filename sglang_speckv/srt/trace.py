@@ -184,6 +184,7 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
             seconds=None if outcome.seconds is None else round(outcome.seconds, 6),
             sampled=req.sampling_params.temperature > 0 and req.sampling_params.top_k != 1,
             asleep=outcome.asleep,
+            stopped=outcome.stopped,
             policy=policy,
             reason=decision.reason if decision else "pinned",
             expected_accept_length=decision.expected_accept_length if decision else None,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_speckv.srt import arguments, carrier, compat, identity, weights
+from sglang_speckv.srt import arguments, carrier, compat, identity, stops, weights
 from sglang_speckv.srt.metrics import Metrics
 from sglang_speckv.srt.rounds import TROUBLE, DecodeLaunch, Launch, RoundTracker
 from sglang_speckv.srt.signals import SignalTap
@@ -73,6 +73,14 @@ class SpecKVMixin(_Worker):
         self.speckv: EnginePolicy = EnginePolicy(
             config, self.speculative_num_steps, overlap=not get_schedule().disable_overlap_schedule
         )
+        self.speckv.let_stop(
+            stops.why_not(
+                config,
+                self.device,
+                get_parallel().tp_size,
+                overlap=not get_schedule().disable_overlap_schedule,
+            )
+        )
         self._config = config
         self.draft_weights_are_its_own = weights.draft_has_its_own(self.server_args)
         self.adaptive_controller = AdaptiveController(self, self.speckv)
@@ -98,6 +106,8 @@ class SpecKVMixin(_Worker):
         self._tap = self._install_tap()
         self._sleep = DraftSleep(self, self._slots()) if DraftSleep.suits(self) else None
         self.speckv.draft_sleeps = self._sleep is not None
+        if self.speckv.no_stops is None:
+            self._tap.on_draft = self._drafted
         super().init_cuda_graphs()
         draft = self._draft_worker
         for num_steps in self.speckv.candidate_steps:
@@ -190,6 +200,15 @@ class SpecKVMixin(_Worker):
             self.speckv.digest,
             asleep=self._sleep is not None and self._sleep.slept,
         )
+
+    def _drafted(self, drafts: int) -> None:
+        """After each draft of a round: is it to make another one?"""
+        with self._fuse.guard("stopping a round"):
+            if self.speckv.asks_after(drafts):
+                assert self._round_slots is not None
+                probs = self._tap.made(len(self._round_slots), drafts).numpy()
+                if not self.speckv.goes_on(probs):
+                    stops.stop_here(self, drafts)
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """Called by SGLang first thing in a decode round."""

@@ -19,6 +19,7 @@ from sglang_speckv.ab import process as server_module
 from sglang_speckv.ab.process import Server
 from sglang_speckv.srt import cpu
 from sglang_speckv.srt.patches_present import installed_package
+from tests.engine.stops import stops
 from tests.engine.tiny_models import tiny_eagle2_head, tiny_eagle3_head, tiny_llama
 from tests.forked import Forked, ForkedServer
 
@@ -77,6 +78,7 @@ class Serving:
         self.log = log
         self.pair = ""
         self.trace = Path()
+        self.stops_file = Path()
 
     def generate(
         self, prompts: list[str], max_new_tokens: int = TOKENS, **sampling: Any
@@ -128,6 +130,16 @@ class Serving:
         return sum(self.speckv()["rounds"].values())
 
     @contextmanager
+    def stops_anywhere(self) -> Iterator[None]:
+        """Where the plugin of ``tests/engine/stops`` is loaded: rounds of the policy `throughput`
+        stop anywhere while the block runs."""
+        self.stops_file.touch()
+        try:
+            yield
+        finally:
+            self.stops_file.unlink()
+
+    @contextmanager
     def shuffled_depths(self, steps: list[int], every_s: float = 0.02) -> Iterator[None]:
         """Pin another depth every few rounds while the block runs."""
         running = True
@@ -159,6 +171,18 @@ def serving(tmp_path: Path, *args: str, command: Sequence[str] | None = None) ->
         yield Serving(server.url, server.log)
     finally:
         server.stop()
+
+
+@contextmanager
+def with_stops(folder: Path) -> Iterator[Path]:
+    """Servers that start inside of the block have the plugin of ``tests/engine/stops``, which obeys
+    the file that is returned."""
+    with pytest.MonkeyPatch.context() as patch:
+        inherited = os.environ.get("PYTHONPATH", "")
+        path = [str(Path(stops.__file__).parent), *filter(None, [inherited])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        patch.setenv(stops.FILE, str(folder / "stops"))
+        yield folder / "stops"
 
 
 @pytest.fixture
@@ -215,8 +239,9 @@ def server(
     asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
     asked += ["--speckv-trace", str(folder / "trace"), "--speckv-profile", PROFILE_S]
     asked += ["--enable-metrics"]
-    with serving(folder, *flags(models, *PAIRS[request.param]), *asked) as running:
-        running.pair, running.trace = request.param, folder / "trace"
+    launch = flags(models, *PAIRS[request.param])
+    with with_stops(folder) as file, serving(folder, *launch, *asked) as running:
+        running.pair, running.trace, running.stops_file = request.param, folder / "trace", file
         yield running
 
 

@@ -27,6 +27,7 @@ SEAMS = {
     "result": "learning from a round",
     "decide": "choosing a depth",
     "count": "learning from a round",
+    "stop": "stopping a round",
     "switch": "switching the depth",
     "sleep": "letting the draft sleep",
     "wake": "catching up with a draft that slept",

@@ -43,6 +43,20 @@ def test_moving_depth(server: Serving, plain_answers: dict[str, Any]) -> None:
     assert log_lines(server)[already:] == []
 
 
+def test_rounds_that_stop_anywhere(server: Serving, plain_answers: dict[str, Any]) -> None:
+    server.select("throughput")
+    before = server.speckv()
+    with server.stops_anywhere():
+        check(server, plain_answers, alone=len(PROMPTS))
+    after = server.speckv()
+    stopped = after["stopped_rounds"] - before["stopped_rounds"]
+    assert stopped > 10
+    served = {step: n - before["rounds"][step] for step, n in after["rounds"].items()}
+    assert served["1"] + served["3"] == stopped and served["1"] and served["3"] and served["5"]
+    assert after["fallbacks"] == before["fallbacks"] and not after["failures"]
+    assert after["stops"] == "on"
+
+
 def test_counts_add_up(server: Serving) -> None:
     server.flush_cache()  # SGLang's prefixes hold the draft's KV of another next token
     server.select("static:3")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.conftest import PROMPTS, STEPS, Serving, flags, serving
+from tests.engine.conftest import PROMPTS, STEPS, Serving, flags, serving, with_stops
 from tests.engine.reference import AT_A_TIME, Reference, follows_target, sampled
 from tests.engine.test_signals import records_of
 
@@ -23,8 +23,9 @@ def drawing(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     asked = ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
     asked += ["--speckv-trace", str(folder), "--speckv-profile", "0"]
     asked += ["--speculative-use-rejection-sampling", "--max-running-requests", AT_A_TIME]
-    with serving(folder, *flags(models, "EAGLE", "eagle2"), *asked) as running:
-        running.trace = folder
+    launch = flags(models, "EAGLE", "eagle2")
+    with with_stops(folder) as file, serving(folder, *launch, *asked) as running:
+        running.trace, running.stops_file = folder, file
         yield running
 
 
@@ -38,6 +39,18 @@ def test_sampled_text_follows_the_target(
     shown = drawing.speckv()
     assert min(shown["rounds"][str(steps)] for steps in STEPS) > 0
     assert shown["fallbacks"] == 0 and shown["correct_drafts"] > 0
+
+
+def test_sampled_text_follows_the_target_where_rounds_stop_anywhere(
+    drawing: Serving, models: dict[str, str]
+) -> None:
+    """All drafts that were drawn are verified, so a stop cannot favour any of them."""
+    drawing.select("throughput")
+    with drawing.stops_anywhere():
+        answers = sampled(drawing, 1.0)
+    assert follows_target(answers, Reference(models["target"]), 1.0)
+    shown = drawing.speckv()
+    assert shown["stopped_rounds"] > 100 and shown["fallbacks"] == 0
 
 
 @pytest.mark.parametrize("num_steps", STEPS)

@@ -20,6 +20,7 @@ PLACES = {
     "result": "rounds.RoundTracker.finished",
     "decide": "controller.EnginePolicy._decide",
     "count": "counters.Counters.count",
+    "stop": "controller.EnginePolicy.asks_after",
     "switch": "worker.SpecKVMixin._switch",
     "sleep": "sleep.DraftSleep._sleeps",
     "wake": "sleep.DraftSleep._as_prefill",

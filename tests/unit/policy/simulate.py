@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from sglang_speckv.policy.base import Batch, Round, StepPolicy
+from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,11 @@ class Engine:
                 told = self._top1_probs(accept)
                 decision = policy.decide(Batch(phase.size, None if told is None else told[:, 0]))
                 drift = 1.0 + self.noise.drift * np.sin(n / 60.0)
-                _score(result, accept, times * drift, decision.num_steps)
+                steps = _drafted(policy, decision, told)
+                _score(result, accept, times * drift, steps)
                 result.reasons.append(decision.reason)
-                late.append(self._round(accept, times * drift, decision.num_steps, told))
+                stopped = steps < decision.num_steps
+                late.append(self._round(accept, times * drift, steps, told, stopped))
                 if len(late) > self.noise.lag:
                     policy.observe(late.pop(0))
                 n += 1
@@ -131,7 +134,12 @@ class Engine:
         return {"true": accept, "inverted": 1.0 - accept}.get(self.noise.signal)
 
     def _round(
-        self, accept: np.ndarray, times: np.ndarray, steps: int, told: np.ndarray | None
+        self,
+        accept: np.ndarray,
+        times: np.ndarray,
+        steps: int,
+        told: np.ndarray | None,
+        stopped: bool,
     ) -> Round:
         size = len(accept)
         hits = self._rng.random((size, steps)) < accept[:, :steps]
@@ -141,11 +149,19 @@ class Engine:
         if told is None:
             return Round(steps, size, correct, time)
         signals = np.stack([told[:, :steps], 1.0 - told[:, :steps]], axis=2)
-        return Round(steps, size, correct, time, told[:, 0], signals)
+        return Round(steps, size, correct, time, told[:, 0], signals, stopped=stopped)
 
     def _measured(self, seconds: float) -> float:
         spike = 2.0 if self._rng.random() < self.noise.spikes else 1.0
         return float(seconds * spike * np.exp(self._rng.normal(0, self.noise.jitter)))
+
+
+def _drafted(policy: Any, decision: Decision, told: np.ndarray | None) -> int:
+    if decision.stops and told is not None:
+        for k in policy.candidate_steps:
+            if 1 <= k < decision.num_steps and not policy.goes_on(told[:, :k]):
+                return int(k)
+    return decision.num_steps
 
 
 def _log_odds(conditional: Sequence[float], depth: int) -> np.ndarray:

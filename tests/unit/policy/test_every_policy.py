@@ -105,6 +105,7 @@ def true_rounds(draw: st.DrawFn) -> Round:
         draw(st.none() | shares(live)),
         draw(st.none() | shares(live, steps, 2)),
         asleep=steps == 0 and draw(st.booleans()),
+        stopped=draw(st.booleans()),
     )
 
 
@@ -117,6 +118,7 @@ garbled_rounds = st.builds(
     first_probs=numbers,
     signals=numbers,
     asleep=st.booleans(),
+    stopped=st.booleans(),
 )
 garbled_batches = st.builds(Batch, size=sizes | anything, first_probs=numbers)
 true_rows = st.builds(TimedRound, sizes, depths, times)
@@ -158,7 +160,10 @@ def test_any_input_is_survived(case: Case, news: list[Any], batches: list[Batch]
     for item in news:
         tell(policy, item)
         for batch in batches:
-            assert policy.decide(batch).num_steps in case.candidate_steps
+            decision = policy.decide(batch)
+            assert decision.num_steps in case.candidate_steps
+            if decision.stops:
+                policy.goes_on(np.array(batch.first_probs, dtype=float)[:, None])
     assert shown(policy)
 
 

@@ -6,9 +6,10 @@ import logging
 import numpy as np
 import pytest
 
-from sglang_speckv.config import ConfigError, SpecKVConfig
+from sglang_speckv.config import NO_STOP, ConfigError, SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.cost import TimedRound
+from sglang_speckv.policy.throughput import ThroughputPolicy
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.counters import RECENT_ROUNDS
 
@@ -174,3 +175,66 @@ def test_a_draft_that_is_kept_awake_is_priced_awake() -> None:
     assert engine.get_steps_for_batch(1) == 3
     engine.keep_awake(False)
     assert engine.get_steps_for_batch(1) == 0
+
+
+class Stopping(ThroughputPolicy):
+    """Its rounds stop after ``last`` drafts."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__((0, 1, 3), 1)
+        self.last = last
+
+    def decide(self, batch: Batch) -> Decision:
+        return Decision(3, "best", stops=True)
+
+    def goes_on(self, probs: np.ndarray) -> bool:
+        if self.last < 0:
+            raise ZeroDivisionError
+        return probs.shape[1] < self.last
+
+
+@pytest.mark.parametrize(("last", "made"), [(1, 1), (2, 3), (3, 3), (-1, 1)])
+def test_a_round_is_asked_at_every_tier_before_its_depth(last: int, made: int) -> None:
+    """A policy that fails to answer serves the launch depth."""
+    engine = controller("throughput")
+    engine.let_stop(None)
+    engine.policy = Stopping(last)
+    assert engine.get_steps_for_batch(1) == 3
+    drafts = 1
+    while drafts < 3:
+        if engine.asks_after(drafts) and not engine.goes_on(np.full((1, drafts), 0.5)):
+            break
+        drafts += 1
+    assert drafts == made
+    assert engine.counters.fallbacks == (last < 0)
+    assert not engine.asks_after(3) and not engine.asks_after(2)
+
+
+def test_pinned_and_held_rounds_are_not_asked() -> None:
+    engine = controller("throughput")
+    engine.let_stop(None)
+    engine.policy = Stopping(1)
+    engine.pin(3)
+    engine.get_steps_for_batch(1)
+    assert not engine.asks_after(1)
+    engine.pin(None)
+    engine.hold()
+    engine.get_steps_for_batch(1)
+    assert not engine.asks_after(1)
+
+
+def test_a_policy_is_told_whether_rounds_may_stop() -> None:
+    engine = controller("throughput")
+    plain = f"throughput{NO_STOP}"
+    assert plain not in engine.selectable()
+    engine.let_stop(None)
+    assert plain in engine.selectable() and engine.snapshot()["stops"] == "on"
+    stops = {}
+    for name in ("throughput", plain, "throughput#2", f"{plain}#2", "ema"):
+        engine.select(name)
+        stops[name] = getattr(engine.policy, "_stopping", None) is not None
+    assert [name for name, may in stops.items() if may] == ["throughput", "throughput#2"]
+    off = controller("throughput")
+    off.let_stop("somebody said so")
+    assert off.snapshot()["stops"] == "off: somebody said so"
+    assert off.policy._stopping is None  # type: ignore[attr-defined]

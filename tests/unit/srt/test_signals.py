@@ -108,6 +108,22 @@ def test_every_position_is_where_its_logits_were_made(graph: bool, num_steps: in
 
 
 @pytest.mark.parametrize("graph", [False, True])
+def test_after_each_draft_it_tells_what_the_drafts_said_so_far(graph: bool) -> None:
+    draft = Draft(graph)
+    tap = SignalTap(draft, max_steps=5, max_batch=8, slots=10, fuse=FUSE)
+    draft._draft_extend_for_prefill(batch(3, 7))
+    told: dict[int, np.ndarray] = {}
+    tap.on_draft = lambda drafts: told.update({drafts: tap.made(2, drafts).numpy()})
+    signals = decode(tap, draft, 5, 3, 7)
+    assert list(told) == [2, 3, 4, 5], "the first one is there before the round"
+    for drafts, probs in told.items():
+        np.testing.assert_array_equal(probs, signals[:, :drafts, 0])
+    told.clear()
+    decode(tap, draft, 1, 3, 7)
+    assert not told
+
+
+@pytest.mark.parametrize("graph", [False, True])
 def test_first_drafts_follow_their_request_slot(graph: bool) -> None:
     draft = Draft(graph)
     tap = SignalTap(draft, max_steps=3, max_batch=8, slots=10, fuse=FUSE)
@@ -168,6 +184,10 @@ def test_a_reduction_that_fails_costs_the_signal_and_not_the_draft(
     fuse.armed = True
     assert np.isnan(decode(tap, draft, 2, 1)[:, -1]).all()
     assert fuse.failures == {tapped.TAP: 2} and len(blown) == 2
+    counted: list[int] = []
+    tap.on_draft = counted.append
+    decode(tap, draft, 3, 1)
+    assert counted == [2, 3]
 
 
 def test_forwards_outside_of_the_phases_are_left_alone() -> None:

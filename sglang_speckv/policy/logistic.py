@@ -1,0 +1,122 @@
+"""A logistic model of every draft position, which follows what is served.
+
+    P(draft i is accepted | those before it are) = sigmoid(a_i + b_i x_i + o)
+
+x_i is the log-odds of some probability that is known in time, and o what the request adds of its
+own. All a and b are the state of an extended Kalman filter (West, Harrison and Migon, Journal of
+the American Statistical Association 80, 1985). Each round adds the information of its labels, once.
+All a_i drift together, so that another phase of traffic, seen at the first position, is believed of
+the deeper ones too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from sglang_speckv.policy.checks import MAX_SHARE, numbers_of
+
+INTERCEPT, SLOPE = 0.4, 0.5
+"""Of every position before any evidence: 6 of 10 drafts are accepted where the draft is as unsure
+as sure (x = 0)."""
+SPREAD = 1.0
+"""Standard deviation of an intercept before any evidence; of a slope half as much."""
+ALIKE = 0.9
+"""Correlation of neighbouring intercepts before any evidence."""
+DRIFT = 0.002
+"""Variance that all intercepts gain together per round of one request; of a batch one over its
+size of it, since the mean of many requests moves less."""
+SLOPE_DRIFT = 5e-5
+"""Variance that each slope gains: what a signal says may change, slowly."""
+REQUEST_SPREAD = 0.4
+"""Standard deviation of a request's own log-odds."""
+REQUEST_MEMORY = 0.9
+"""What a round of a request still weighs a round later."""
+MOST_REQUESTS = 4096
+LIMIT = 7.0
+"""Largest log-odds of anything: 1 in 1,100."""
+LEAST = 1.0 / (1.0 + math.exp(LIMIT))
+
+
+class Logistic:
+    """``mean`` [2 positions] and ``covariance``: of all intercepts, then of all slopes."""
+
+    def __init__(self, positions: int) -> None:
+        self._positions = np.arange(positions)
+        apart = np.abs(self._positions[:, None] - self._positions)
+        intercepts, slopes = SPREAD**2 * ALIKE**apart, (SPREAD / 2) ** 2 * np.eye(positions)
+        nothing = np.zeros((positions, positions))
+        self.mean = np.repeat([INTERCEPT, SLOPE], positions)
+        self.covariance = np.block([[intercepts, nothing], [nothing, slopes]])
+        own = SLOPE_DRIFT * np.eye(positions)
+        self._drift = np.block([[nothing + DRIFT, nothing], [nothing, own]])
+        self._unit = np.eye(2 * positions)
+
+    def probability(self, x: np.ndarray, own: np.ndarray | float = 0.0) -> np.ndarray:
+        """[requests, positions]. ``x`` has that shape or one column; ``own`` [requests]."""
+        k = len(self._positions)
+        odds = self.mean[:k] + x * self.mean[k:] + np.reshape(own, (-1, 1))
+        return 1.0 / (1.0 + np.exp(-np.minimum(np.maximum(odds, -LIMIT), LIMIT)))
+
+    def update(
+        self, x: np.ndarray, own: np.ndarray, judged: np.ndarray, accepted: np.ndarray
+    ) -> None:
+        """One round: what was judged, 0 to 1, and what of it was accepted, [requests, positions].
+        One step of Newton's method from what was believed."""
+        k, at = len(self._positions), self._positions
+        self.covariance += self._drift / len(judged)
+        expected = self.probability(x, own)
+        surprise = judged * (accepted - expected)
+        weight = judged * expected * (1.0 - expected)
+        gradient = np.concatenate([surprise.sum(axis=0), (x * surprise).sum(axis=0)])
+        weighted = x * weight
+        information = np.zeros((2 * k, 2 * k))
+        information[at, at] = weight.sum(axis=0)
+        information[at, at + k] = information[at + k, at] = weighted.sum(axis=0)
+        information[at + k, at + k] = (x * weighted).sum(axis=0)
+        covariance = np.linalg.solve(self._unit + self.covariance @ information, self.covariance)
+        self.covariance = (covariance + covariance.T) / 2
+        mean = self.mean + self.covariance @ gradient
+        self.mean = np.minimum(np.maximum(mean, -LIMIT), LIMIT)
+
+
+class OwnAcceptance:
+    """By how much more or less than expected is accepted of each request, in log-odds, shrunk
+    towards nothing."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[float, float]] = {}
+        """Decayed sums: accepted less expected, and their variance."""
+
+    def of(self, requests: Sequence[int]) -> list[float]:
+        known = [self._known.get(name, (0.0, 0.0)) for name in requests]
+        return [s / (v + REQUEST_SPREAD**-2) for s, v in known]
+
+    def learn(
+        self,
+        requests: Sequence[int],
+        expected: np.ndarray,
+        judged: np.ndarray,
+        accepted: np.ndarray,
+    ) -> None:
+        """``expected`` [requests, positions]: what was expected of anybody."""
+        surprise = (judged * (accepted - expected)).sum(axis=1).tolist()
+        variance = (judged * expected * (1.0 - expected)).sum(axis=1).tolist()
+        for name, s, v in zip(requests, surprise, variance, strict=True):
+            before, known = self._known.pop(name, (0.0, 0.0))
+            self._known[name] = REQUEST_MEMORY * before + s, REQUEST_MEMORY * known + v
+        while len(self._known) > MOST_REQUESTS:
+            del self._known[next(iter(self._known))]  # the one that was served longest ago
+
+
+def log_odds(probs: object, shape: tuple[int, ...]) -> np.ndarray:
+    """Of probabilities of that shape; NaN where one is unknown, everywhere in another shape."""
+    found = numbers_of(probs)
+    if found.shape != shape:
+        return np.full(shape, np.nan)
+    clipped = np.minimum(np.maximum(found, LEAST), 1.0 - LEAST)
+    odds = np.log(clipped / (1.0 - clipped))
+    known = (found >= 0.0) & (found <= MAX_SHARE)
+    return odds if known.all() else np.where(known, odds, np.nan)

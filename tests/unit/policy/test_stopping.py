@@ -1,0 +1,174 @@
+"""Stopping inside of a round: what its drafts say of going on, and what stopped rounds teach."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_speckv.policy import Batch, Round
+from sglang_speckv.policy.acceptance import Acceptance
+from sglang_speckv.policy.cost import TimedRound
+from sglang_speckv.policy.stopping import Stopping
+from sglang_speckv.policy.throughput import ThroughputPolicy
+
+DEPTH = 5
+
+
+def drafts(rng: np.random.Generator, size: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Top-1 probabilities [size, DEPTH] and correct drafts [size] of a draft that knows itself."""
+    probs = rng.choice([0.1, 0.9], (size, DEPTH))
+    return probs, np.cumprod(rng.random((size, DEPTH)) < probs, axis=1).sum(axis=1)
+
+
+def window(probs: np.ndarray) -> np.ndarray:
+    return np.stack([probs, 1.0 - probs], axis=-1)
+
+
+def taught(rounds: int = 500) -> Stopping:
+    rng, model = np.random.default_rng(0), Stopping(DEPTH)
+    for _ in range(rounds):
+        probs, correct = drafts(rng)
+        model.learn(DEPTH, correct, window(probs))
+    return model
+
+
+def test_drafts_that_are_made_count_by_their_own_probability() -> None:
+    survival = taught().survival(np.array([[0.9, 0.9, 0.1], [0.9, 0.1, 0.9]]))
+    assert survival is not None
+    assert survival[:, 0] == pytest.approx([0.9, 0.9], abs=0.1)
+    assert survival[:, 2] == pytest.approx([0.081, 0.081], abs=0.05)
+    assert (np.diff(survival) < 0).all()
+
+
+def test_the_next_draft_counts_by_the_one_before_it() -> None:
+    """Of a draft whose confidence lasts, the newest probability says what comes."""
+    rng, model = np.random.default_rng(1), Stopping(DEPTH)
+    for _ in range(500):
+        probs = np.repeat(rng.choice([0.1, 0.9], (2, 1)), DEPTH, axis=1)
+        correct = np.cumprod(rng.random((2, DEPTH)) < probs, axis=1).sum(axis=1)
+        model.learn(DEPTH, correct, window(probs))
+    sure, unsure = (model.survival(np.array([[p]])) for p in (0.9, 0.1))
+    assert sure is not None and unsure is not None
+    assert sure[0, 1] / sure[0, 0] > unsure[0, 1] / unsure[0, 0] + 0.4
+
+
+def test_a_request_that_does_worse_than_its_drafts_say_is_believed_to() -> None:
+    model = taught()
+    probs = np.full((2, DEPTH), 0.9)
+    for _ in range(8):
+        model.learn(DEPTH, [DEPTH, 0], window(probs), [7, 8])
+    good, bad, new = (model.survival(probs[:1, :2], [name]) for name in (7, 8, 9))
+    assert good is not None and bad is not None and new is not None
+    assert good[0, 2] > new[0, 2] > bad[0, 2] + 0.05
+
+
+@pytest.mark.parametrize("probs", [[[math.nan, 0.5]], [[0.5, 7.0]], [[0.5, -1.0]]])
+def test_an_unknown_signal_tells_nothing(probs: list[list[float]]) -> None:
+    model = taught(20)
+    before = model.survival(np.array([[0.5]]))
+    assert model.survival(np.array(probs)) is None
+    assert model.learn(2, [1], window(np.array(probs))) is None
+    assert np.array_equal(before, model.survival(np.array([[0.5]])))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, DEPTH),
+            st.lists(st.integers(-2, 9) | st.floats(), min_size=1, max_size=3),
+            st.lists(st.floats(allow_nan=True), min_size=DEPTH, max_size=DEPTH),
+        ),
+        max_size=20,
+    )
+)
+def test_it_stays_finite_whatever_comes(
+    rounds: list[tuple[int, list[float], list[float]]],
+) -> None:
+    model = Stopping(DEPTH)
+    for steps, correct, probs in rounds:
+        signals = window(np.tile(probs[:steps], (len(correct), 1)))
+        model.learn(steps, correct, signals, list(range(len(correct))))  # type: ignore[arg-type]
+        survival = model.survival(np.array([[0.5, 0.999]]), [0])
+        assert survival is not None and np.isfinite(survival).all()
+        assert (np.diff(survival) <= 0).all()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_rounds_that_stopped_do_not_make_deep_drafts_look_better(told: bool) -> None:
+    """They go deep where the drafts were sure: without what was expected of those that were not
+    made, deep positions would seem to be accepted far more often than they are."""
+    rng, stopping, model = np.random.default_rng(3), Stopping(DEPTH), Acceptance(DEPTH)
+    for _ in range(1500):
+        probs, correct = drafts(rng)
+        sure = (probs > 0.5).all(axis=0)
+        made = next((k for k in range(1, DEPTH) if not sure[k - 1]), DEPTH)
+        shown = np.minimum(correct, made)
+        unmade = stopping.learn(made, shown, window(probs[:, :made]))
+        model.learn(made, shown, None, unmade=unmade if told and made < DEPTH else None)
+    third = model.survival(np.array([math.nan]))[0]
+    if told:
+        assert third[2] / third[1] == pytest.approx(0.5, abs=0.12)
+    else:
+        assert third[2] / third[1] > 0.65
+
+
+TIERS = (0, 1, 2, 3, 5)
+
+
+def policy(draft_seconds: float, stops: bool = True) -> ThroughputPolicy:
+    """Knows what rounds take and, from 300 rounds at depth 5, drafts that know themselves."""
+    made = ThroughputPolicy(TIERS, 3)
+    if stops:
+        made.allow_stops()
+    made.profiled(TimedRound(1, k, 0.1 + draft_seconds * max(k - 1, 0)) for k in TIERS)
+    rng = np.random.default_rng(5)
+    for _ in range(300):
+        probs, correct = drafts(rng, 1)
+        made.observe(Round(5, 1, correct.tolist(), None, probs[:, 0], window(probs)))
+    return made
+
+
+SURE, UNSURE = np.array([[0.9, 0.9]]), np.array([[0.9, 0.1]])
+
+
+def test_a_round_goes_on_while_another_draft_is_worth_its_time() -> None:
+    cheap, dear = policy(0.001), policy(0.03)
+    for each in (cheap, dear):
+        decision = each.decide(Batch(1, np.array([0.9])))
+        assert (decision.num_steps, decision.stops) == (5, True)
+    assert cheap.goes_on(SURE) and dear.goes_on(SURE)
+    assert not dear.goes_on(UNSURE)
+
+
+def test_where_one_draft_is_best_nothing_is_asked() -> None:
+    dear = policy(0.06)
+    decision = dear.decide(Batch(1, np.array([0.1])))
+    assert (decision.num_steps, decision.stops) == (1, False)
+
+
+@pytest.mark.parametrize("first", [None, [math.nan], [7.0], "x", [0.9, 0.9]])
+def test_a_batch_of_unknown_signals_has_a_depth_of_its_own(first: object) -> None:
+    assert not policy(0.001).decide(Batch(1, first)).stops  # type: ignore[arg-type]
+
+
+def test_only_where_the_engine_asks() -> None:
+    assert not policy(0.001, stops=False).decide(Batch(1, np.array([0.9]))).stops
+
+
+def test_a_signal_that_gets_lost_within_a_round_ends_it_at_the_launch_depth() -> None:
+    cheap = policy(0.0001)
+    cheap.decide(Batch(1, np.array([0.9])))
+    assert cheap.goes_on(np.array([[0.9, math.nan]]))
+    assert not cheap.goes_on(np.array([[0.9, 0.9, math.nan]]))
+
+
+def test_probes_draft_what_was_decided() -> None:
+    """Else nothing would be known of drafts that no round wants."""
+    cheap = policy(0.001)
+    told = [cheap.decide(Batch(1, np.array([0.9]))) for _ in range(100)]
+    assert {d.stops for d in told if d.reason == "best"} == {True}
+    assert {d.stops for d in told if d.reason == "probe"} == {False}
