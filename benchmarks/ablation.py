@@ -27,7 +27,7 @@ import typer
 from scipy import stats
 
 from sglang_speckv.files import write_json
-from sglang_speckv.policy import acceptance, cost, throughput
+from sglang_speckv.policy import acceptance, cost, logistic, stopping, throughput
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.progress import Screen
 from sglang_speckv.provenance import provenance
@@ -51,6 +51,8 @@ class Variant:
     changes: Sequence[tuple[Any, str, Any]] = ()
     profiled: bool = True
     may_sleep: bool = True
+    stops: bool = True
+    widths: bool = True
 
 
 def _nothing(*_: object) -> None:
@@ -71,14 +73,17 @@ PARTS: dict[str, Variant] = {
     "probes": Variant([(throughput, "PROBE_ROUNDS", NEVER)]),
     "probes at once again": Variant([(throughput.Load, "pays", _Never())]),
     "own acceptance": Variant(
-        [(acceptance.Acceptance, "_offsets", lambda _, size, __: [0.0] * size)]
+        [(logistic.OwnAcceptance, "of", lambda _, requests: [0.0] * len(requests))]
     ),
     "first-token signal": Variant(
-        [(acceptance.Acceptance, "_log_odds", lambda _, size, __: np.full(size, np.nan))]
+        [(acceptance, "log_odds", lambda _, shape: np.full(shape, np.nan))]
     ),
-    "neighbours alike": Variant([(acceptance, "ALIKE", 0.0)]),
-    "drift": Variant([(acceptance, "DRIFT", 0.0), (acceptance, "SLOPE_DRIFT", 0.0)]),
-    "drift of slopes": Variant([(acceptance, "SLOPE_DRIFT", 0.0)]),
+    "stops": Variant(stops=False),
+    "widths": Variant(widths=False),
+    "stops and widths": Variant(stops=False, widths=False),
+    "neighbours alike": Variant([(logistic, "ALIKE", 0.0)]),
+    "drift": Variant([(logistic, "DRIFT", 0.0), (logistic, "SLOPE_DRIFT", 0.0)]),
+    "drift of slopes": Variant([(logistic, "SLOPE_DRIFT", 0.0)]),
     "times while serving": Variant([(cost.CostModel, "update", _nothing)]),
     "what the load earns": Variant([(throughput.Load, "earn", _nothing)]),
     "sleep": Variant(may_sleep=False),
@@ -91,7 +96,7 @@ PARTS: dict[str, Variant] = {
 def constants() -> dict[str, Variant]:
     """Every number that a module of the policy names, halved and doubled wherever it is read."""
     changes: dict[str, list[tuple[Any, str, Any]]] = {}
-    for module in (acceptance, cost, throughput):
+    for module in (logistic, acceptance, stopping, cost, throughput):
         for name, value in vars(module).items():
             if re.fullmatch("[A-Z_]+", name) and isinstance(value, int | float):
                 for factor, word in ((0.5, "halved"), (2, "doubled")):
@@ -188,6 +193,14 @@ class Disturbed:
         decision: Decision = self._policy.decide(batch)
         return decision
 
+    def goes_on(self, probs: np.ndarray) -> bool:
+        going: bool = self._policy.goes_on(probs)
+        return going
+
+    def widths(self, probs: np.ndarray) -> np.ndarray | None:
+        widths: np.ndarray | None = self._policy.widths(probs)
+        return widths
+
     def observe(self, outcome: Round) -> None:
         self._rounds += 1
         slow = {
@@ -250,6 +263,7 @@ def _stressed(variant: Variant, name: str, seeds: int) -> np.ndarray:
 def _policy(variant: Variant, tiers: Sequence[int]) -> throughput.ThroughputPolicy:
     policy = throughput.ThroughputPolicy(tiers, 3)
     policy.allow_sleep(variant.may_sleep)
+    policy.watch(variant.stops, variant.widths)
     return policy
 
 

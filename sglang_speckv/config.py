@@ -13,8 +13,10 @@ DEFAULT_PROFILE_SECONDS = 20.0
 MAX_PROFILE_SECONDS = 600.0
 SIGNAL_LAGS = ("auto", "late", "0")
 STOPS = ("auto", "off")
-NO_STOP = ",stop=off"
-"""Behind a policy's name where two ways of it are compared: its rounds do not stop."""
+WIDTHS = ("auto", "off")
+LESS = (",stop=off", ",width=off", ",stop=off,width=off")
+"""Behind a policy's name where two ways of it are compared: its rounds do not stop by what their
+drafts say, or do not verify less of a request than of another."""
 POLICY_NAMES = (
     "throughput",
     "ema",
@@ -52,6 +54,13 @@ def static_steps(policy: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def less(policy: str) -> tuple[str, bool, bool]:
+    """A policy's name without one of :data:`LESS`, whether its rounds may stop, and whether they
+    may verify a width per request."""
+    base, *switches = policy.split(",")
+    return base, "stop=off" not in switches, "width=off" not in switches
+
+
 def joined(steps: tuple[int, ...], extra: int | None) -> tuple[int, ...]:
     """``steps`` with ``extra`` among them, ascending."""
     return steps if extra is None else tuple(sorted({*steps, extra}))
@@ -67,7 +76,7 @@ class SpecKVConfig:
     ``ema`` policy; None means SGLang's defaults. ``signal_lag``: see
     :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records, ``artifact`` a file
     that `speckv train` made. ``profile_seconds`` bounds the rounds that are timed before serving; 0
-    learns while serving. ``stop``: see :mod:`sglang_speckv.srt.stops`.
+    learns while serving. ``stop``, ``width``: see :mod:`sglang_speckv.srt.in_round`.
     """
 
     policy: str = "throughput"
@@ -78,6 +87,7 @@ class SpecKVConfig:
     artifact: str | None = None
     profile_seconds: float = DEFAULT_PROFILE_SECONDS
     stop: str = "auto"
+    width: str = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate_steps", _checked_steps(self.candidate_steps))
@@ -90,6 +100,8 @@ class SpecKVConfig:
             )
         if self.stop not in STOPS:
             raise ConfigError(f"stop {self.stop!r} is not one of {', '.join(STOPS)}")
+        if self.width not in WIDTHS:
+            raise ConfigError(f"width {self.width!r} is not one of {', '.join(WIDTHS)}")
         for name, path in (("trace", self.trace), ("artifact", self.artifact)):
             if path is not None and (not isinstance(path, str) or not path):
                 raise ConfigError(f"{name} {path!r} is not a path")

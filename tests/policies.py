@@ -17,14 +17,14 @@ class Case:
     spec: str
     candidate_steps: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
     initial_steps: int = 3
-    stops: bool = False
+    watched: bool = False
 
     def create(self) -> Any:
         policy: Any = create_policy(
             self.spec, self.candidate_steps, self.initial_steps, prior=Prior(mlp=MLP)
         )
-        if self.stops:
-            policy.allow_stops()
+        if self.watched:
+            policy.watch(stops=True, widths=True)
         return policy
 
 
@@ -41,8 +41,8 @@ CASES = [
     Case("throughput", (0,), 0),
     Case("throughput", (2, 4, 16), 4),
     Case("throughput", (0, 1, 2, 3, 4, 5, 6, 7), 0),
-    Case("throughput", stops=True),
-    Case("throughput", (0, 2, 3, 7), stops=True),
+    Case("throughput", watched=True),
+    Case("throughput", (0, 2, 3, 7), watched=True),
     Case("ema"),
     Case("ema", initial_steps=5),
     Case("throughput_aware"),
@@ -57,6 +57,6 @@ every_policy = pytest.mark.parametrize(
     "case",
     CASES,
     ids=lambda case: (
-        f"{case.spec}{'-stops' * case.stops}-of-{','.join(map(str, case.candidate_steps))}"
+        f"{case.spec}{'-watched' * case.watched}-of-{','.join(map(str, case.candidate_steps))}"
     ),
 )

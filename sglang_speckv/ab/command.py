@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from sglang_speckv.ab.options import Options, options_from, read_options
-from sglang_speckv.config import NO_STOP, ConfigError
+from sglang_speckv.config import ConfigError
 
 DEMO: dict[str, Any] = {
     "arms": ("none", "static:1", "static:3", "static:5", "ema", "speckv"),
@@ -147,7 +147,7 @@ def run_ab(options: Options, resume: bool = False, only_json: bool = False) -> i
 def _listed(text: str, kind: type, name: str) -> list[Any]:
     """Values separated by commas; one that belongs to a policy separates nothing."""
     try:
-        return [kind(part.strip()) for part in re.split(rf",(?!{NO_STOP[1:]})", text)]
+        return [kind(part.strip()) for part in re.split(",(?!stop=|width=)", text)]
     except ValueError:
         raise ConfigError(
             f"{name} {text!r} are not numbers separated by commas, such as 1,4,16"

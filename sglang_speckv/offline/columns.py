@@ -54,6 +54,7 @@ class Columns:
     seconds: np.ndarray
     asleep: np.ndarray
     stopped: np.ndarray
+    num_verified: np.ndarray
     signals: np.ndarray
     requests: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -165,6 +166,9 @@ def _part(
         "seconds": _floats(record.seconds for record in records),
         "asleep": np.array([record.asleep for record in records]),
         "stopped": np.array([record.stopped for record in records]),
+        "num_verified": np.array(
+            [r.num_steps if r.num_verified is None else r.num_verified for r in records]
+        ),
     }
     _check_records(part, file)
     log_vocab = math.log(max(2, header.draft_vocab_size))
@@ -181,9 +185,11 @@ def _part(
 def _check_records(part: dict[str, np.ndarray], file: Path) -> None:
     steps, correct = part["num_steps"], part["num_correct_drafts"]
     first_prob, seconds = part["first_prob"], part["seconds"]
+    verified = part["num_verified"]
     problems = {
         f"num_steps outside of 0..{MAX_NUM_STEPS}": (steps < 0) | (steps > MAX_NUM_STEPS),
-        "num_correct_drafts outside of 0..num_steps": (correct < 0) | (correct > steps),
+        "num_verified outside of 0..num_steps": (verified < 0) | (verified > steps),
+        "num_correct_drafts outside of 0..num_verified": (correct < 0) | (correct > verified),
         "no round number in 0..2**40": (part["round"] < 0) | (part["round"] >= 1 << 40),
         "a batch_size below 1": part["batch_size"] < 1,
         "a negative context_len": part["context_len"] < 0,

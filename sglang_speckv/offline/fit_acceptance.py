@@ -26,7 +26,8 @@ def fit_acceptance(columns: Columns, rows: np.ndarray) -> Acceptance:
         columns.num_steps[rows],
         columns.num_correct_drafts[rows],
         columns.first_prob[rows],
-        columns.signals[rows] if columns.stopped[rows].any() else None,
+        columns.signals[rows],
+        columns.num_verified[rows],
         columns.stopped[rows],
     )
     return model
@@ -38,30 +39,34 @@ def teach(
     num_correct_drafts: np.ndarray,
     first_prob: np.ndarray,
     signals: np.ndarray | None = None,
+    num_verified: np.ndarray | None = None,
     stopped: np.ndarray | None = None,
 ) -> None:
     """All [n], ``signals`` [n, depth, 2], in a random order, so that no prompt weighs more for
-    having come last. Where rounds ``stopped`` by what their drafts said, the signals tell what
-    would have become of those that were not made."""
-    if stopped is None:
-        stopped = np.zeros(len(num_steps), dtype=bool)
-    stopping = Stopping(model.depth)
+    having come last. Where the drafts of a round said how many to make or to verify, the signals
+    tell what would have become of the others."""
+    verified = num_steps if num_verified is None else num_verified
+    changed = verified < num_steps
+    if stopped is not None:
+        changed = changed | stopped
+    stopping = Stopping(model.depth) if changed.any() else None
     order = np.random.default_rng(0).permutation(len(num_steps))
     for start in range(0, len(order), TOGETHER):
         rows = order[start : start + TOGETHER]
-        for steps, early in sorted({*zip(num_steps[rows], stopped[rows], strict=True)}):
-            alike = rows[(num_steps[rows] == steps) & (stopped[rows] == early)]
-            unmade = None
-            if signals is not None and steps:
+        kinds = sorted({*zip(num_steps[rows].tolist(), changed[rows].tolist(), strict=True)})
+        for steps, is_changed in kinds:
+            alike = rows[(num_steps[rows] == steps) & (changed[rows] == is_changed)]
+            correct, widths, expected = num_correct_drafts[alike], verified[alike], None
+            if stopping is not None and signals is not None and steps:
                 window = signals[alike, :steps]
-                unmade = stopping.learn(int(steps), num_correct_drafts[alike], window)
-            correct, first = num_correct_drafts[alike], first_prob[alike]
-            model.learn(int(steps), correct, first, unmade=unmade if early else None)
+                expected = stopping.learn(steps, correct, window, None, widths)
+            first = first_prob[alike]
+            model.learn(steps, correct, first, None, widths, expected if is_changed else None)
 
 
 def constant(columns: Columns, rows: np.ndarray) -> np.ndarray:
     """P(the first j drafts are all accepted), j = 1.., counted, whatever the signals [depth]."""
-    steps, correct = columns.num_steps[rows], columns.num_correct_drafts[rows]
+    steps, correct = columns.num_verified[rows], columns.num_correct_drafts[rows]
     positions = np.arange(max(1, int(columns.num_steps.max(initial=0))))[:, None]
     judged = (steps > positions) & (correct >= positions)
     accepted = (judged & (correct > positions)).sum(axis=1)
@@ -77,7 +82,7 @@ def evaluate(
     accepted) from the model and from the constant, and the model's calibration error (mean
     distance between forecast and frequency over ten bins of the forecast).
     """
-    steps, correct = columns.num_steps[rows], columns.num_correct_drafts[rows]
+    steps, correct = columns.num_verified[rows], columns.num_correct_drafts[rows]
     first_prob = columns.first_prob[rows]
     told = model.survival(first_prob)
     depths = []

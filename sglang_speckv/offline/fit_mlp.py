@@ -45,7 +45,7 @@ def windows(columns: Columns, rows: np.ndarray) -> Windows:
 def _windows_of(columns: Columns, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Features and rates of the first ``k`` drafts."""
     signals = columns.signals[rows, :k]
-    known = (columns.num_steps[rows] >= k) & ~np.isnan(signals).any(axis=(1, 2))
+    known = (columns.num_verified[rows] >= k) & ~np.isnan(signals).any(axis=(1, 2))
     confidence, entropy = signals[known, :, 0], signals[known, :, 1]
     n = len(confidence)
     features = np.stack(

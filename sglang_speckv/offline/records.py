@@ -55,7 +55,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     the decision saw of this request. ``seconds`` is the round's wall time, None where it was not
     clean. ``context_len`` is this request's length in tokens before the round. ``asleep``: at depth
     0 the draft was left out. ``stopped``: the round ended before the depth that was decided, by
-    what its own drafts said.
+    what its own drafts said. ``num_verified``: how many of the drafts were verified, None for all.
     """
 
     round: int
@@ -71,6 +71,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sampled: bool = False
     asleep: bool = False
     stopped: bool = False
+    num_verified: int | None = None
     policy: str = ""
     reason: str = ""
     expected_accept_length: float | None = None

@@ -19,12 +19,16 @@ EXACT = 1e9
 
 
 def measure_cost(columns: Columns) -> CostPrior:
-    """Mean seconds per (batch size, depth) over clean rounds, without the outer tenths.
+    """Mean seconds per (batch size, depth) over clean rounds in which every draft was verified,
+    without the outer tenths.
 
     Raises:
         ConfigError: no round has a time.
     """
-    first = _first_of_each_round(columns)
+    keys = columns.file.astype(np.int64) << 40 | columns.round
+    first = np.unique(keys, return_index=True)[1]
+    cut = keys[columns.num_verified < columns.num_steps]
+    first = first[~np.isin(keys[first], cut)]
     first = first[~np.isnan(columns.seconds[first])]
     if not len(first):
         raise ConfigError(
@@ -75,6 +79,11 @@ class MeasuredCost:
             return 0.0
         features = self._features(prior.batch_size[rows], prior.num_steps[rows])
         return float(np.abs(prior.seconds[rows] / (features @ self._fit) - 1.0).mean())
+
+    @property
+    def token(self) -> float:
+        """Of one verified token."""
+        return float(self._fit[2])
 
     @property
     def knows_off(self) -> bool:
@@ -133,6 +142,11 @@ class AssumedCost:
         self.draft, self.width = draft, width
         self.source = f"assumed: a draft forward {draft:g}, each further verified token {width:g}"
 
+    @property
+    def token(self) -> float:
+        """Of one verified token."""
+        return self.width
+
     def times(self, batch_size: np.ndarray, steps: Sequence[int]) -> np.ndarray:
         return np.stack([self._column(batch_size.astype(float), k) for k in steps], axis=1)
 
@@ -172,8 +186,3 @@ def _trimmed_mean(seconds: np.ndarray) -> float:
     from scipy.stats import trim_mean
 
     return float(trim_mean(seconds, 0.1))
-
-
-def _first_of_each_round(columns: Columns) -> np.ndarray:
-    keys = columns.file.astype(np.int64) << 40 | columns.round
-    return np.unique(keys, return_index=True)[1]

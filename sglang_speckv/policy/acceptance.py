@@ -7,14 +7,13 @@ telling number that is known in time. a_i and b_i belong to a position (:mod:`po
 is the request's own running acceptance: what it was better or worse than its signals said.
 
 A request with c correct drafts out of k says "accepted" of positions 1..c and "rejected" of c + 1
-where c < k; of deeper positions it says nothing. Where drafting stopped because of what the drafts
-said of themselves, the ones that were not made count as what was expected of them: leaving them out
-would take the confident rounds for all.
+where c < k; of deeper positions it says nothing. Where drafts were not made or not verified because
+of what the round's drafts said of themselves, they count as what was expected of them: leaving them
+out would take the confident rounds for all.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,28 +74,39 @@ class Acceptance:
         self, size: int, first_probs: np.ndarray | None, requests: Sequence[int] | None = None
     ) -> list[float]:
         """Expected tokens of the batch at depths 0..max_steps, bonus included."""
+        return self.verified(size, first_probs, requests)[0]
+
+    def verified(
+        self,
+        size: int,
+        first_probs: np.ndarray | None,
+        requests: Sequence[int] | None = None,
+        least: float = 0.0,
+    ) -> tuple[list[float], list[float]]:
+        """Expected tokens of the batch at depths 0..max_steps, bonus included, and how many drafts
+        are not verified, where each request's are up to the first one that survives with a
+        probability below ``least``."""
+        count, survival = self._survivals(size, first_probs, requests)
+        kept = survival > least
+        tokens = size + (count @ np.where(kept, survival, 0.0)).cumsum()
+        cut = (count @ ~kept).cumsum()
+        return [float(size), *tokens.tolist()], [0.0, *cut.tolist()]
+
+    def _survivals(
+        self, size: int, first_probs: np.ndarray | None, requests: Sequence[int] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """How many requests there are of each kind [kinds], and the probabilities that their first
+        1, 2, .. drafts are accepted [kinds, max_steps]."""
         x = log_odds(first_probs, (size,))
         if size > SMALL:
-            counts = np.bincount(self._bins_of(x), minlength=SIGNAL_BINS + 1)
-            told: list[float] = (counts @ self._table).tolist()
-            return told
-        expected = [0.0] * self.depth
-        for odds, own in zip(x.tolist(), self._offsets(size, requests), strict=True):
-            if odds != odds and own:
-                odds = self._usual_x
-            elif odds != odds:
-                expected = [n + s for n, s in zip(expected, self._usual, strict=True)]
-                continue
-            survives = 1.0
-            for i, (intercept, slope) in enumerate(self._pairs):
-                z = intercept + slope * odds + own
-                survives /= 1.0 + math.exp(-z if -LIMIT < z < LIMIT else -math.copysign(LIMIT, z))
-                expected[i] += survives
-        total, tokens = float(size), [float(size)]
-        for more in expected:
-            total += more
-            tokens.append(total)
-        return tokens
+            bins = np.bincount(self._bins_of(x), minlength=SIGNAL_BINS + 1)
+            return bins, np.diff(self._table)
+        own = np.array(self._offsets(size, requests))
+        unknown = np.isnan(x)
+        survival = self._model.probability(np.where(unknown, self._usual_x, x)[:, None], own)
+        survival = survival.cumprod(axis=1)
+        survival[unknown & (own == 0.0)] = self._usual
+        return np.ones(size), survival
 
     def survival(self, first_probs: np.ndarray) -> np.ndarray:
         """[requests, max_steps]: P(the first i drafts are all accepted), i = 1..max_steps, of new
@@ -117,11 +127,13 @@ class Acceptance:
         num_correct_drafts: Sequence[int],
         first_probs: np.ndarray | None,
         requests: Sequence[int] | None = None,
-        unmade: np.ndarray | None = None,
+        widths: np.ndarray | None = None,
+        expected: np.ndarray | None = None,
     ) -> None:
-        """One round of ``num_steps`` <= max_steps; entries that cannot be true are left out.
-        ``unmade`` [size, max_steps]: where drafting stopped by what the drafts said, how likely
-        each deeper one would have been accepted."""
+        """One round of ``num_steps`` <= max_steps, of which the first ``widths`` [size] drafts were
+        verified, all of them where it is None; entries that cannot be true are left out.
+        ``expected`` [size, max_steps]: where the drafts themselves said how many to make or to
+        verify, how likely each one would have been accepted, those before it given."""
         size = len(num_correct_drafts)
         correct, valid = correct_drafts_of(num_correct_drafts, num_steps)
         if not len(correct) or not num_steps:
@@ -130,10 +142,11 @@ class Acceptance:
         own = np.array(self._offsets(size, requests))[valid]
         self._see(x)
         x = np.where(np.isnan(x), self._usual_x, x)[:, None]
-        judged, accepted = labels_of(correct, num_steps, self.depth)
+        made = np.full(size, num_steps)[valid] if widths is None else widths[valid]
+        judged, accepted = labels_of(correct, made, self.depth)
         self.labels += judged.sum(axis=0)
-        if unmade is not None:
-            judged, accepted = _imputed(judged, accepted, correct, num_steps, unmade[valid])
+        if expected is not None:
+            judged, accepted = _imputed(judged, accepted, correct == made, made, expected[valid])
         self._model.update(x, own, judged, accepted)
         self._believe()
         if requests is not None and len(requests) == size <= SMALL:
@@ -152,11 +165,9 @@ class Acceptance:
         survival = self._model.probability(self._middles[:, None]).cumprod(axis=1)
         usual = self._seen @ survival
         self._table[:, 1:] = 1.0 + np.concatenate([survival, usual[None]]).cumsum(axis=1)
-        self._usual: list[float] = usual.tolist()
+        self._usual = usual
         self.usual: list[float] = self._table[-1].tolist()
         """A(0)..A(max_steps): tokens of a usual request at every depth, bonus included."""
-        mean = self._model.mean.tolist()
-        self._pairs = list(zip(mean[: self.depth], mean[self.depth :], strict=True))
 
     def _bins_of(self, x: np.ndarray) -> np.ndarray:
         """The last one where it is unknown."""
@@ -169,24 +180,24 @@ class Acceptance:
         return self._own.of(requests)
 
 
-def labels_of(correct: np.ndarray, num_steps: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a round says of each position: whether it was judged, and accepted [requests, depth]."""
+def labels_of(correct: np.ndarray, made: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a round in which each request had ``made`` drafts verified says of each position:
+    whether it was judged, and whether accepted [requests, depth]."""
     positions, correct = np.arange(depth), correct[:, None]
-    return (positions <= correct) & (positions < num_steps), positions < correct
+    return (positions <= correct) & (positions < made[:, None]), positions < correct
 
 
 def _imputed(
     judged: np.ndarray,
     accepted: np.ndarray,
-    correct: np.ndarray,
-    num_steps: int,
-    unmade: np.ndarray,
+    whole: np.ndarray,
+    made: np.ndarray,
+    expected: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels with what was expected of the drafts that were not made, where they would have been
-    judged."""
-    reached = (correct == num_steps)[:, None] * unmade[:, num_steps:].cumprod(axis=1)
-    first = (correct == num_steps)[:, None].astype(float)
-    judged, accepted = judged.astype(float), accepted.astype(float)
-    judged[:, num_steps:] = np.concatenate([first, reached[:, :-1]], axis=1)
-    accepted[:, num_steps:] = unmade[:, num_steps:]
-    return judged, accepted
+    """Labels with what was expected of the drafts beyond those that were verified, as far as they
+    would have been judged: where these are ``whole``, none of them rejected."""
+    beyond = np.arange(judged.shape[1]) >= made[:, None]
+    reached = np.where(beyond, expected, 1.0).cumprod(axis=1)
+    reached = np.concatenate([np.ones((len(reached), 1)), reached[:, :-1]], axis=1)
+    weight = np.where(beyond, whole[:, None] * reached, judged)
+    return weight, np.where(beyond, expected, accepted)

@@ -1,6 +1,6 @@
 """The one noun of this package, a step policy, and what passes between it and the engine.
 
-Twelve words, one idea each; SGLang's names where it has them:
+Thirteen words, one idea each; SGLang's names where it has them:
 
 - round: draft, verify and accept, once for every request of a decode batch;
 - request: one answer that is being made; it is in one round after another;
@@ -8,6 +8,7 @@ Twelve words, one idea each; SGLang's names where it has them:
 - tier: a depth that the server has built, one of ``candidate_steps``;
 - correct drafts, ``num_correct_drafts``: those that were accepted, the bonus token not counted;
 - accept length: correct drafts + 1, the bonus token counted;
+- width: how many of a request's drafts a round verifies, the first ones;
 - label: what a round says of one position of one request, accepted or rejected; nothing where an
   earlier draft was rejected or none was made;
 - signal: what the draft says of itself, its top-1 probability or entropy at a position;
@@ -50,8 +51,9 @@ class Decision:
     does not predict. ``awake``: at depth 0 a separate draft reads the round's tokens all the same,
     so that the next round has its signal at once; else it sleeps where the engine lets it.
     ``tokens_per_s``: what the policy believes that this load earns, None where it does not say.
-    ``stops``: at every tier on the way to ``num_steps`` the engine asks the policy's ``goes_on``
-    whether to draft on, and ends the round there where the answer is no.
+    ``watched``: the round's own drafts may change it. At every tier on the way to ``num_steps`` the
+    engine asks the policy's ``goes_on`` whether to draft on, and after the last draft its
+    ``widths`` how many of each request's are to be verified.
     """
 
     num_steps: int
@@ -59,7 +61,7 @@ class Decision:
     expected_accept_length: float | None = None
     awake: bool = False
     tokens_per_s: float | None = None
-    stops: bool = False
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ class Round:
     vocabulary, known only after drafting. Both None where nothing taps the draft. ``asleep``: a
     round at depth 0 that the draft slept through, the cheaper kind. ``requests`` [live] as in
     :class:`Batch`. ``stopped``: it ended before the depth that was decided, by what its own drafts
-    said.
+    said. ``widths`` [live]: how many of each request's drafts were verified, None where all were;
+    ``cut``: how many in the whole batch were not.
     """
 
     num_steps: int
@@ -89,6 +92,8 @@ class Round:
     asleep: bool = False
     requests: Sequence[int] | None = None
     stopped: bool = False
+    widths: np.ndarray | None = None
+    cut: int = 0
 
 
 class StepPolicy(Protocol):

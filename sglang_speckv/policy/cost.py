@@ -69,6 +69,7 @@ class CostModel:
         self._work = np.stack([every, drafts, verified], axis=-1).astype(float)
         """[sizes, depths, 3]: what a, b and c are multiplied by."""
         self._told: dict[int, tuple[list[float], float | None]] = {}
+        self._token: dict[int, float] = {}
         self._updates = 0
         self.rounds = 0
         """Awake rounds that are known of, timed or profiled."""
@@ -113,11 +114,19 @@ class CostModel:
         return min(bisect_left(self._sizes, batch_size), len(self._sizes) - 1)
 
     def update(
-        self, batch_size: int, num_steps: int, seconds: float | None, asleep: bool = False
+        self,
+        batch_size: int,
+        num_steps: int,
+        seconds: float | None,
+        asleep: bool = False,
+        cut: int = 0,
     ) -> None:
-        """Learn one clean round of ``num_steps`` <= max_steps."""
+        """Learn one clean round of ``num_steps`` <= max_steps, in which ``cut`` drafts were not
+        verified: what they would have taken is added."""
         if not is_time(seconds):
             return
+        if cut:
+            seconds += cut * self.token_time(batch_size)
         cell = self.row_of(batch_size), self._asleep if asleep else num_steps
         self._updates += 1
         self._keep(cell, seconds)
@@ -137,6 +146,12 @@ class CostModel:
         of the nearest batch size where there was one, None where there was none."""
         return self._tell(self.row_of(batch_size))[1]
 
+    def token_time(self, batch_size: int) -> float:
+        """What one more verified token takes."""
+        row = self.row_of(batch_size)
+        self._tell(row)
+        return self._token[row]
+
     def _tell(self, row: int) -> tuple[list[float], float | None]:
         if row not in self._told:
             times = self._blended(row)
@@ -147,6 +162,7 @@ class CostModel:
                 awake = times if near == row else self._blended(near)
                 asleep = float(self._usual[near, self._asleep]) / awake[0] * times[0]
             self._told[row] = times, asleep
+            self._token[row] = float(self._fit(row)[2])
         return self._told[row]
 
     def _blended(self, row: int) -> list[float]:

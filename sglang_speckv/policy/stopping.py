@@ -1,14 +1,20 @@
-"""Whether a round goes on drafting, from what its drafts have said of themselves so far.
+"""What a round's own drafts say: whether to make another, and how many of each request to verify.
 
 A depth that is chosen before a round knows one draft's probability. The others tell more, one after
-another, while the round drafts. After each the next tier is worth drafting for
+another, while the round drafts. With S_i = P(the first i drafts are accepted), lambda the price of
+a second and v the time that one more verified token takes, the next tier is drafted where
 
-    sum over requests of P(the drafts up to there are accepted) > lambda (T(next) - T(made))
+    sum over requests, and drafts i up to it, of max(0, S_i - lambda v) > lambda x time of drafting
+
+and of each request the drafts with S_i > lambda v are verified. S_i falls with i, so they come
+first. Where every draft that is made has to be verified, the same holds with v = 0 and the time of
+the whole round.
 
 The drafts that are made are accepted as often as their own probability says, the next one as the
 probability of the draft before it says, deeper ones as after a usual draft: two models, each of
-every position (:mod:`policy.logistic`). A choice looks at the draft's distribution only, never at
-the token that was drawn from it.
+every position (:mod:`policy.logistic`). Whether draft i is made and verified depends on the
+distributions of the drafts up to i, never on the tokens that were drawn from them, so the output
+keeps its distribution.
 """
 
 from __future__ import annotations
@@ -67,10 +73,13 @@ class Stopping:
         num_correct_drafts: Sequence[int],
         signals: np.ndarray | None,
         requests: Sequence[int] | None = None,
+        widths: np.ndarray | None = None,
     ) -> np.ndarray | None:
-        """One round of ``num_steps`` >= 1 drafts; ``signals`` [size, num_steps, 2]. Entries that
-        cannot be true are left out. Returns the conditional probability of acceptance that was
-        expected of every draft, [size, max_steps], None where a signal is unknown."""
+        """One round of ``num_steps`` >= 1 drafts, of which ``widths`` [size] were verified;
+        ``signals`` [size, num_steps, 2]. Nothing is learned where an entry cannot be true.
+
+        Returns the conditional probability of acceptance that was expected of every draft,
+        [size, max_steps], None where a signal is unknown."""
         size = len(num_correct_drafts)
         correct, valid = correct_drafts_of(num_correct_drafts, num_steps)
         windows = windows_of(signals)
@@ -79,7 +88,8 @@ class Stopping:
             return None
         own = self._offsets(size, requests)
         expected = self._conditional(odds, own)
-        judged, accepted = labels_of(correct, num_steps, self._steps)
+        made = np.full(size, num_steps) if widths is None else widths
+        judged, accepted = labels_of(correct, made, self._steps)
         self._see(odds)
         x, last = self._inputs(odds)
         self._by_own.update(x, own, judged, accepted)

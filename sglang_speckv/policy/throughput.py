@@ -61,7 +61,11 @@ class Load:
 
 class Weighed(NamedTuple):
     """What a decision weighed: of every tier the tokens expected of the batch, its time and its
-    worth in tokens."""
+    worth in tokens.
+
+    ``whole``: the times with every draft verified. ``token_time``: what one more verified draft
+    takes; 0 where all of them are.
+    """
 
     batch_size: int
     asleep: bool
@@ -69,6 +73,13 @@ class Weighed(NamedTuple):
     tokens: list[float]
     times: list[float]
     worth: list[float]
+    whole: list[float]
+    token_time: float
+
+    @property
+    def least(self) -> float:
+        """The probability of surviving above which a draft is worth verifying."""
+        return self.price * self.token_time
 
 
 class ThroughputPolicy:
@@ -106,12 +117,14 @@ class ThroughputPolicy:
         self._last_size = 1
         self._may_sleep = True
         self._stopping: Stopping | None = None
+        self._stops = self._cuts = False
         self._requests: Sequence[int] | None = None
         """Of the newest batch."""
 
-    def allow_stops(self) -> None:
-        """Let rounds stop by what their drafts say: the engine asks :meth:`goes_on`."""
-        self._stopping = Stopping(self._depth)
+    def watch(self, stops: bool, widths: bool) -> None:
+        """What the engine asks while a round runs: :meth:`goes_on`, :meth:`widths`."""
+        self._stops, self._cuts = stops, widths
+        self._stopping = Stopping(self._depth) if stops or widths else None
 
     def profiled(self, rows: Iterable[TimedRound]) -> None:
         """Take round times from a profile; with any there is no first look. Says nothing of
@@ -158,51 +171,61 @@ class ThroughputPolicy:
         if not is_count(batch.size):
             return Decision(self._launch, "launch")
         size = int(batch.size)
-        tokens = self._tokens(batch)
         if self._look or not self._cost.rounds:
             steps, reason = (self._look.pop(), "look") if self._look else (self._launch, "launch")
-            return Decision(steps, reason, tokens[self.candidate_steps.index(steps)] / size)
+            return Decision(steps, reason, self._expected(batch)[0][steps] / size)
         load = self._loads.setdefault(self._cost.row_of(size), Load(PROBE_ROUNDS))
-        weighed = self._weighed = self._weigh(size, load, tokens)
+        weighed = self._weighed = self._weigh(batch, load)
         best = weighed.worth.index(max(weighed.worth))
-        load.earn(tokens[best] / size, weighed.times[best] / size)
+        load.earn(weighed.tokens[best] / size, weighed.times[best] / size)
         tier = self._probe(load, weighed, best)
-        if self._stops(batch, weighed, tier, best):
-            self._requests = batch.requests
-            deepest = self.candidate_steps[-1]
-            return Decision(deepest, "best", tokens[best] / size, True, weighed.price, stops=True)
         steps, awake = self.candidate_steps[tier], not (load.asleep and tier == 0)
-        reason = "best" if tier == best else "probe"
-        return Decision(steps, reason, tokens[tier] / size, awake, weighed.price)
-
-    def _stops(self, batch: Batch, weighed: Weighed, tier: int, best: int) -> bool:
-        """Whether the round's own drafts are to say how many it makes: where the best depth is more
-        than one draft, which is all that could be known, and every request's first draft is."""
-        several = self.candidate_steps[best] > 1 and tier == best
-        if self._stopping is None or not several or weighed.asleep:
-            return False
-        return not np.isnan(log_odds(batch.first_probs, (weighed.batch_size,))).any()
+        length = weighed.tokens[tier] / size
+        if tier != best:
+            return Decision(steps, "probe", length, awake, weighed.price)
+        watched = steps > 0 and not load.asleep and self._stopping is not None and _all_known(batch)
+        if watched:
+            self._requests = batch.requests
+            if self._stops and steps > 1:
+                steps = self.candidate_steps[-1]
+        return Decision(steps, "best", length, awake, weighed.price, watched)
 
     def goes_on(self, probs: np.ndarray) -> bool:
         """Whether the round that was decided last goes on to the next tier: ``probs`` [size, k]
         are the top-1 probabilities of the drafts that it has made, k of them, a tier."""
         weighed, made = self._weighed, probs.shape[1]
-        if self._stopping is None or weighed is None or made not in self.candidate_steps[:-1]:
-            return made < self._launch
-        survival = self._stopping.survival(probs, self._requests)
-        if survival is None:
+        if not self._stops:
+            return True
+        survival = self._survival(probs)
+        if survival is None or weighed is None or made not in self.candidate_steps[:-1]:
             return made < self._launch
         tier = self.candidate_steps.index(made)
-        gain = float(survival[:, made : self.candidate_steps[tier + 1]].sum())
-        return gain > weighed.price * (weighed.times[tier + 1] - weighed.times[tier])
+        more = survival[:, made : self.candidate_steps[tier + 1]]
+        gain = np.maximum(more - weighed.least, 0.0).sum()
+        drafting = weighed.whole[tier + 1] - weighed.whole[tier] - more.size * weighed.token_time
+        return bool(gain > weighed.price * max(drafting, 0.0))
 
-    def _tokens(self, batch: Batch) -> list[float]:
-        every = self._acceptance.tokens(int(batch.size), batch.first_probs, batch.requests)
-        return [every[steps] for steps in self.candidate_steps]
+    def widths(self, probs: np.ndarray) -> np.ndarray | None:
+        """How many of each request's drafts are worth verifying [size], now that the round has made
+        those with the top-1 probabilities ``probs`` [size, k]; None where all are."""
+        weighed, survival = self._weighed, self._survival(probs)
+        if weighed is None or survival is None or not self._cuts:
+            return None
+        widths: np.ndarray = (survival[:, : probs.shape[1]] > weighed.least).sum(axis=1)
+        return widths if widths.min(initial=probs.shape[1]) < probs.shape[1] else None
 
-    def _weigh(self, size: int, load: Load, tokens: list[float]) -> Weighed:
+    def _survival(self, probs: np.ndarray) -> np.ndarray | None:
+        return None if self._stopping is None else self._stopping.survival(probs, self._requests)
+
+    def _expected(self, batch: Batch, least: float = 0.0) -> tuple[list[float], list[float]]:
+        """Tokens expected at every depth, and how many drafts are not verified."""
+        size, firsts = int(batch.size), batch.first_probs
+        return self._acceptance.verified(size, firsts, batch.requests, least)
+
+    def _weigh(self, batch: Batch, load: Load) -> Weighed:
+        size = int(batch.size)
         every, usual = self._cost.times(size), self._acceptance.usual
-        times = [every[steps] for steps in self.candidate_steps]
+        whole = [every[steps] for steps in self.candidate_steps]
         price = max(size * usual[k] / every[k] for k in self.candidate_steps)
         if load.seconds > 0.0 and not load.asleep:
             price = max(price, load.tokens / load.seconds)
@@ -213,10 +236,15 @@ class ThroughputPolicy:
         if asleep != load.asleep:
             load.asleep, load.tokens, load.seconds = asleep, 0.0, 0.0
         if asleep and off is not None:
-            price, waking = size / off, times[0] - off
-            times = [off, *(t + waking for t in times[1:])]  # it reads what it missed first
+            price, waking = size / off, whole[0] - off
+            whole = [off, *(t + waking for t in whole[1:])]  # it reads what it missed first
+        cuts = self._cuts and not asleep and _all_known(batch)
+        token_time = self._cost.token_time(size) if cuts else 0.0
+        told = self._expected(batch, price * token_time)
+        tokens, cut = ([column[steps] for steps in self.candidate_steps] for column in told)
+        times = [t - token_time * n for t, n in zip(whole, cut, strict=True)]
         worth = [n - price * t for n, t in zip(tokens, times, strict=True)]
-        return Weighed(size, asleep, price, tokens, times, worth)
+        return Weighed(size, asleep, price, tokens, times, worth, whole, token_time)
 
     def _probe(self, load: Load, weighed: Weighed, best: int) -> int:
         """The best tier, or the one beside it, deeper and shallower by turns, where that is due."""
@@ -238,22 +266,18 @@ class ThroughputPolicy:
         steps, size = int(outcome.num_steps), int(outcome.batch_size)
         self._observed += 1
         self._last_size = size
-        self._cost.update(size, steps, outcome.seconds, outcome.asleep)
-        unmade = None
+        widths = _widths_of(outcome, steps)
+        cut = outcome.cut if widths is not None and is_count(outcome.cut) else 0
+        self._cost.update(size, steps, outcome.seconds, outcome.asleep, cut)
+        correct, requests, expected = outcome.num_correct_drafts, outcome.requests, None
         if self._stopping is not None and steps:
-            unmade = self._stopping.learn(
-                steps, outcome.num_correct_drafts, outcome.signals, outcome.requests
-            )
-        self._acceptance.learn(
-            steps,
-            outcome.num_correct_drafts,
-            outcome.first_probs,
-            outcome.requests,
-            unmade if outcome.stopped else None,
-        )
+            expected = self._stopping.learn(steps, correct, outcome.signals, requests, widths)
+        if widths is None and not outcome.stopped:
+            expected = None
+        self._acceptance.learn(steps, correct, outcome.first_probs, requests, widths, expected)
         if self._acceptance is not self._by_age[False] and steps:
             firsts = windows_of(outcome.signals)[:, 0, 0]
-            self._by_age[False].learn(steps, outcome.num_correct_drafts, firsts)
+            self._by_age[False].learn(steps, correct, firsts, None, widths, expected)
         load = self._loads.get(self._cost.row_of(size))
         if load is not None and load.pays < np.inf:
             correct, _ = correct_drafts_of(outcome.num_correct_drafts, steps)
@@ -311,3 +335,17 @@ def _first_look(tiers: tuple[int, ...], launch: int) -> list[int]:
     each: three would cost 1 % of the first 300 rounds and tell no more."""
     deep = min(tiers, key=lambda steps: abs(steps - 2 * launch - 1))
     return list(dict.fromkeys((tiers[0], deep, launch)))
+
+
+def _all_known(batch: Batch) -> bool:
+    """Whether every request's first draft has told its probability."""
+    return not np.isnan(log_odds(batch.first_probs, (int(batch.size),))).any()
+
+
+def _widths_of(outcome: Round, steps: int) -> np.ndarray | None:
+    """Those of a round, as integers; None where all drafts were verified, or where they cannot be
+    true."""
+    if outcome.widths is None:
+        return None
+    widths, valid = correct_drafts_of(outcome.widths, steps)
+    return widths if len(widths) == len(valid) == len(outcome.num_correct_drafts) else None

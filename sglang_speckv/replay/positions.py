@@ -124,7 +124,7 @@ def from_trace(columns: Columns, depth: int) -> Positions:
     Raises:
         ConfigError: there is none.
     """
-    columns = columns.only(columns.num_steps >= depth)
+    columns = columns.only(columns.num_verified >= depth)
     if not len(columns):
         raise ConfigError(
             f"no recorded round was drafted to depth {depth}; give fewer --candidate-steps, or "

@@ -69,7 +69,7 @@ class Setting:
         """Of a round of ``size`` requests."""
         times = self.cost.times(np.array([size]), self.tiers)[0].tolist()
         asleep = self.off(size) if self.sleeps else None
-        return Price(dict(zip(self.tiers, times, strict=True)), asleep)
+        return Price(dict(zip(self.tiers, times, strict=True)), asleep, self.cost.token)
 
     @property
     def sleeps(self) -> bool:

@@ -83,16 +83,17 @@ class Walk:
 @dataclass(frozen=True)
 class Price:
     """Seconds of a round by num_steps, at one batch size; ``asleep`` is a round without the draft,
-    None where there is none or the draft cannot sleep."""
+    None where there is none or the draft cannot sleep. ``token``: of one verified token."""
 
     seconds: dict[int, float]
     asleep: float | None = None
+    token: float = 0.0
 
-    def of(self, num_steps: int, sleeps: bool = False, slept: bool = False) -> float:
-        """A draft that ``slept`` through the round before reads up what it missed: one pass more,
-        as much as sleeping had saved."""
+    def of(self, num_steps: int, sleeps: bool = False, slept: bool = False, cut: int = 0) -> float:
+        """Of a round in which ``cut`` drafts are not verified. A draft that ``slept`` through the
+        round before reads up what it missed: one pass more, as much as sleeping had saved."""
         if self.asleep is None or not (sleeps or slept):
-            return self.seconds[num_steps]
+            return self.seconds[num_steps] - cut * self.token
         return self.asleep if sleeps else self.seconds[num_steps] + self.seconds[0] - self.asleep
 
 
@@ -140,15 +141,30 @@ def play(
         decision = policy.decide(batch)
         if witness is not None:
             witness(len(steps), batch, decision, walk)
-        k = _drafted(policy, decision, walk)
+        k, widths = _drafted(policy, decision, walk)
+        cut = 0 if widths is None else int(k * size - widths.sum())
         sleeps = k == 0 and price.asleep is not None and not decision.awake
-        took = price.of(k, sleeps, slept)
+        took = price.of(k, sleeps, slept, cut)
         told = took if noise is None else took * float(np.exp(noise.normal(0.0, NOISE)))
-        correct = np.minimum(walk.correct(), k)
+        correct = np.minimum(walk.correct(), k if widths is None else widths)
         signals = walk.signals()[:, :k] if k else None
         firsts = batch.first_probs
         early = k < decision.num_steps
-        late.append(Round(k, size, correct.tolist(), told, firsts, signals, sleeps, names, early))
+        late.append(
+            Round(
+                k,
+                size,
+                correct.tolist(),
+                told,
+                firsts,
+                signals,
+                sleeps,
+                names,
+                stopped=early,
+                widths=widths,
+                cut=cut,
+            )
+        )
         if len(late) > lag:
             policy.observe(late.popleft())
         steps.append(k)
@@ -168,14 +184,17 @@ def play(
     )
 
 
-def _drafted(policy: Any, decision: Decision, walk: Walk) -> int:
-    """How many drafts the round makes."""
-    if decision.stops:
-        probs = walk.signals()[:, :, 0]
-        for k in policy.candidate_steps:
-            if 1 <= k < decision.num_steps and not policy.goes_on(probs[:, :k]):
-                return int(k)
-    return decision.num_steps
+def _drafted(policy: Any, decision: Decision, walk: Walk) -> tuple[int, np.ndarray | None]:
+    """How many drafts the round makes, and how many of each request it verifies if not all."""
+    if not decision.watched:
+        return decision.num_steps, None
+    probs = walk.signals()[:, :, 0]
+    for k in policy.candidate_steps:
+        if 1 <= k < decision.num_steps and not policy.goes_on(probs[:, :k]):
+            break
+    else:
+        k = decision.num_steps
+    return int(k), policy.widths(probs[:, :k])
 
 
 def order_of(

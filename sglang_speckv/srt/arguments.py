@@ -23,6 +23,7 @@ from sglang_speckv.config import (
     POLICY_NAMES,
     SIGNAL_LAGS,
     STOPS,
+    WIDTHS,
     ConfigError,
     SpecKVConfig,
     joined,
@@ -87,6 +88,14 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         "sees that for free (the CPU engine), 'off' nowhere (default: auto). Turns --speckv on.",
     )
     group.add_argument(
+        "--speckv-width",
+        default=None,
+        metavar="|".join(WIDTHS),
+        help="Whether a round may verify fewer drafts of one request than of another: 'auto' where "
+        "a cut draft saves its time (the CPU engine), 'off' nowhere (default: auto). Turns "
+        "--speckv on.",
+    )
+    group.add_argument(
         "--speckv-profile",
         default=None,
         type=float,
@@ -125,6 +134,7 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
         "candidate_steps": getattr(args, "speckv_candidate_steps", None),
         "signal_lag": getattr(args, "speckv_signal_lag", None),
         "stop": getattr(args, "speckv_stop", None),
+        "width": getattr(args, "speckv_width", None),
         "profile_seconds": getattr(args, "speckv_profile", None),
         "trace": getattr(args, "speckv_trace", None),
     }

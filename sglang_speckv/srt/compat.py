@@ -171,6 +171,10 @@ PLAN_DRAFT_ATTENTION = HookTarget(
     _SRT + "layers.attention.intel_amx_backend.IntelAMXMultiStepDraftBackend.init_forward_metadata",
     ("forward_batch",),
 )
+EXTEND_LENGTHS = HookTarget(
+    _SRT + "layers.attention.intel_amx_backend.IntelAMXAttnBackend._build_extend_metadata",
+    ("forward_batch",),
+)
 CPU_ATTENTION = tuple(
     HookTarget(
         _SRT + f"layers.attention.intel_amx_backend.IntelAMXAttnBackend.{method}",
@@ -187,6 +191,7 @@ CPU_HOOKS = (
     STORE_KV,
     PLAN_ATTENTION,
     PLAN_DRAFT_ATTENTION,
+    EXTEND_LENGTHS,
     *CPU_ATTENTION,
     VALIDATE_LENGTH,
     SELECT_RUNNERS,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_speckv.config import NO_STOP, POLICY_NAMES, SpecKVConfig
+from sglang_speckv.config import LESS, POLICY_NAMES, SpecKVConfig, less
 from sglang_speckv.offline.artifact import load_artifact
 from sglang_speckv.policy import Prior, create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
@@ -56,6 +56,8 @@ class EnginePolicy:
         """The newest one; None where a pinned depth was served instead."""
         self.no_stops: str | None = "the engine has not started"
         """Why rounds do not stop by what their own drafts say; None where they may."""
+        self.no_widths = self.no_stops
+        """Why they do not verify a width per request."""
         self.draft_sleeps = False
         """Whether the draft can sleep at depth 0 at all."""
         self.counters = Counters(config.candidate_steps)
@@ -124,12 +126,17 @@ class EnginePolicy:
         beliefs = struct.pack("<idd", self.num_steps, expected or 0.0, rate or 0.0)
         return zlib.crc32(beliefs) & 0xFFFFFF
 
+    @property
+    def watches(self) -> bool:
+        """Whether the round's own drafts may change it."""
+        return self.decision is not None and self.decision.watched and not self.held
+
     def asks_after(self, drafts: int) -> bool:
         """Whether :meth:`goes_on` is to be asked after so many drafts of the round."""
-        decision = self.decision
-        if decision is None or not decision.stops or self.held:
+        if not self.watches:
             return False
-        return drafts < decision.num_steps and drafts in self.candidate_steps
+        assert self.decision is not None
+        return drafts < self.decision.num_steps and drafts in self.candidate_steps
 
     def goes_on(self, probs: np.ndarray) -> bool:
         """Whether the round goes on to the next tier; ``probs`` [size, drafts] of those made."""
@@ -142,6 +149,19 @@ class EnginePolicy:
             return probs.shape[1] < self.launch_steps
         self.counters.decision_seconds += time.perf_counter() - started
         return going
+
+    def widths(self, probs: np.ndarray) -> np.ndarray | None:
+        """How many of each request's drafts are to be verified, ``probs`` [size, drafts] of those
+        made; None for all of them."""
+        assert isinstance(self.policy, ThroughputPolicy)
+        started = time.perf_counter()
+        try:
+            widths = self.policy.widths(probs)
+        except Exception as error:
+            self._fall_back("choose widths", error)
+            return None
+        self.counters.decision_seconds += time.perf_counter() - started
+        return widths
 
     def hold(self) -> None:
         """Serve the launch depth from now on; :meth:`select` releases."""
@@ -200,7 +220,7 @@ class EnginePolicy:
         """
         if name not in self._policies:
             self._policies[name] = create_policy(
-                name.removesuffix(SECOND).removesuffix(NO_STOP),
+                less(name.removesuffix(SECOND))[0],
                 self.candidate_steps,
                 self.launch_steps,
                 adaptive_config=self._config.ema_config,
@@ -210,7 +230,7 @@ class EnginePolicy:
             self._tell_profile(self._policies[name])
             self._tell_sleep(self._policies[name])
             self._tell_lag(self._policies[name])
-            self._tell_stops(name)
+            self._tell_watch(name)
 
     @property
     def profiling(self) -> bool:
@@ -249,8 +269,8 @@ class EnginePolicy:
         """Names that :meth:`select` takes."""
         trained = self._prior is not None and self._prior.mlp is not None
         names = [name for name in POLICY_NAMES[:-1] if trained or not name.startswith("paper")]
-        plain = [] if self.no_stops else [f"throughput{NO_STOP}"]
-        return [*names, *plain, *(f"static:{step}" for step in self.candidate_steps)]
+        without = [f"throughput{switches}" for switches in LESS]
+        return [*names, *without, *(f"static:{step}" for step in self.candidate_steps)]
 
     def keep_awake(self, on: bool) -> None:
         """Let the draft read every token, or let it sleep where the policy has no need of it."""
@@ -263,16 +283,18 @@ class EnginePolicy:
         if isinstance(policy, ThroughputPolicy):
             policy.allow_sleep(not self.kept_awake)
 
-    def let_stop(self, no_stops: str | None) -> None:
-        """Say why rounds do not stop by what their own drafts say, or None: they may."""
-        self.no_stops = no_stops
+    def watch_rounds(self, no_stops: str | None, no_widths: str | None) -> None:
+        """Say why rounds do not stop by what their own drafts say and do not verify a width per
+        request, or None: they may."""
+        self.no_stops, self.no_widths = no_stops, no_widths
         for name in self._policies:
-            self._tell_stops(name)
+            self._tell_watch(name)
 
-    def _tell_stops(self, name: str) -> None:
-        policy, plain = self._policies[name], name.removesuffix(SECOND).endswith(NO_STOP)
-        if isinstance(policy, ThroughputPolicy) and self.no_stops is None and not plain:
-            policy.allow_stops()
+    def _tell_watch(self, name: str) -> None:
+        policy = self._policies[name]
+        if isinstance(policy, ThroughputPolicy):
+            _, stops, widths = less(name.removesuffix(SECOND))
+            policy.watch(stops and self.no_stops is None, widths and self.no_widths is None)
 
     def _tell_lag(self, policy: StepPolicy) -> None:
         if self.lag.open and isinstance(policy, ThroughputPolicy):
@@ -295,7 +317,8 @@ class EnginePolicy:
             "kept_awake": self.kept_awake,
             "candidate_steps": self.candidate_steps,
             "launch_steps": self.launch_steps,
-            "stops": "on" if self.no_stops is None else f"off: {self.no_stops}",
+            "stops": _on(self.no_stops),
+            "widths": _on(self.no_widths),
             "num_steps": self.num_steps,
             "signal_lag": self.lag.describe(),
             **self.counters.snapshot(),
@@ -348,6 +371,10 @@ class EnginePolicy:
                 error,
                 self.launch_steps,
             )
+
+
+def _on(reason: str | None) -> str:
+    return "on" if reason is None else f"off: {reason}"
 
 
 def _prior(artifact: str | None) -> Prior | None:

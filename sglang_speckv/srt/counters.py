@@ -13,12 +13,13 @@ RECENT_ROUNDS = 1024
 
 
 class Counters:
-    """Counts since start-up. ``outcomes[k][c]``: requests in rounds of ``k`` steps of which ``c``
-    drafts were correct; everything about acceptance follows from it."""
+    """Counts since start-up. ``outcomes[w][c]``: request-rounds in which ``w`` drafts were verified
+    and ``c`` of them correct; everything about acceptance follows from it."""
 
     def __init__(self, candidate_steps: Sequence[int]) -> None:
         self.rounds = dict.fromkeys(candidate_steps, 0)
-        self.outcomes = {steps: [0] * (steps + 1) for steps in candidate_steps}
+        self.outcomes = {w: [0] * (w + 1) for w in range(max(candidate_steps) + 1)}
+        self.drafted_tokens = 0
         self.stopped_rounds = 0
         self.decisions = 0
         self.decision_seconds = 0.0
@@ -33,9 +34,11 @@ class Counters:
     def count(self, outcome: Round) -> None:
         self.rounds[outcome.num_steps] += 1
         self.stopped_rounds += outcome.stopped
-        counts = self.outcomes[outcome.num_steps]
-        for correct in outcome.num_correct_drafts:
-            counts[correct] += 1
+        live = len(outcome.num_correct_drafts)
+        self.drafted_tokens += outcome.num_steps * live
+        widths = [outcome.num_steps] * live if outcome.widths is None else outcome.widths.tolist()
+        for width, correct in zip(widths, outcome.num_correct_drafts, strict=True):
+            self.outcomes[width][correct] += 1
         elapsed = time.perf_counter() - self._started
         self._recent.append((elapsed, outcome.num_steps, outcome.batch_size))
 
@@ -54,6 +57,7 @@ class Counters:
 
     @property
     def proposed_drafts(self) -> int:
+        """Those that were verified."""
         return sum(steps * sum(counts) for steps, counts in self.outcomes.items())
 
     @property
@@ -76,7 +80,9 @@ class Counters:
         return {
             "rounds": {str(step): count for step, count in self.rounds.items()},
             "request_rounds": self.request_rounds,
+            "drafted_tokens": self.drafted_tokens,
             "proposed_drafts": proposed,
+            "cut_drafts": self.drafted_tokens - proposed,
             "correct_drafts": correct,
             "accept_rate": correct / proposed if proposed else None,
             "accept_rate_per_position": [

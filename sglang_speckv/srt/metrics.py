@@ -40,7 +40,8 @@ class Metrics:
                 "proposed_drafts", "Draft tokens judged, by the depth that ran", "position"
             ),
             "correct": counter("correct_drafts", "Draft tokens accepted", "position"),
-            "drafted": counter("drafted_tokens", "Draft tokens proposed, judged or not"),
+            "drafted": counter("drafted_tokens", "Draft tokens made, verified or not"),
+            "cut": counter("cut_drafts", "Draft tokens made and not verified"),
             "decisions": counter("decisions", "Depths chosen by the policy"),
             "decision_seconds": counter("decision_seconds", "Time spent choosing"),
             "stopped": counter("stopped_rounds", "Rounds that their own drafts ended early"),
@@ -76,7 +77,8 @@ class Metrics:
         for position, (judged, correct) in enumerate(counters.positions(), start=1):
             yield ("proposed", str(position)), judged
             yield ("correct", str(position)), correct
-        yield ("drafted",), counters.proposed_drafts
+        yield ("drafted",), counters.drafted_tokens
+        yield ("cut",), counters.drafted_tokens - counters.proposed_drafts
         yield ("decisions",), counters.decisions
         yield ("decision_seconds",), counters.decision_seconds
         yield ("stopped",), counters.stopped_rounds

@@ -94,13 +94,21 @@ class DecodeLaunch(Launch):
     decision: Decision | None = None
     digest: int = 0
     asleep: bool = False
+    widths: np.ndarray | None = None
+    """How many of each request's drafts are verified; None for all of them."""
     settles: tuple[FinishedRound, ...] = ()
 
     @property
     def stopped(self) -> bool:
         """The round ended before the depth that was decided, by what its own drafts said."""
         decision = self.decision
-        return decision is not None and decision.stops and self.num_steps < decision.num_steps
+        return decision is not None and decision.watched and self.num_steps < decision.num_steps
+
+    @property
+    def cut(self) -> int:
+        """Drafts that were not verified."""
+        widths = self.widths
+        return 0 if widths is None else self.num_steps * len(widths) - int(widths.sum())
 
     @property
     def work(self) -> tuple[int, int, bool, bool]:
@@ -200,6 +208,7 @@ class RoundTracker:
         decision: Decision | None = None,
         digest: int = 0,
         asleep: bool = False,
+        widths: np.ndarray | None = None,
     ) -> DecodeLaunch:
         """A decode round was launched; ``signals`` [bs, num_steps + 1, 2]. ``digest``: at most 24
         bits that differ where ``decision`` or what it followed from does."""
@@ -218,6 +227,7 @@ class RoundTracker:
             decision=decision,
             digest=digest,
             asleep=asleep,
+            widths=widths,
             settles=settles,
         )
         self._last_was_decode = True
@@ -319,6 +329,8 @@ class RoundTracker:
             launch.asleep,
             requests,
             launch.stopped,
+            None if launch.widths is None else launch.widths[live],
+            launch.cut,
         )
         return FinishedRound(outcome, launch, live, [lens[row] for row in live])
 

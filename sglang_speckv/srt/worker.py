@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_speckv.srt import arguments, carrier, compat, identity, stops, weights
+from sglang_speckv.srt import arguments, carrier, compat, identity, in_round, weights
 from sglang_speckv.srt.metrics import Metrics
 from sglang_speckv.srt.rounds import TROUBLE, DecodeLaunch, Launch, RoundTracker
 from sglang_speckv.srt.signals import SignalTap
@@ -20,6 +20,7 @@ from sglang_speckv.srt.sleep import DraftSleep
 from sglang_speckv.srt.trace import TraceWriter
 
 if TYPE_CHECKING:
+    import numpy as np
     from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2 as _Worker
     from torch import Tensor
 
@@ -73,8 +74,8 @@ class SpecKVMixin(_Worker):
         self.speckv: EnginePolicy = EnginePolicy(
             config, self.speculative_num_steps, overlap=not get_schedule().disable_overlap_schedule
         )
-        self.speckv.let_stop(
-            stops.why_not(
+        self.speckv.watch_rounds(
+            *in_round.why_not(
                 config,
                 self.device,
                 get_parallel().tp_size,
@@ -97,6 +98,7 @@ class SpecKVMixin(_Worker):
         self._fuse.blown = self._rounds.distrust
         self._reqs: list[Any] = []
         self._round_slots: Tensor | None = None
+        self._widths: np.ndarray | None = None
         self._result: Any = None
         self._waited = False
 
@@ -108,6 +110,13 @@ class SpecKVMixin(_Worker):
         self.speckv.draft_sleeps = self._sleep is not None
         if self.speckv.no_stops is None:
             self._tap.on_draft = self._drafted
+        if self.speckv.no_widths is None:
+            in_round.verify_by_width(
+                self._target_worker.model_runner,
+                self._choose_widths,
+                self._note_widths,
+                lambda: self._fuse.guard("choosing widths"),
+            )
         super().init_cuda_graphs()
         draft = self._draft_worker
         for num_steps in self.speckv.candidate_steps:
@@ -173,6 +182,7 @@ class SpecKVMixin(_Worker):
     def _round_begins(self, batch: Any) -> None:
         # Kept: what the batch holds changes while it is run.
         self._round_slots, self._reqs = batch.req_pool_indices, batch.reqs
+        self._widths = None
         self._rounds.waits_for_signals = self.speckv.lag.waits
         with self._fuse.guard("preparing a round"):
             self._tap.begin_round(self._round_slots, _newcomers(batch.reqs))
@@ -199,6 +209,7 @@ class SpecKVMixin(_Worker):
             self.speckv.decision,
             self.speckv.digest,
             asleep=self._sleep is not None and self._sleep.slept,
+            widths=self._widths,
         )
 
     def _drafted(self, drafts: int) -> None:
@@ -208,7 +219,18 @@ class SpecKVMixin(_Worker):
                 assert self._round_slots is not None
                 probs = self._tap.made(len(self._round_slots), drafts).numpy()
                 if not self.speckv.goes_on(probs):
-                    stops.stop_here(self, drafts)
+                    in_round.stop_here(self, drafts)
+
+    def _choose_widths(self, size: int) -> np.ndarray | None:
+        """After the last draft of a round: how many of each request's are to be verified?"""
+        assert self._round_slots is not None
+        drafts = self.speculative_num_steps
+        if not drafts or len(self._round_slots) != size or not self.speckv.watches:
+            return None
+        return self.speckv.widths(self._tap.made(size, drafts).numpy())
+
+    def _note_widths(self, widths: np.ndarray) -> None:
+        self._widths = widths
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """Called by SGLang first thing in a decode round."""

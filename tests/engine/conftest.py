@@ -130,9 +130,9 @@ class Serving:
         return sum(self.speckv()["rounds"].values())
 
     @contextmanager
-    def stops_anywhere(self) -> Iterator[None]:
-        """Where the plugin of ``tests/engine/stops`` is loaded: rounds of the policy `throughput`
-        stop anywhere while the block runs."""
+    def forced_rounds(self) -> Iterator[None]:
+        """Where the plugin of ``tests/engine/stops`` is loaded: while the block runs, rounds of the
+        policy `throughput` make and verify as many drafts as fixed sequences say."""
         self.stops_file.touch()
         try:
             yield

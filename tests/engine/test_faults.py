@@ -28,6 +28,7 @@ SEAMS = {
     "decide": "choosing a depth",
     "count": "learning from a round",
     "stop": "stopping a round",
+    "width": "choosing widths",
     "switch": "switching the depth",
     "sleep": "letting the draft sleep",
     "wake": "catching up with a draft that slept",

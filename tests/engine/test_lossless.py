@@ -43,18 +43,20 @@ def test_moving_depth(server: Serving, plain_answers: dict[str, Any]) -> None:
     assert log_lines(server)[already:] == []
 
 
-def test_rounds_that_stop_anywhere(server: Serving, plain_answers: dict[str, Any]) -> None:
+def test_rounds_that_change_while_they_run(server: Serving, plain_answers: dict[str, Any]) -> None:
     server.select("throughput")
     before = server.speckv()
-    with server.stops_anywhere():
+    with server.forced_rounds():
         check(server, plain_answers, alone=len(PROMPTS))
     after = server.speckv()
     stopped = after["stopped_rounds"] - before["stopped_rounds"]
     assert stopped > 10
     served = {step: n - before["rounds"][step] for step, n in after["rounds"].items()}
     assert served["1"] + served["3"] == stopped and served["1"] and served["3"] and served["5"]
+    cut = after["cut_drafts"] - before["cut_drafts"]
+    assert 0.2 < cut / (after["drafted_tokens"] - before["drafted_tokens"]) < 0.8
     assert after["fallbacks"] == before["fallbacks"] and not after["failures"]
-    assert after["stops"] == "on"
+    assert after["stops"] == after["widths"] == "on"
 
 
 def test_counts_add_up(server: Serving) -> None:

@@ -41,16 +41,17 @@ def test_sampled_text_follows_the_target(
     assert shown["fallbacks"] == 0 and shown["correct_drafts"] > 0
 
 
-def test_sampled_text_follows_the_target_where_rounds_stop_anywhere(
+def test_sampled_text_follows_the_target_where_rounds_change_while_they_run(
     drawing: Serving, models: dict[str, str]
 ) -> None:
-    """All drafts that were drawn are verified, so a stop cannot favour any of them."""
+    """Whether a draft is made and verified does not depend on what was drawn for it."""
     drawing.select("throughput")
-    with drawing.stops_anywhere():
+    with drawing.forced_rounds():
         answers = sampled(drawing, 1.0)
     assert follows_target(answers, Reference(models["target"]), 1.0)
     shown = drawing.speckv()
-    assert shown["stopped_rounds"] > 100 and shown["fallbacks"] == 0
+    assert shown["stopped_rounds"] > 50 and shown["cut_drafts"] > 1000
+    assert shown["fallbacks"] == 0 and not shown["failures"]
 
 
 @pytest.mark.parametrize("num_steps", STEPS)

@@ -206,7 +206,9 @@ def test_the_trace_adds_up_with_the_counters(server: Serving) -> None:
     assert shown["trace"]["dropped_rounds"] == 0
     assert len(records) == shown["request_rounds"]
     assert sum(r.num_correct_drafts for r in records) == shown["correct_drafts"]
-    assert sum(r.num_steps for r in records) == shown["proposed_drafts"]
+    assert sum(r.num_steps for r in records) == shown["drafted_tokens"]
+    verified = [r.num_steps if r.num_verified is None else r.num_verified for r in records]
+    assert sum(verified) == shown["proposed_drafts"]
     rounds = {r.round for r in records}
     assert len(rounds) <= sum(shown["rounds"].values())
     chosen = records[already:]
@@ -235,7 +237,7 @@ def test_metrics_page(server: Serving) -> None:
     assert found["speckv:active"] == 1
     for name, key in {
         "correct_drafts_total": "correct_drafts",
-        "drafted_tokens_total": "proposed_drafts",
+        "drafted_tokens_total": "drafted_tokens",
         "decisions_total": "decisions",
         "switches_total": "switches",
     }.items():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_speckv.srt import compat, request_checks, weights
+from sglang_speckv.srt import compat, in_round, request_checks, weights
 from sglang_speckv.srt.cpu.kernels import linear, sampling
 from sglang_speckv.srt.cpu.kernels.attention import PLANS
 
@@ -37,6 +37,7 @@ def apply() -> None:
         (compat.STORE_KV, _store_kv, HookType.AROUND),
         (compat.PLAN_ATTENTION, _forget_plans, HookType.BEFORE),
         (compat.PLAN_DRAFT_ATTENTION, _forget_plans, HookType.BEFORE),
+        (compat.EXTEND_LENGTHS, _by_width, HookType.AROUND),
         *((target, _share_plans, HookType.AROUND) for target in compat.CPU_ATTENTION),
         (compat.VALIDATE_LENGTH, request_checks.reason_to_abort, HookType.AFTER),
         (compat.SELECT_RUNNERS, weights.select_runners, HookType.AROUND),
@@ -147,6 +148,15 @@ def _store_kv(
 
 def _forget_plans(*args: Any, **kwargs: Any) -> None:
     PLANS.start()
+
+
+def _by_width(original: Callable[..., Any], self: Any, forward_batch: Any) -> Any:
+    """SGLang verifies as many tokens of one request as of another; see :mod:`srt.in_round`."""
+    lengths = getattr(forward_batch, in_round.LENGTHS, None)
+    if lengths is None:
+        return original(self, forward_batch)
+    starts = lengths.cumsum(0) - lengths
+    return forward_batch.seq_lens + lengths, lengths.int(), starts.int(), None
 
 
 def _share_plans(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:

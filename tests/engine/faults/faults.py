@@ -21,6 +21,7 @@ PLACES = {
     "decide": "controller.EnginePolicy._decide",
     "count": "counters.Counters.count",
     "stop": "controller.EnginePolicy.asks_after",
+    "width": "worker.SpecKVMixin._choose_widths",
     "switch": "worker.SpecKVMixin._switch",
     "sleep": "sleep.DraftSleep._sleeps",
     "wake": "sleep.DraftSleep._as_prefill",

@@ -117,11 +117,11 @@ class Engine:
                 told = self._top1_probs(accept)
                 decision = policy.decide(Batch(phase.size, None if told is None else told[:, 0]))
                 drift = 1.0 + self.noise.drift * np.sin(n / 60.0)
-                steps = _drafted(policy, decision, told)
+                steps, widths = _drafted(policy, decision, told)
                 _score(result, accept, times * drift, steps)
                 result.reasons.append(decision.reason)
                 stopped = steps < decision.num_steps
-                late.append(self._round(accept, times * drift, steps, told, stopped))
+                late.append(self._round(accept, times * drift, steps, told, stopped, widths))
                 if len(late) > self.noise.lag:
                     policy.observe(late.pop(0))
                 n += 1
@@ -140,28 +140,37 @@ class Engine:
         steps: int,
         told: np.ndarray | None,
         stopped: bool,
+        widths: np.ndarray | None,
     ) -> Round:
         size = len(accept)
         hits = self._rng.random((size, steps)) < accept[:, :steps]
-        correct = np.cumprod(hits, axis=1).sum(axis=1).tolist()
+        counts = np.cumprod(hits, axis=1).sum(axis=1)
+        cut = 0
+        if widths is not None:
+            counts, cut = np.minimum(counts, widths), int(size * steps - widths.sum())
+        correct = counts.tolist()
         clean = self._rng.random() >= self.noise.unclean
         time = self._measured(times[steps]) if clean else None
         if told is None:
             return Round(steps, size, correct, time)
         signals = np.stack([told[:, :steps], 1.0 - told[:, :steps]], axis=2)
-        return Round(steps, size, correct, time, told[:, 0], signals, stopped=stopped)
+        changes: dict[str, Any] = {"stopped": stopped, "widths": widths, "cut": cut}
+        return Round(steps, size, correct, time, told[:, 0], signals, **changes)
 
     def _measured(self, seconds: float) -> float:
         spike = 2.0 if self._rng.random() < self.noise.spikes else 1.0
         return float(seconds * spike * np.exp(self._rng.normal(0, self.noise.jitter)))
 
 
-def _drafted(policy: Any, decision: Decision, told: np.ndarray | None) -> int:
-    if decision.stops and told is not None:
-        for k in policy.candidate_steps:
-            if 1 <= k < decision.num_steps and not policy.goes_on(told[:, :k]):
-                return int(k)
-    return decision.num_steps
+def _drafted(
+    policy: Any, decision: Decision, told: np.ndarray | None
+) -> tuple[int, np.ndarray | None]:
+    """Depth and widths. (A cut saves no time here, and is not scored.)"""
+    if not decision.watched or told is None:
+        return decision.num_steps, None
+    made = [k for k in policy.candidate_steps if 1 <= k < decision.num_steps]
+    steps = next((k for k in made if not policy.goes_on(told[:, :k])), decision.num_steps)
+    return steps, policy.widths(told[:, :steps])
 
 
 def _log_odds(conditional: Sequence[float], depth: int) -> np.ndarray:

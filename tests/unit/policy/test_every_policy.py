@@ -97,15 +97,19 @@ def shares(*shape: int) -> st.SearchStrategy[np.ndarray]:
 def true_rounds(draw: st.DrawFn) -> Round:
     """What an engine may say, at any scale of time."""
     live, steps = draw(st.integers(0, 4)), draw(depths)
+    correct = draw(st.lists(st.integers(0, steps), min_size=live, max_size=live))
+    widths = draw(st.none() | st.just([draw(st.integers(c, steps)) for c in correct]))
     return Round(
         steps,
         max(1, live),
-        draw(st.lists(st.integers(0, steps), min_size=live, max_size=live)),
+        correct,
         draw(st.none() | times),
         draw(st.none() | shares(live)),
         draw(st.none() | shares(live, steps, 2)),
         asleep=steps == 0 and draw(st.booleans()),
         stopped=draw(st.booleans()),
+        widths=None if widths is None else np.array(widths, dtype=int),
+        cut=0 if widths is None else steps * live - sum(widths),
     )
 
 
@@ -119,6 +123,8 @@ garbled_rounds = st.builds(
     signals=numbers,
     asleep=st.booleans(),
     stopped=st.booleans(),
+    widths=numbers,
+    cut=anything,
 )
 garbled_batches = st.builds(Batch, size=sizes | anything, first_probs=numbers)
 true_rows = st.builds(TimedRound, sizes, depths, times)
@@ -162,8 +168,10 @@ def test_any_input_is_survived(case: Case, news: list[Any], batches: list[Batch]
         for batch in batches:
             decision = policy.decide(batch)
             assert decision.num_steps in case.candidate_steps
-            if decision.stops:
-                policy.goes_on(np.array(batch.first_probs, dtype=float)[:, None])
+            if decision.watched:
+                probs = np.array(batch.first_probs, dtype=float)[:, None]
+                assert policy.goes_on(probs) in (True, False)
+                policy.widths(probs)
     assert shown(policy)
 
 

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from sglang_speckv.config import NO_STOP, ConfigError, SpecKVConfig
+from sglang_speckv.config import LESS, ConfigError, SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.throughput import ThroughputPolicy
@@ -185,7 +185,7 @@ class Stopping(ThroughputPolicy):
         self.last = last
 
     def decide(self, batch: Batch) -> Decision:
-        return Decision(3, "best", stops=True)
+        return Decision(3, "best", watched=True)
 
     def goes_on(self, probs: np.ndarray) -> bool:
         if self.last < 0:
@@ -197,7 +197,7 @@ class Stopping(ThroughputPolicy):
 def test_a_round_is_asked_at_every_tier_before_its_depth(last: int, made: int) -> None:
     """A policy that fails to answer serves the launch depth."""
     engine = controller("throughput")
-    engine.let_stop(None)
+    engine.watch_rounds(None, None)
     engine.policy = Stopping(last)
     assert engine.get_steps_for_batch(1) == 3
     drafts = 1
@@ -212,7 +212,7 @@ def test_a_round_is_asked_at_every_tier_before_its_depth(last: int, made: int) -
 
 def test_pinned_and_held_rounds_are_not_asked() -> None:
     engine = controller("throughput")
-    engine.let_stop(None)
+    engine.watch_rounds(None, None)
     engine.policy = Stopping(1)
     engine.pin(3)
     engine.get_steps_for_batch(1)
@@ -223,18 +223,26 @@ def test_pinned_and_held_rounds_are_not_asked() -> None:
     assert not engine.asks_after(1)
 
 
-def test_a_policy_is_told_whether_rounds_may_stop() -> None:
+def test_a_policy_is_told_what_rounds_may_do() -> None:
     engine = controller("throughput")
-    plain = f"throughput{NO_STOP}"
-    assert plain not in engine.selectable()
-    engine.let_stop(None)
-    assert plain in engine.selectable() and engine.snapshot()["stops"] == "on"
-    stops = {}
-    for name in ("throughput", plain, "throughput#2", f"{plain}#2", "ema"):
-        engine.select(name)
-        stops[name] = getattr(engine.policy, "_stopping", None) is not None
-    assert [name for name, may in stops.items() if may] == ["throughput", "throughput#2"]
+    engine.watch_rounds(None, None)
+    shown = engine.snapshot()
+    assert (shown["stops"], shown["widths"]) == ("on", "on")
+    told = {}
+    for name in ("", LESS[0], LESS[1], LESS[2], "#2", f"{LESS[0]}#2"):
+        engine.select(f"throughput{name}")
+        assert isinstance(engine.policy, ThroughputPolicy)
+        told[name] = engine.policy._stops, engine.policy._cuts
+    assert told == {
+        "": (True, True),
+        ",stop=off": (False, True),
+        ",width=off": (True, False),
+        ",stop=off,width=off": (False, False),
+        "#2": (True, True),
+        ",stop=off#2": (False, True),
+    }
     off = controller("throughput")
-    off.let_stop("somebody said so")
+    off.watch_rounds("somebody said so", None)
     assert off.snapshot()["stops"] == "off: somebody said so"
-    assert off.policy._stopping is None  # type: ignore[attr-defined]
+    assert isinstance(off.policy, ThroughputPolicy)
+    assert (off.policy._stops, off.policy._cuts) == (False, True)

@@ -13,7 +13,7 @@ FEW_QUERIES = 16
 
 
 class Group:
-    """Requests with one extend length, attended to in a single call.
+    """Requests that are attended to in a single call, with as many queries each.
 
     ``rows`` picks their queries out of the flat batch; ``slots`` [requests, keys] is their cache,
     padded on the right to the longest of them; ``visible`` is bool [requests, queries, keys],
@@ -72,6 +72,10 @@ def extend_groups(
 
     ``tree_mask`` is the flat QLEN_ONLY mask: one [e, e] block per request, in batch order.
     """
+    few = int(extend_seq_lens.max()) <= FEW_QUERIES and int(extend_seq_lens.min()) > 0
+    if few and is_causal and tree_mask is None and len(set(extend_seq_lens.tolist())) > 1:
+        group = req_to_token, req_pool_indices, seq_lens, extend_seq_lens, extend_start_loc, window
+        return [_ragged_group(*group)]
     groups = []
     for length, members in _members_by_length(extend_seq_lens).items():
         rows = _query_rows(extend_start_loc, members, length, whole=len(extend_seq_lens))
@@ -87,6 +91,25 @@ def extend_groups(
             visible = visible & _among_new(lens, length, slots.shape[1], window, own)
         groups.append(Group(rows, slots, None if bool(visible.all()) else visible))
     return groups
+
+
+def _ragged_group(
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    extend_seq_lens: Tensor,
+    extend_start_loc: Tensor,
+    window: int,
+) -> Group:
+    """A few queries of each request, in one call: who has fewer asks the last one again."""
+    column = torch.arange(int(extend_seq_lens.max())).minimum(extend_seq_lens[:, None] - 1)
+    rows = (extend_start_loc[:, None] + column).flatten().long()
+    slots, _ = _padded_slots(req_to_token, req_pool_indices, seq_lens)
+    key, query = torch.arange(slots.shape[1]), ((seq_lens - extend_seq_lens)[:, None] + column)
+    visible = key <= query[:, :, None]
+    if window > 0:
+        visible &= key > query[:, :, None] - window
+    return Group(rows, slots, visible)
 
 
 def _members_by_length(extend_seq_lens: Tensor) -> dict[int, Tensor]:

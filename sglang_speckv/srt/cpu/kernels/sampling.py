@@ -78,15 +78,17 @@ def chain_speculative_sampling(
 
     A draft is kept with probability min(1, p/q), for the target's p [requests, drafts + 1, vocab]
     and the q [requests, drafts, vocab] it was drawn from.  The last token is drawn from (p - q)+
-    behind a refused draft, and from p behind a chain that was kept whole.
+    behind a refused draft, and from p behind a chain that was kept whole. A chain ends where its
+    links do.
     """
     drafts = candidates[:, 1:, None].long()
     p = target_probs[:, :-1].gather(2, drafts).squeeze(2)
     q = draft_probs.gather(2, drafts).squeeze(2)
+    linked = (retrive_next_token[:, :-1] != NONE).int().cumprod(1)
     kept = (q > 0) & (uniform_samples[:, :-1] * q < p)
-    counts = kept.int().cumprod(1).sum(1)
+    counts = (linked * kept).cumprod(1).sum(1)
     rest = target_probs[torch.arange(len(counts)), counts]
-    short = (counts < drafts.shape[1]).nonzero().flatten()
+    short = (counts < linked.sum(1)).nonzero().flatten()
     residual = (rest[short] - draft_probs[short, counts[short]]).clamp(min=0)
     # p = q leaves nothing to draw from; only rounding refuses a draft there
     rest[short] = torch.where(residual.any(-1, keepdim=True), residual, rest[short])

@@ -75,8 +75,12 @@ def test_the_first_two_tokens_follow_the_target(shape):
     assert not fits(pairs.T.flatten(), wanted.flatten() / wanted.sum() * DRAWS)
 
 
-def reject(candidates: Tensor, probs: Tensor, draft_probs: Tensor):
+def reject(candidates: Tensor, probs: Tensor, draft_probs: Tensor, widths: Tensor | None = None):
+    """``widths`` [requests]: how many drafts of each are verified."""
     requests, tokens = candidates.shape
+    child, sibling = chain(requests, tokens)
+    if widths is not None:
+        child = torch.where(torch.arange(tokens) >= widths[:, None], -1, child)
     predicts = torch.zeros(requests * tokens, dtype=torch.int32)
     accepted = torch.full((requests, tokens), -1, dtype=torch.int32)
     counts = torch.empty(requests, dtype=torch.int32)
@@ -86,7 +90,8 @@ def reject(candidates: Tensor, probs: Tensor, draft_probs: Tensor):
         counts,
         candidates,
         torch.arange(requests * tokens).view(requests, tokens),
-        *chain(requests, tokens),
+        child,
+        sibling,
         torch.rand(requests, tokens),
         torch.rand(requests),
         probs,
@@ -112,6 +117,33 @@ def test_drawn_drafts_leave_the_target_s_distribution():
     overlap = float(torch.minimum(step[0], other[0]).sum())
     kept = sum(len(text) > 1 for text in texts)
     assert stats.binomtest(kept, DRAWS, overlap).pvalue > SIGNIFICANCE
+
+
+@pytest.mark.parametrize(
+    ("rule", "honest"), [("distribution", True), ("token", False), ("outcome", False)]
+)
+def test_a_width_may_follow_the_drafts_distributions_and_nothing_later(rule, honest):
+    """One that looks at the token that was drawn, or at what the target makes of it, bends the
+    output. The second draft's distribution is that of the first draft's token."""
+    torch.manual_seed(6)
+    step, other = torch.distributions.Dirichlet(torch.ones(VOCAB)).sample((2, VOCAB))
+    first = torch.multinomial(other[0].expand(DRAWS, -1), 1)
+    second = torch.multinomial(other[first.squeeze(1)], 1)
+    candidates = torch.cat([torch.zeros_like(first), first, second], 1)
+    told = {
+        "distribution": other[first.squeeze(1)].amax(1),
+        "token": (second.squeeze(1) % 2).float(),
+        "outcome": step[first.squeeze(1)].gather(1, second).squeeze(1),
+    }[rule]
+    widths = 1 + (told > told.mean()).long()
+    texts = reject(candidates, step[candidates], other[candidates[:, :2]], widths)
+    assert {len(text) for text in texts} == {1, 2, 3}
+    pairs = torch.zeros(VOCAB, VOCAB, dtype=torch.float64)
+    for text in texts:
+        follow = text[1] if len(text) > 1 else int(torch.multinomial(step[text[0]], 1))
+        pairs[text[0], follow] += 1
+    wanted = (step[0][:, None] * step).double()
+    assert fits(pairs.flatten(), wanted.flatten() / wanted.sum() * DRAWS) == honest
 
 
 def test_a_chain_without_drafts_is_plain_sampling():
