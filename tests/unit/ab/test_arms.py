@@ -28,6 +28,17 @@ def test_the_second_time_of_a_policy_learns_for_itself():
     assert [arm.policy for arm in arms] == ["throughput", "throughput#2", "ema#2", "static:1"]
 
 
+def test_a_part_of_a_policy_can_be_left_out():
+    names = ("speckv:throughput,stop=off", "speckv:throughput,stop=off,width=off#2")
+    for name in names:
+        check_arm(name)
+    arms = arms_for(EAGLE3, names)
+    assert [arm.policy for arm in arms] == [name.removeprefix("speckv:") for name in names]
+    for name in ("speckv,stop=off", "speckv:throughput,stop=on", "static:3,width=off"):
+        with pytest.raises(ConfigError, match="unknown arm"):
+            check_arm(name)
+
+
 def test_static_and_speckv_share_a_server_and_differ_by_policy():
     arms = arms_for(EAGLE3, NAMES)
     shared = [arm.policy for arm in arms if arm.server == "eagle3-speckv"]

@@ -72,6 +72,8 @@ def test_a_file_that_is_not_there():
 
 def test_lists_in_flags():
     assert _listed("1, 4,16", int, "concurrency") == [1, 4, 16]
+    arms = ["none", "speckv:throughput,stop=off,width=off#2", "speckv:throughput,width=off", "ema"]
+    assert _listed(",".join(arms), str, "arms") == arms
     with pytest.raises(ConfigError, match="concurrency '1;4'"):
         _listed("1;4", int, "concurrency")
 

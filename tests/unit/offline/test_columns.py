@@ -59,6 +59,8 @@ def test_files_of_other_depths_are_joined(tmp_path: Path) -> None:
         (changed(num_steps=17), "num_steps"),
         (changed(num_correct_drafts=3), "num_correct_drafts"),
         (changed(num_correct_drafts=-1), "num_correct_drafts"),
+        (changed(num_verified=3), "num_verified"),
+        (changed(num_correct_drafts=2, num_verified=1), "num_correct_drafts"),
         (changed(batch_size=0), "batch_size"),
         (changed(context_len=-1), "context_len"),
         (changed(first_prob=1.5), "first_prob"),

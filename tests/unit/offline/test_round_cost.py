@@ -37,6 +37,23 @@ def test_the_mean_of_each_cell_ignores_outliers(tmp_path: Path) -> None:
     assert cost.seconds == pytest.approx([traffic.seconds(1), traffic.seconds(7)], rel=0.02)
 
 
+def test_rounds_that_were_not_verified_in_full_are_left_out(tmp_path: Path) -> None:
+    """One request of every other round."""
+    traffic = Traffic(depths=(7, 1), jitter=0.02)
+    records, seen = [], set[int]()
+    for record in traffic.records():
+        if record.round % 4 < 2 and record.round not in seen:
+            changes = {"num_verified": 0, "num_correct_drafts": 0}
+            record = type(record)(**{**as_dict(record), **changes})
+        seen.add(record.round)
+        if record.round % 4 < 2:
+            record = type(record)(**{**as_dict(record), "seconds": 0.001})
+        records.append(record)
+    cost = measure_cost(read_columns([write_trace(tmp_path / "a.jsonl.gz", records)]))
+    assert cost.rounds.tolist() == [60.0, 60.0]
+    assert cost.seconds == pytest.approx([traffic.seconds(1), traffic.seconds(7)], rel=0.02)
+
+
 def as_dict(record: object) -> dict[str, object]:
     return {name: getattr(record, name) for name in record.__struct_fields__}  # type: ignore[attr-defined]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,22 @@ def test_counts_are_censored(columns: Columns) -> None:
     accepted = [((steps > i) & (correct > i)).sum() for i in range(7)]
     shares = (np.array(accepted) + 0.5) / (np.array(judged) + 1.0)
     assert fit_acceptance.constant(columns, rows) == pytest.approx(shares.cumprod())
+
+
+def test_rounds_that_were_cut_by_their_drafts_teach_what_whole_ones_do(columns: Columns) -> None:
+    """Up to the first draft that was less sure than half."""
+    rows = np.arange(len(columns))
+    sure = np.nan_to_num(columns.signals[:, :, 0]) > 0.5
+    widths = np.minimum(np.cumprod(sure, axis=1).sum(axis=1), columns.num_steps)
+    correct = np.minimum(columns.num_correct_drafts, widths)
+    cut = replace(columns, num_verified=widths, num_correct_drafts=correct)
+    blind = replace(cut, signals=np.full_like(columns.signals, np.nan))
+    usual = {
+        name: fit_acceptance.fit_acceptance(each, rows).survival(np.array([np.nan]))[0]
+        for name, each in (("whole", columns), ("cut", cut), ("blind", blind))
+    }
+    assert usual["cut"][:3] == pytest.approx(usual["whole"][:3], abs=0.06)
+    assert usual["blind"][0] > usual["whole"][0] + 0.1
 
 
 def test_calibrated_signals_are_found_calibrated(trace: Path) -> None:

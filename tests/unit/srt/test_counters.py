@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,17 +17,29 @@ from sglang_speckv.srt.counters import RECENT_ROUNDS, Counters
 from sglang_speckv.srt.metrics import Metrics
 
 TIERS = (0, 1, 3)
-rounds = st.lists(
-    st.sampled_from(TIERS).flatmap(
-        lambda k: st.builds(
-            lambda correct: Round(k, len(correct), correct),
-            st.lists(st.integers(0, k), max_size=5),
-        )
+
+
+@st.composite
+def some_rounds(draw: st.DrawFn) -> Round:
+    k = draw(st.sampled_from(TIERS))
+    correct = draw(st.lists(st.integers(0, k), max_size=5))
+    widths = [draw(st.integers(c, k)) for c in correct] if draw(st.booleans()) else None
+    return Round(
+        k,
+        max(1, len(correct)),
+        correct,
+        stopped=draw(st.booleans()),
+        widths=None if widths is None else np.array(widths, dtype=int),
     )
-)
 
 
-@given(rounds)
+def widths_of(outcome: Round) -> list[int]:
+    if outcome.widths is not None:
+        return list(outcome.widths.tolist())
+    return [outcome.num_steps] * len(outcome.num_correct_drafts)
+
+
+@given(st.lists(some_rounds()))
 def test_everything_adds_up(outcomes: list[Round]) -> None:
     counters = Counters(TIERS)
     for outcome in outcomes:
@@ -34,12 +47,16 @@ def test_everything_adds_up(outcomes: list[Round]) -> None:
     correct = [c for o in outcomes for c in o.num_correct_drafts]
     assert counters.request_rounds == len(correct)
     assert counters.correct_drafts == sum(correct) == sum(c for _, c in counters.positions())
-    assert counters.proposed_drafts == sum(
-        o.num_steps * len(o.num_correct_drafts) for o in outcomes
-    )
+    assert counters.proposed_drafts == sum(sum(widths_of(o)) for o in outcomes)
+    assert counters.drafted_tokens == sum(o.num_steps * len(o.num_correct_drafts) for o in outcomes)
+    assert counters.stopped_rounds == sum(o.stopped for o in outcomes)
     for position, (judged, right) in enumerate(counters.positions(), start=1):
-        drafted = [o for o in outcomes if o.num_steps >= position]
-        reached = [c for o in drafted for c in o.num_correct_drafts if c >= position - 1]
+        reached = [
+            c
+            for o in outcomes
+            for w, c in zip(widths_of(o), o.num_correct_drafts, strict=True)
+            if w >= position and c >= position - 1
+        ]
         assert (judged, right) == (len(reached), sum(c >= position for c in reached))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang_speckv.policy.base import Batch
+from sglang_speckv.policy.base import Batch, Decision
 from sglang_speckv.srt.rounds import (
     FIRST_PROB,
     TROUBLE,
@@ -323,6 +323,20 @@ def test_signals_follow_the_request_when_rows_move() -> None:
     np.testing.assert_allclose(done.outcome.first_probs, [math.nan, 0.11])
     assert done.outcome.num_correct_drafts == [1, 0]
     assert [round(r.first_prob, 6) for r in reqs] == [0.7, 0.5, 0.8, 0.9]
+
+
+def test_widths_follow_the_request_when_one_is_gone() -> None:
+    tracker, reqs = RoundTracker(), [Req() for _ in range(3)]
+    decision = Decision(5, "best", watched=True)
+    widths = np.array([2, 0, 1])
+    batch = tracker.next_batch(reqs)
+    flying = tracker.launched(reqs, 2, signals(2, 0.5, 0.5, 0.5), batch, decision, widths=widths)
+    reqs[0].done = True
+    (done,) = tracker.finished(flying, [2, 0, 1])
+    assert done.outcome.stopped and done.outcome.cut == 3
+    assert done.outcome.widths is not None and done.outcome.widths.tolist() == [0, 1]
+    whole = finish(tracker, launch(tracker, 2, reqs))[0].outcome
+    assert (whole.stopped, whole.widths, whole.cut) == (False, None, 0)
 
 
 def test_the_tier_of_a_round_is_the_one_that_launched_it() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +66,16 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (first.label, first.prompt) == ("code", "code:7")
     assert (second.first_prob, second.sampled, second.label) == (None, True, "")
     assert writer.snapshot()["records"] == 2
+
+
+def test_what_changed_a_round_is_on_record(tmp_path: Path) -> None:
+    done = finished(1, 0)
+    changed = replace(done.outcome, stopped=True, widths=np.array([2, 0]))
+    writer = TraceWriter(str(tmp_path), HEADER)
+    writer.write(replace(done, outcome=changed), "throughput", log_vocab=2.0)
+    writer.close()
+    _, records = read_trace(trace_files(tmp_path)[0])
+    assert [(r.stopped, r.num_verified) for r in records] == [(True, 2), (True, 0)]
 
 
 def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
