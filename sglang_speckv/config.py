@@ -14,7 +14,7 @@ MAX_PROFILE_SECONDS = 600.0
 SIGNAL_LAGS = ("auto", "late", "0")
 STOPS = ("auto", "off")
 WIDTHS = ("auto", "off")
-LESS = (",stop=off", ",width=off", ",stop=off,width=off")
+SWITCHES = (",stop=off", ",width=off", ",stop=off,width=off")
 """Behind a policy's name where two ways of it are compared: its rounds do not stop by what their
 drafts say, or do not verify less of a request than of another."""
 POLICY_NAMES = (
@@ -54,11 +54,11 @@ def static_steps(policy: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def less(policy: str) -> tuple[str, bool, bool]:
-    """A policy's name without one of :data:`LESS`, whether its rounds may stop, and whether they
-    may verify a width per request."""
-    base, *switches = policy.split(",")
-    return base, "stop=off" not in switches, "width=off" not in switches
+def without_switches(policy: str) -> tuple[str, bool, bool]:
+    """A policy's name without one of :data:`SWITCHES`, whether its rounds may stop, and whether
+    they may verify a width per request."""
+    off = next((switches for switches in reversed(SWITCHES) if policy.endswith(switches)), "")
+    return policy.removesuffix(off), "stop=off" not in off, "width=off" not in off
 
 
 def joined(steps: tuple[int, ...], extra: int | None) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, LESS, MAX_NUM_STEPS, ConfigError
+from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, MAX_NUM_STEPS, SWITCHES, ConfigError
 
 NO_DRAFT = "no draft"
 """Stands for the draft where none of the arms has one."""
@@ -34,7 +34,7 @@ RESTATED = "speckv:ema"
 DEFAULT_POLICY = "throughput"
 _ARM = re.compile(
     r"(?:none(?::overlap)?|default|ema|(?P<fixed>static|fresh):(?P<steps>\d{1,3})"
-    rf"|speckv(?::[\w.:-]+(?:{'|'.join(reversed(LESS))})?)?)(?:#2)?\Z"
+    rf"|speckv:throughput(?:{'|'.join(SWITCHES)})|speckv(?::[\w.:-]+)?)(?:#2)?\Z"
 )
 _URL = re.compile(r"url:(?P<name>[\w.-]+)=(?P<url>https?://\S+)\Z")
 

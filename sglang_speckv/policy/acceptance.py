@@ -84,8 +84,7 @@ class Acceptance:
         least: float = 0.0,
     ) -> tuple[list[float], list[float]]:
         """Expected tokens of the batch at depths 0..max_steps, bonus included, and how many drafts
-        are not verified, where each request's are up to the first one that survives with a
-        probability below ``least``."""
+        are not verified where those are that survive with a probability above ``least``."""
         count, survival = self._survivals(size, first_probs, requests)
         kept = survival > least
         tokens = size + (count @ np.where(kept, survival, 0.0)).cumsum()
@@ -132,7 +131,7 @@ class Acceptance:
     ) -> None:
         """One round of ``num_steps`` <= max_steps, of which the first ``widths`` [size] drafts were
         verified, all of them where it is None; entries that cannot be true are left out.
-        ``expected`` [size, max_steps]: where the drafts themselves said how many to make or to
+        ``expected`` [size, positions]: where the drafts themselves said how many to make or to
         verify, how likely each one would have been accepted, those before it given."""
         size = len(num_correct_drafts)
         correct, valid = correct_drafts_of(num_correct_drafts, num_steps)
@@ -146,7 +145,7 @@ class Acceptance:
         judged, accepted = labels_of(correct, made, self.depth)
         self.labels += judged.sum(axis=0)
         if expected is not None:
-            judged, accepted = _imputed(judged, accepted, correct == made, made, expected[valid])
+            judged, accepted = imputed(judged, accepted, correct == made, made, expected[valid])
         self._model.update(x, own, judged, accepted)
         self._believe()
         if requests is not None and len(requests) == size <= SMALL:
@@ -187,17 +186,22 @@ def labels_of(correct: np.ndarray, made: np.ndarray, depth: int) -> tuple[np.nda
     return (positions <= correct) & (positions < made[:, None]), positions < correct
 
 
-def _imputed(
+def imputed(
     judged: np.ndarray,
     accepted: np.ndarray,
-    whole: np.ndarray,
+    all_right: np.ndarray,
     made: np.ndarray,
     expected: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels with what was expected of the drafts beyond those that were verified, as far as they
-    would have been judged: where these are ``whole``, none of them rejected."""
-    beyond = np.arange(judged.shape[1]) >= made[:, None]
-    reached = np.where(beyond, expected, 1.0).cumprod(axis=1)
-    reached = np.concatenate([np.ones((len(reached), 1)), reached[:, :-1]], axis=1)
-    weight = np.where(beyond, whole[:, None] * reached, judged)
-    return weight, np.where(beyond, expected, accepted)
+    """Labels [requests, depth] with what was ``expected`` [requests, positions] of drafts that were
+    not verified, as far as they would have been judged: of requests whose verified drafts were
+    ``all_right``."""
+    (size, depth), known = judged.shape, expected.shape[1]
+    padded = np.zeros((size, depth))
+    padded[:, :known] = expected
+    beyond = np.arange(depth) >= made[:, None]
+    reached = np.where(beyond, padded, 1.0).cumprod(axis=1)
+    reached = np.concatenate([np.ones((size, 1)), reached[:, :-1]], axis=1)
+    reached[:, known:] = 0.0
+    weight = np.where(beyond, all_right[:, None] * reached, judged)
+    return weight, np.where(beyond, padded, accepted)

@@ -51,9 +51,10 @@ class Decision:
     does not predict. ``awake``: at depth 0 a separate draft reads the round's tokens all the same,
     so that the next round has its signal at once; else it sleeps where the engine lets it.
     ``tokens_per_s``: what the policy believes that this load earns, None where it does not say.
-    ``watched``: the round's own drafts may change it. At every tier on the way to ``num_steps`` the
-    engine asks the policy's ``goes_on`` whether to draft on, and after the last draft its
-    ``widths`` how many of each request's are to be verified.
+    ``watched``: the round's own drafts may change it. At every tier from 2 on the way to
+    ``num_steps``, which is then the deepest that it may come to, the engine asks the policy's
+    ``goes_on`` whether to draft on, and after the last draft its ``widths`` how many of each
+    request's are to be verified.
     """
 
     num_steps: int

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sglang_speckv.policy.acceptance import RECENT, SMALL, labels_of
+from sglang_speckv.policy.acceptance import RECENT, SMALL, imputed, labels_of
 from sglang_speckv.policy.checks import correct_drafts_of, windows_of
 from sglang_speckv.policy.logistic import Logistic, OwnAcceptance, log_odds
 
@@ -93,11 +93,12 @@ class Stopping:
         self._see(odds)
         x, last = self._inputs(odds)
         self._by_own.update(x, own, judged, accepted)
-        judged_by_last = judged.copy()
-        judged_by_last[:, 0] = False
-        self._by_last.update(last, own, judged_by_last, accepted)
         if requests is not None and len(requests) == size <= SMALL:
             self._own.learn(requests, self._by_own.probability(x), judged, accepted)
+        # Whether a draft was verified hangs on its own probability, which this model does not know.
+        judged, accepted = imputed(judged, accepted, correct == made, made, expected[:, :num_steps])
+        judged[:, 0] = 0.0
+        self._by_last.update(last, own, judged, accepted)
         return expected
 
     def _see(self, odds: np.ndarray) -> None:

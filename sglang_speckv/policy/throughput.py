@@ -186,9 +186,18 @@ class ThroughputPolicy:
         watched = steps > 0 and not load.asleep and self._stopping is not None and _all_known(batch)
         if watched:
             self._requests = batch.requests
-            if self._stops and steps > 1:
-                steps = self.candidate_steps[-1]
-        return Decision(steps, "best", length, awake, weighed.price, watched)
+            steps = self._deepest_worth_starting(steps, batch)
+        return Decision(steps, "best", None if watched else length, awake, weighed.price, watched)
+
+    def _deepest_worth_starting(self, best: int, batch: Batch) -> int:
+        """Where rounds may stop and the best depth is more than the one draft that is there: all of
+        them, if the second one is worth it."""
+        if not self._stops or best <= 1:
+            return best
+        firsts = np.asarray(batch.first_probs, dtype=float)[:, None]
+        return (
+            self.candidate_steps[-1] if 1 not in self.candidate_steps or self.goes_on(firsts) else 1
+        )
 
     def goes_on(self, probs: np.ndarray) -> bool:
         """Whether the round that was decided last goes on to the next tier: ``probs`` [size, k]
@@ -272,8 +281,8 @@ class ThroughputPolicy:
         correct, requests, expected = outcome.num_correct_drafts, outcome.requests, None
         if self._stopping is not None and steps:
             expected = self._stopping.learn(steps, correct, outcome.signals, requests, widths)
-        if widths is None and not outcome.stopped:
-            expected = None
+        if expected is not None and not outcome.stopped:
+            expected = None if widths is None else expected[:, :steps]
         self._acceptance.learn(steps, correct, outcome.first_probs, requests, widths, expected)
         if self._acceptance is not self._by_age[False] and steps:
             firsts = windows_of(outcome.signals)[:, 0, 0]

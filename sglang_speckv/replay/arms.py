@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_speckv.config import LESS, ConfigError, less, static_steps
+from sglang_speckv.config import SWITCHES, ConfigError, static_steps, without_switches
 from sglang_speckv.policy import Batch, Decision, Prior, Round, StepPolicy, create_policy
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.static import StaticPolicy
@@ -20,7 +20,7 @@ ORACLE = "oracle"
 """Knows the coming round's outcome at every depth, and takes the depth that is worth most."""
 POLICIES = (
     "throughput",
-    *(f"throughput{switches}" for switches in LESS),
+    *(f"throughput{switches}" for switches in SWITCHES),
     "ema",
     "throughput_aware",
     "confidence",
@@ -89,7 +89,7 @@ def policy_of(
         return StaticPolicy("static:0", (0,))
     if (steps := static_steps(name)) is not None:
         return StaticPolicy(name, (steps,))
-    base, stops, widths = less(name.removesuffix(IN_ROUND))
+    base, stops, widths = without_switches(name.removesuffix(IN_ROUND))
     policy: Any = create_policy(base, tiers, INITIAL_STEPS, prior=prior)
     if not name.endswith(IN_ROUND) and hasattr(policy, "foresee"):
         policy.foresee = None

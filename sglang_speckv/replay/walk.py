@@ -92,9 +92,10 @@ class Price:
     def of(self, num_steps: int, sleeps: bool = False, slept: bool = False, cut: int = 0) -> float:
         """Of a round in which ``cut`` drafts are not verified. A draft that ``slept`` through the
         round before reads up what it missed: one pass more, as much as sleeping had saved."""
+        seconds = self.seconds[num_steps] - cut * self.token
         if self.asleep is None or not (sleeps or slept):
-            return self.seconds[num_steps] - cut * self.token
-        return self.asleep if sleeps else self.seconds[num_steps] + self.seconds[0] - self.asleep
+            return seconds
+        return self.asleep if sleeps else seconds + self.seconds[0] - self.asleep
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +191,7 @@ def _drafted(policy: Any, decision: Decision, walk: Walk) -> tuple[int, np.ndarr
         return decision.num_steps, None
     probs = walk.signals()[:, :, 0]
     for k in policy.candidate_steps:
-        if 1 <= k < decision.num_steps and not policy.goes_on(probs[:, :k]):
+        if 2 <= k < decision.num_steps and not policy.goes_on(probs[:, :k]):
             break
     else:
         k = decision.num_steps

@@ -84,16 +84,16 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         "--speckv-stop",
         default=None,
         metavar="|".join(STOPS),
-        help="Whether a round may stop drafting by what its own drafts say: 'auto' where the host "
-        "sees that for free (the CPU engine), 'off' nowhere (default: auto). Turns --speckv on.",
+        help="Whether a round may stop drafting by what its own drafts say: 'auto' on the CPU "
+        "engine without tensor parallelism, 'off' nowhere (default: auto). Turns --speckv on.",
     )
     group.add_argument(
         "--speckv-width",
         default=None,
         metavar="|".join(WIDTHS),
-        help="Whether a round may verify fewer drafts of one request than of another: 'auto' where "
-        "a cut draft saves its time (the CPU engine), 'off' nowhere (default: auto). Turns "
-        "--speckv on.",
+        help="Whether a round may verify fewer drafts of one request than of another: 'auto' on "
+        "the CPU engine without tensor parallelism, 'off' nowhere (default: auto). Turns --speckv "
+        "on.",
     )
     group.add_argument(
         "--speckv-profile",

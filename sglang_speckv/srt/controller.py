@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_speckv.config import LESS, POLICY_NAMES, SpecKVConfig, less
+from sglang_speckv.config import POLICY_NAMES, SWITCHES, SpecKVConfig, without_switches
 from sglang_speckv.offline.artifact import load_artifact
 from sglang_speckv.policy import Prior, create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
@@ -220,7 +220,7 @@ class EnginePolicy:
         """
         if name not in self._policies:
             self._policies[name] = create_policy(
-                less(name.removesuffix(SECOND))[0],
+                without_switches(name.removesuffix(SECOND))[0],
                 self.candidate_steps,
                 self.launch_steps,
                 adaptive_config=self._config.ema_config,
@@ -269,7 +269,7 @@ class EnginePolicy:
         """Names that :meth:`select` takes."""
         trained = self._prior is not None and self._prior.mlp is not None
         names = [name for name in POLICY_NAMES[:-1] if trained or not name.startswith("paper")]
-        without = [f"throughput{switches}" for switches in LESS]
+        without = [f"throughput{switches}" for switches in SWITCHES]
         return [*names, *without, *(f"static:{step}" for step in self.candidate_steps)]
 
     def keep_awake(self, on: bool) -> None:
@@ -293,7 +293,7 @@ class EnginePolicy:
     def _tell_watch(self, name: str) -> None:
         policy = self._policies[name]
         if isinstance(policy, ThroughputPolicy):
-            _, stops, widths = less(name.removesuffix(SECOND))
+            _, stops, widths = without_switches(name.removesuffix(SECOND))
             policy.watch(stops and self.no_stops is None, widths and self.no_widths is None)
 
     def _tell_lag(self, policy: StepPolicy) -> None:

@@ -58,7 +58,7 @@ class Counters:
     @property
     def proposed_drafts(self) -> int:
         """Those that were verified."""
-        return sum(steps * sum(counts) for steps, counts in self.outcomes.items())
+        return sum(width * sum(counts) for width, counts in self.outcomes.items())
 
     @property
     def correct_drafts(self) -> int:

@@ -1,14 +1,16 @@
 """What a round's own drafts may change while it runs: how many it makes and how many it verifies.
 
-After each draft the host reads what it said and asks the policy whether to make another one. After
-the last it asks how many of each request's drafts to verify; the target runs over those only. Both
-are free on a CPU. On a GPU the first would be one wait more per draft, and a captured draft graph
-does not ask at all; ranks would have to agree. There every round is what was decided before it.
+After each draft but the first the host reads what it said and asks the policy whether to make
+another one. After the last it asks how many of each request's drafts to verify; the target runs
+over those only. Both are free on a CPU. On a GPU the first would be one wait more per draft, and a
+captured draft graph does not ask at all; ranks would have to agree. There every round is what was
+decided before it.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,22 +21,31 @@ from torch import Tensor
 from sglang_speckv.config import SpecKVConfig
 
 LENGTHS = "speckv_lengths"
-"""Attribute of a forward batch: how many tokens of each request it verifies, [bs]."""
+"""Attribute of a verification's ``spec_info``: how many tokens of each request it is over, [bs].
+(SGLang runs over a copy of the batch, which has the same ``spec_info``.)"""
 
 
 def why_not(
     config: SpecKVConfig, device: str, tp_size: int, overlap: bool
 ) -> tuple[str | None, str | None]:
     """The reasons why rounds do not stop here and do not cut widths, in a few words; None where
-    they do."""
-    depths = sum(steps > 0 for steps in config.candidate_steps)
+    they do. The first look is after two drafts, for one is made before the round begins."""
+    depths = sum(steps > 1 for steps in config.candidate_steps)
+    simulated = bool(os.environ.get("SGLANG_SIMULATE_ACC_LEN"))
     everywhere = (
         (device != "cpu", f"the host would wait for the {device} device within each round"),
         (tp_size > 1, "the tensor-parallel ranks would have to agree within each round"),
         (overlap, "the overlap scheduler launches a round before the last one's signals are there"),
     )
-    stops = ((config.stop == "off", "--speckv-stop off"), (depths < 2, "there is only one depth"))
-    widths = ((config.width == "off", "--speckv-width off"), (depths < 1, "nothing is drafted"))
+    stops = (
+        (config.stop == "off", "--speckv-stop off"),
+        (depths < 2, "there are no two depths above 1"),
+    )
+    widths = (
+        (config.width == "off", "--speckv-width off"),
+        (max(config.candidate_steps) == 0, "nothing is drafted"),
+        (simulated, "SGLANG_SIMULATE_ACC_LEN accepts what was not verified"),
+    )
     return _first((*stops, *everywhere)), _first((*widths, *everywhere))
 
 
@@ -71,9 +82,10 @@ def verify_by_width(
         kept, row = cut
         result = original(kept, *args, **kwargs)
         output = result.logits_output
-        output.next_token_logits = output.next_token_logits[row]
-        if output.hidden_states is not None:
-            output.hidden_states = output.hidden_states[row]
+        for name in ("next_token_logits", "hidden_states", "last_hidden_states"):
+            rows = getattr(output, name, None)
+            if rows is not None:
+                setattr(output, name, rows[row])
         return result
 
     runner.forward = forward
@@ -81,8 +93,8 @@ def verify_by_width(
 
 def _cut(batch: Any, widths: Tensor) -> tuple[Any, Tensor]:
     """``batch`` [bs * tokens] with the first ``widths`` [bs] drafts of each request, and for each
-    row of the whole one the row to read now: a draft that was cut reads its request's first, and is
-    never accepted."""
+    row of the whole batch the row of the cut one that it is a copy of. The logits of a draft that
+    was cut are those of its request's first row; nothing reads them, for acceptance ends before."""
     spec, lengths = batch.spec_info, widths + 1
     tokens = spec.draft_token_num
     column = torch.arange(tokens)
@@ -95,6 +107,8 @@ def _cut(batch: Any, widths: Tensor) -> tuple[Any, Tensor]:
     kept = copy.copy(batch)
     kept.input_ids, kept.positions = batch.input_ids[keep], batch.positions[keep]
     kept.out_cache_loc = batch.out_cache_loc[keep]
-    setattr(kept, LENGTHS, lengths)
+    if batch.mrope_positions is not None:
+        kept.mrope_positions = batch.mrope_positions[:, keep]
+    setattr(spec, LENGTHS, lengths)
     spec.retrieve_next_token = links
     return kept, row

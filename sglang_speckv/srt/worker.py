@@ -220,6 +220,7 @@ class SpecKVMixin(_Worker):
                 probs = self._tap.made(len(self._round_slots), drafts).numpy()
                 if not self.speckv.goes_on(probs):
                     in_round.stop_here(self, drafts)
+                    self.speckv.num_steps = drafts
 
     def _choose_widths(self, size: int) -> np.ndarray | None:
         """After the last draft of a round: how many of each request's are to be verified?"""

@@ -152,7 +152,7 @@ def _forget_plans(*args: Any, **kwargs: Any) -> None:
 
 def _by_width(original: Callable[..., Any], self: Any, forward_batch: Any) -> Any:
     """SGLang verifies as many tokens of one request as of another; see :mod:`srt.in_round`."""
-    lengths = getattr(forward_batch, in_round.LENGTHS, None)
+    lengths = getattr(forward_batch.spec_info, in_round.LENGTHS, None)
     if lengths is None:
         return original(self, forward_batch)
     starts = lengths.cumsum(0) - lengths

@@ -168,7 +168,7 @@ def _drafted(
     """Depth and widths. (A cut saves no time here, and is not scored.)"""
     if not decision.watched or told is None:
         return decision.num_steps, None
-    made = [k for k in policy.candidate_steps if 1 <= k < decision.num_steps]
+    made = [k for k in policy.candidate_steps if 2 <= k < decision.num_steps]
     steps = next((k for k in made if not policy.goes_on(told[:, :k])), decision.num_steps)
     return steps, policy.widths(told[:, :steps])
 

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from sglang_speckv.config import LESS, ConfigError, SpecKVConfig
+from sglang_speckv.config import SWITCHES, ConfigError, SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.throughput import ThroughputPolicy
@@ -181,11 +181,11 @@ class Stopping(ThroughputPolicy):
     """Its rounds stop after ``last`` drafts."""
 
     def __init__(self, last: int) -> None:
-        super().__init__((0, 1, 3), 1)
+        super().__init__((0, 1, 2, 4), 1)
         self.last = last
 
     def decide(self, batch: Batch) -> Decision:
-        return Decision(3, "best", watched=True)
+        return Decision(4, "best", watched=True)
 
     def goes_on(self, probs: np.ndarray) -> bool:
         if self.last < 0:
@@ -193,27 +193,28 @@ class Stopping(ThroughputPolicy):
         return probs.shape[1] < self.last
 
 
-@pytest.mark.parametrize(("last", "made"), [(1, 1), (2, 3), (3, 3), (-1, 1)])
+@pytest.mark.parametrize(("last", "made"), [(2, 2), (3, 4), (4, 4), (-1, 2)])
 def test_a_round_is_asked_at_every_tier_before_its_depth(last: int, made: int) -> None:
-    """A policy that fails to answer serves the launch depth."""
-    engine = controller("throughput")
+    """A policy that fails to answer goes on up to the launch depth."""
+    config = SpecKVConfig(policy="throughput", candidate_steps=(0, 1, 2, 4))
+    engine = EnginePolicy(config, launch_steps=1)
     engine.watch_rounds(None, None)
     engine.policy = Stopping(last)
-    assert engine.get_steps_for_batch(1) == 3
-    drafts = 1
-    while drafts < 3:
+    assert engine.get_steps_for_batch(1) == 4
+    drafts = 2
+    while drafts < 4:
         if engine.asks_after(drafts) and not engine.goes_on(np.full((1, drafts), 0.5)):
             break
         drafts += 1
     assert drafts == made
     assert engine.counters.fallbacks == (last < 0)
-    assert not engine.asks_after(3) and not engine.asks_after(2)
+    assert not engine.asks_after(3) and not engine.asks_after(4)
 
 
 def test_pinned_and_held_rounds_are_not_asked() -> None:
     engine = controller("throughput")
     engine.watch_rounds(None, None)
-    engine.policy = Stopping(1)
+    engine.policy = Stopping(2)
     engine.pin(3)
     engine.get_steps_for_batch(1)
     assert not engine.asks_after(1)
@@ -229,7 +230,7 @@ def test_a_policy_is_told_what_rounds_may_do() -> None:
     shown = engine.snapshot()
     assert (shown["stops"], shown["widths"]) == ("on", "on")
     told = {}
-    for name in ("", LESS[0], LESS[1], LESS[2], "#2", f"{LESS[0]}#2"):
+    for name in ("", SWITCHES[0], SWITCHES[1], SWITCHES[2], "#2", f"{SWITCHES[0]}#2"):
         engine.select(f"throughput{name}")
         assert isinstance(engine.policy, ThroughputPolicy)
         told[name] = engine.policy._stops, engine.policy._cuts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,8 +27,8 @@ def test_on_a_cpu() -> None:
     [
         (SpecKVConfig(stop="off"), {}, "--speckv-stop off", None),
         (SpecKVConfig(width="off"), {}, None, "--speckv-width off"),
-        (SpecKVConfig(candidate_steps=(0, 3)), {}, "only one depth", None),
-        (SpecKVConfig(candidate_steps=(0,)), {}, "only one depth", "nothing is drafted"),
+        (SpecKVConfig(candidate_steps=(0, 1, 3)), {}, "no two depths above 1", None),
+        (SpecKVConfig(candidate_steps=(0,)), {}, "no two depths above 1", "nothing is drafted"),
         (SpecKVConfig(), {"device": "cuda"}, "cuda", "cuda"),
         (SpecKVConfig(), {"tp_size": 2}, "ranks", "ranks"),
         (SpecKVConfig(), {"overlap": True}, "overlap", "overlap"),
@@ -57,14 +58,28 @@ def runner(seen: list[Any]) -> Any:
     return SimpleNamespace(forward=forward)
 
 
-def batch(requests: int = 3, tokens: int = 4, verify: bool = True) -> Any:
+@dataclass
+class Verification:
+    """What SGLang copies, field by field, before it runs."""
+
+    batch_size: int
+    forward_mode: Any
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    mrope_positions: torch.Tensor
+    out_cache_loc: torch.Tensor
+    spec_info: Any
+
+
+def batch(requests: int = 3, tokens: int = 4, verify: bool = True) -> Verification:
     ids = torch.arange(requests * tokens) + 100
     links = torch.tensor([[1, 2, 3, -1]]).expand(requests, -1)
-    return SimpleNamespace(
+    return Verification(
         batch_size=requests,
         forward_mode=SimpleNamespace(is_target_verify=lambda: verify),
         input_ids=ids,
         positions=ids + 1,
+        mrope_positions=ids.expand(3, -1),
         out_cache_loc=ids + 2,
         spec_info=SimpleNamespace(draft_token_num=tokens, retrieve_next_token=links),
     )
@@ -82,7 +97,8 @@ def test_the_target_runs_over_the_drafts_that_are_kept() -> None:
     assert kept.input_ids.tolist() == [100, 101, 102, 103, 104, 108, 109, 110]
     assert torch.equal(kept.positions, kept.input_ids + 1)
     assert torch.equal(kept.out_cache_loc, kept.input_ids + 2)
-    assert getattr(kept, LENGTHS).tolist() == [4, 1, 3] and not hasattr(whole, LENGTHS)
+    assert getattr(replace(kept).spec_info, LENGTHS).tolist() == [4, 1, 3]
+    assert kept.mrope_positions.tolist() == [kept.input_ids.tolist()] * 3
     rows = [100, 101, 102, 103, 104, 104, 104, 104, 108, 109, 110, 108]
     assert output.next_token_logits[:, 0].tolist() == rows
     assert output.hidden_states[:, 0].tolist() == rows
