@@ -41,7 +41,10 @@ TIERS = (0, 1, 2, 3, 5, 7)
 STRESS_SEEDS = 8
 NEVER = 10**9
 SPELL = 150
-"""Rounds of a machine that is half as fast, by turns with as many that are not."""
+"""Rounds of a machine that is half as fast, by turns with as many that are not; of one that wavers,
+those after which it has forgotten how fast it was."""
+WAVE = 0.15
+"""Spread of its round times, in logs."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,15 @@ class Case:
     machine: str = "as profiled"
 
 
+MACHINES = (
+    "half as fast",
+    "long contexts",
+    "a dear draft",
+    "cuts that save nothing",
+    "slow by turns",
+    "wavering",
+    "pauses",
+)
 WALKS = [
     *(
         Case(prompts, draft, requests, traffic)
@@ -131,7 +143,7 @@ WALKS = [
         Case("demo", draft, requests, machine=machine)
         for draft in ("eagle3", "standalone")
         for requests in (1, 16)
-        for machine in ("half as fast", "long contexts", "a dear draft", "slow by turns", "pauses")
+        for machine in MACHINES
     ),
 ]
 
@@ -175,10 +187,13 @@ def price_on(machine: str, price: Price) -> Price:
         "a dear draft": lambda k, t: t + 0.15 * warm * max(k - 1, 0),
     }
     change = slower.get(machine)
+    if machine == "cuts that save nothing":
+        return replace(price, token=0.0)
     if change is None:
         return price
     asleep = None if price.asleep is None else change(0, price.asleep)
-    return Price({k: change(k, t) for k, t in own.items()}, asleep)
+    token = 2.0 * price.token if machine == "half as fast" else price.token
+    return Price({k: change(k, t) for k, t in own.items()}, asleep, token)
 
 
 class Disturbed:
@@ -188,6 +203,7 @@ class Disturbed:
         self.name, self.candidate_steps = policy.name, policy.candidate_steps
         self._policy, self._machine, self._rng = policy, machine, rng
         self._rounds = 0
+        self._speed = 0.0
 
     def decide(self, batch: Batch) -> Decision:
         decision: Decision = self._policy.decide(batch)
@@ -208,8 +224,10 @@ class Disturbed:
             "pauses": self._rng.random() < 0.03,
         }.get(self._machine, False)
         seconds = outcome.seconds
-        if slow and seconds is not None:
-            outcome = replace(outcome, seconds=2.0 * seconds)
+        if self._machine == "wavering":
+            self._speed += -self._speed / SPELL + WAVE * (2 / SPELL) ** 0.5 * self._rng.normal()
+        if seconds is not None:
+            outcome = replace(outcome, seconds=(1 + slow) * seconds * float(np.exp(self._speed)))
         self._policy.observe(outcome)
 
     def snapshot(self) -> dict[str, object]:

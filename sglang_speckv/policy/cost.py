@@ -9,10 +9,18 @@ verified tokens; a holds what every round pays, draft-extend included):
 
 The fit counts as a few more times of every cell, so it matters where there are few. A cell that
 was not served for a while keeps but a few of its times, so that it is soon known again.
+
+A machine that does other work too is slower for seconds or minutes, at all depths alike. How slow
+it is now is followed, and every time is kept as it would be on a usual machine: else a depth that
+was timed in a good minute would seem to be cheaper than one that is timed in a bad one.
+
+A round that verifies only some of its drafts is kept as a whole one. What it saved follows from
+rounds of one cell in which more or less was cut, at first from c.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -33,6 +41,16 @@ profile, and what is left of a cell that was not served for :data:`WINDOW` round
 many is fitted to."""
 REFRESH = 16
 """Rounds from one fit to the next."""
+FOLLOW = 0.2
+"""Of what a round took more or less than it should, how much is believed to be the machine; less
+of a cell that has few times."""
+MOST_LATE = 0.3
+"""As much, in logs, is looked at: a pause says little of what comes."""
+SAVING_PRIOR = 0.05
+"""How much is known of what a cut saves before any was made: as much as five rounds say in which a
+tenth of the time was cut more, or less, than usual."""
+SAVING_MEMORY = 512
+"""Rounds after which one weighs 1/e in it."""
 SHAPE = np.array([1.0, 0.06, 0.02])
 """a, b, c before any evidence, in units of a, each as likely nothing as twice that. From the demo
 pair on two CPU cores."""
@@ -68,8 +86,15 @@ class CostModel:
         every, drafts = np.ones_like(verified), np.maximum(steps - 1, 0) + 0 * verified
         self._work = np.stack([every, drafts, verified], axis=-1).astype(float)
         """[sizes, depths, 3]: what a, b and c are multiplied by."""
-        self._told: dict[int, tuple[list[float], float | None]] = {}
-        self._token: dict[int, float] = {}
+        self._told: dict[int, tuple[list[float], float | None, float]] = {}
+        self._speed = 0.0
+        """How much longer rounds take now than on a usual machine, in logs."""
+        self._cut_mean = np.zeros((*self._usual.shape, 2))
+        """Of each cell: share of its time that cut drafts should save, and that was saved."""
+        self._saving = np.zeros((len(sizes), 2))
+        """Decayed sums of squares of the one, and of products with the other, around these."""
+        self._per_token = np.zeros(len(sizes))
+        """By the fit."""
         self._updates = 0
         self.rounds = 0
         """Awake rounds that are known of, timed or profiled."""
@@ -125,20 +150,45 @@ class CostModel:
         verified: what they would have taken is added."""
         if not is_time(seconds):
             return
-        if cut:
-            seconds += cut * self.token_time(batch_size)
-        cell = self.row_of(batch_size), self._asleep if asleep else num_steps
+        row = self.row_of(batch_size)
+        cell = row, self._asleep if asleep else num_steps
+        times, slept, token = self._tell(row)
+        whole = slept if asleep and slept is not None else times[num_steps]
+        share = cut * token / whole
+        late = math.log(seconds / (whole * max(1.0 - share, 0.1))) - self._speed
+        known = float(self._count[cell]) / WINDOW
+        self._speed += FOLLOW * known * min(max(late, -MOST_LATE), MOST_LATE)
+        seconds *= math.exp(-self._speed)
+        if self._cuts_here(cell, cut):
+            self._learn_saving(cell, cut * self._per_token[row] / whole, 1.0 - seconds / whole)
         self._updates += 1
-        self._keep(cell, seconds)
+        self._keep(cell, seconds + share * whole)
         if self._updates < REFRESH or self._updates % REFRESH == 0:
             self._told.clear()
+
+    def _cuts_here(self, cell: tuple[int, int], cut: int) -> bool:
+        return cut > 0 or bool(self._cut_mean[cell][0])
+
+    def _learn_saving(self, cell: tuple[int, int], due: float, found: float) -> None:
+        """One round of ``cell`` in which cut drafts should have saved the share ``due`` of its
+        time, and that was shorter by the share ``found``."""
+        mean = self._cut_mean[cell]
+        apart = np.array([due, found]) - mean
+        mean += apart / WINDOW
+        saving = self._saving[cell[0]]
+        saving += apart[0] * apart - saving / SAVING_MEMORY
 
     def _own(self, cell: tuple[int, int]) -> list[float]:
         own: list[float] = self._times[cell][: self._count[cell]].tolist()
         return own
 
+    @property
+    def now(self) -> float:
+        """What a round takes now, over what it takes on a usual machine."""
+        return math.exp(self._speed)
+
     def times(self, batch_size: int) -> list[float]:
-        """T(B, 0..max_steps), in seconds."""
+        """T(B, 0..max_steps), in seconds of a usual machine."""
         return self._tell(self.row_of(batch_size))[0]
 
     def asleep_time(self, batch_size: int) -> float | None:
@@ -148,11 +198,9 @@ class CostModel:
 
     def token_time(self, batch_size: int) -> float:
         """What one more verified token takes."""
-        row = self.row_of(batch_size)
-        self._tell(row)
-        return self._token[row]
+        return self._tell(self.row_of(batch_size))[2]
 
-    def _tell(self, row: int) -> tuple[list[float], float | None]:
+    def _tell(self, row: int) -> tuple[list[float], float | None, float]:
         if row not in self._told:
             times = self._blended(row)
             slept = self._count[:, self._asleep].nonzero()[0]
@@ -161,8 +209,10 @@ class CostModel:
                 near = int(slept[np.abs(slept - row).argmin()])
                 awake = times if near == row else self._blended(near)
                 asleep = float(self._usual[near, self._asleep]) / awake[0] * times[0]
-            self._told[row] = times, asleep
-            self._token[row] = float(self._fit(row)[2])
+            self._per_token[row] = self._fit(row)[2]
+            squares, products = self._saving[row] + SAVING_PRIOR
+            real = min(max(float(products / squares), 0.0), 2.0)
+            self._told[row] = times, asleep, real * float(self._per_token[row])
         return self._told[row]
 
     def _blended(self, row: int) -> list[float]:
@@ -184,10 +234,10 @@ class CostModel:
         scale = float(weight @ (own / usual) / weight.sum())
         share = self._work[known] * SHAPE / usual[:, None]
         weighted = share.T * weight
-        off = np.linalg.solve(
+        change = np.linalg.solve(
             weighted @ share + FIT_ERROR**2 * np.eye(3), weighted @ (own / usual / scale - 1.0)
         )
-        return scale * SHAPE * np.maximum(1.0 + off, [0.1, 0.0, 0.0])
+        return scale * SHAPE * np.maximum(1.0 + change, [0.1, 0.0, 0.0])
 
 
 def _middle(times: list[float]) -> float:

@@ -42,7 +42,7 @@ REASONS = ("launch", "look", "best", "probe")
 class Load:
     """What is known of a batch size."""
 
-    left: float
+    to_probe: float
     """Rounds to the next probe."""
     tokens: float = 0.0
     seconds: float = 0.0
@@ -239,14 +239,14 @@ class ThroughputPolicy:
         if load.seconds > 0.0 and not load.asleep:
             price = max(price, load.tokens / load.seconds)
         sleeps = self._may_sleep and self.candidate_steps[0] == 0
-        off = self._cost.asleep_time(size) if sleeps else None
+        slept = self._cost.asleep_time(size) if sleeps else None
         margin = -STAY if load.asleep else STAY
-        asleep = off is not None and size / off > price * (1.0 + margin)
+        asleep = slept is not None and size / slept > price * (1.0 + margin)
         if asleep != load.asleep:
             load.asleep, load.tokens, load.seconds = asleep, 0.0, 0.0
-        if asleep and off is not None:
-            price, waking = size / off, whole[0] - off
-            whole = [off, *(t + waking for t in whole[1:])]  # it reads what it missed first
+        if asleep and slept is not None:
+            price, waking = size / slept, whole[0] - slept
+            whole = [slept, *(t + waking for t in whole[1:])]  # it reads what it missed first
         cuts = self._cuts and not asleep and _all_known(batch)
         token_time = self._cost.token_time(size) if cuts else 0.0
         told = self._expected(batch, price * token_time)
@@ -257,14 +257,14 @@ class ThroughputPolicy:
 
     def _probe(self, load: Load, weighed: Weighed, best: int) -> int:
         """The best tier, or the one beside it, deeper and shallower by turns, where that is due."""
-        load.left -= 1
+        load.to_probe -= 1
         worth = weighed.worth
-        if load.left > 0 or len(worth) == 1:
+        if load.to_probe > 0 or len(worth) == 1:
             return best
         load.deeper = best == 0 or (not load.deeper and best + 1 < len(worth))
         aside = best + (1 if load.deeper else -1)
         lost = (worth[best] - worth[aside]) / (weighed.price * weighed.times[best])
-        load.left = max(PROBE_ROUNDS, lost / PROBE_SHARE)
+        load.to_probe = max(PROBE_ROUNDS, lost / PROBE_SHARE)
         load.pays = weighed.price * weighed.times[aside] if best == 0 else np.inf
         return aside
 
@@ -289,9 +289,9 @@ class ThroughputPolicy:
             self._by_age[False].learn(steps, correct, firsts, None, widths, expected)
         load = self._loads.get(self._cost.row_of(size))
         if load is not None and load.pays < np.inf:
-            correct, _ = correct_drafts_of(outcome.num_correct_drafts, steps)
-            if size + int(correct.sum()) > load.pays:
-                load.left, load.pays = 0, np.inf
+            right, _ = correct_drafts_of(correct, steps)
+            if size + int(right.sum()) > load.pays:
+                load.to_probe, load.pays = 0, np.inf
 
     def explain(self) -> dict[str, object]:
         """The newest decision and why, as JSON builtins: the tokens that every depth was expected
@@ -303,28 +303,30 @@ class ThroughputPolicy:
         weighed = self._weighed
         if weighed is None:
             return told
+        now = self._cost.now
         columns = zip(weighed.tokens, weighed.times, weighed.worth, strict=True)
         rows = [
-            {"tokens": round(n, 3), "ms": round(1e3 * t, 3), "worth": round(worth, 3)}
+            {"tokens": round(n, 3), "ms": round(1e3 * t * now, 3), "worth": round(worth, 3)}
             for n, t, worth in columns
         ]
         return told | {
             "batch_size": weighed.batch_size,
             "asleep": weighed.asleep,
-            "tokens_per_s": round(weighed.price, 3),
+            "tokens_per_s": round(weighed.price / now, 3),
             "depths": dict(zip(map(str, self.candidate_steps), rows, strict=True)),
         }
 
     def snapshot(self) -> dict[str, object]:
         size = self._last_size
         load = self._loads.get(self._cost.row_of(size))
+        now = self._cost.now
         known, usual = bool(self._cost.rounds), self._acceptance.survival(np.array([np.nan]))[0]
         return {
             "survival": usual.round(4).tolist(),
             "labels": [round(n, 1) for n in self._acceptance.labels.tolist()],
             "batch_size": size,
             "round_ms": self._round_ms(size) if known else None,
-            "tokens_per_s": round(self._weighed.price, 3) if self._weighed else None,
+            "tokens_per_s": round(self._weighed.price / now, 3) if self._weighed else None,
             "asleep": bool(load and load.asleep),
             "rounds": self._observed,
             "timed_rounds": self._cost.rounds,
@@ -333,10 +335,11 @@ class ThroughputPolicy:
         }
 
     def _round_ms(self, size: int) -> dict[str, float]:
-        seconds = self._cost.times(size)
-        shown = {str(steps): round(1e3 * seconds[steps], 3) for steps in self.candidate_steps}
-        off = self._cost.asleep_time(size)
-        return shown if off is None else shown | {"asleep": round(1e3 * off, 3)}
+        times, slept = self._cost.times(size), self._cost.asleep_time(size)
+        seconds = {str(steps): times[steps] for steps in self.candidate_steps}
+        if slept is not None:
+            seconds["asleep"] = slept
+        return {name: round(1e3 * t * self._cost.now, 3) for name, t in seconds.items()}
 
 
 def _first_look(tiers: tuple[int, ...], launch: int) -> list[int]:

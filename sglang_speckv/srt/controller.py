@@ -56,7 +56,7 @@ class EnginePolicy:
         """The newest one; None where a pinned depth was served instead."""
         self.no_stops: str | None = "the engine has not started"
         """Why rounds do not stop by what their own drafts say; None where they may."""
-        self.no_widths = self.no_stops
+        self.no_widths: str | None = self.no_stops
         """Why they do not verify a width per request."""
         self.draft_sleeps = False
         """Whether the draft can sleep at depth 0 at all."""

@@ -52,7 +52,7 @@ def test_rounds_that_change_while_they_run(server: Serving, plain_answers: dict[
     stopped = after["stopped_rounds"] - before["stopped_rounds"]
     assert stopped > 10
     served = {step: n - before["rounds"][step] for step, n in after["rounds"].items()}
-    assert served["1"] + served["3"] == stopped and served["1"] and served["3"] and served["5"]
+    assert served["3"] == stopped and served["5"], "the first look is after two drafts"
     cut = after["cut_drafts"] - before["cut_drafts"]
     assert 0.2 < cut / (after["drafted_tokens"] - before["drafted_tokens"]) < 0.8
     assert after["fallbacks"] == before["fallbacks"] and not after["failures"]
