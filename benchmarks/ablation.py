@@ -81,9 +81,6 @@ PARTS: dict[str, Variant] = {
     "first-token signal": Variant(
         [(acceptance, "log_odds", lambda _, shape: np.full(shape, np.nan))]
     ),
-    "stops": Variant(stops=False),
-    "widths": Variant(widths=False),
-    "stops and widths": Variant(stops=False, widths=False),
     "neighbours alike": Variant([(logistic, "ALIKE", 0.0)]),
     "drift": Variant([(logistic, "DRIFT", 0.0), (logistic, "SLOPE_DRIFT", 0.0)]),
     "drift of slopes": Variant([(logistic, "SLOPE_DRIFT", 0.0)]),
@@ -94,6 +91,22 @@ PARTS: dict[str, Variant] = {
     "profile": Variant(profiled=False),
     "profile and first look": Variant([(throughput, "_first_look", lambda *_: [])], profiled=False),
 }
+
+
+WITHIN_ROUNDS: dict[str, Variant] = {
+    "stops": Variant(stops=False),
+    "widths": Variant(widths=False),
+    "stops and widths": Variant(stops=False, widths=False),
+    "what a cut saves": Variant([(cost, "SAVING_PRIOR", NEVER)]),
+    "expected labels": Variant(
+        [
+            (module, "imputed", lambda judged, accepted, *_: (1.0 * judged, accepted))
+            for module in (acceptance, stopping)
+        ]
+    ),
+    "speed of the machine": Variant([(cost, "FOLLOW", 0.0)]),
+}
+"""Parts that came with stops and widths, in a result of their own."""
 
 
 def constants() -> dict[str, Variant]:
@@ -323,7 +336,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write all figures here.")] = None,
 ) -> None:
     """tok/s of the default policy without a part, or with another constant, over the whole."""
-    names = [name for name in (*PARTS, *constants()) if re.search(only, name)]
+    names = [name for name in (*PARTS, *WITHIN_ROUNDS, *constants()) if re.search(only, name)]
     cases: list[Case | str] = [*STRESSES, *WALKS]
     found = []
     with Screen().status("replaying") as say, ProcessPoolExecutor(jobs) as pool:
@@ -340,11 +353,11 @@ def main(
 
 def _by_name(case: Case | str, names: Sequence[str], seeds: int, passes: int) -> list[Any]:
     """Constants are tried at one and sixteen requests, and on fewer kinds of machines."""
-    every = PARTS | constants()
+    every = PARTS | WITHIN_ROUNDS | constants()
     if isinstance(case, str):
         return run_stress(case, {name: every[name] for name in names}, STRESS_SEEDS)
     few = case.requests in (1, 16) and case.machine in ("as profiled", "half as fast", "pauses")
-    tried = {name: every[name] for name in names if few or name in PARTS}
+    tried = {name: every[name] for name in names if few or name in PARTS | WITHIN_ROUNDS}
     return run_case(case, tried, seeds, passes)
 
 

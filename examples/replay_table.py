@@ -23,7 +23,9 @@ from sglang_speckv.replay.report import of_best, to_json
 from sglang_speckv.replay.run import ReplayOptions, run_replay
 
 LOADS = (1, 2, 4, 16)
-SHOWN = ("throughput", "ema", "throughput_aware", "confidence", "oracle")
+ONE_DEPTH = "throughput,stop=off,width=off"
+"""The default policy where rounds do not change while they run."""
+SHOWN = ("throughput", ONE_DEPTH, "ema", "throughput_aware", "confidence", "oracle")
 
 
 def main(

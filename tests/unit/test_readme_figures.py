@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ablation
+from examples.replay_table import ONE_DEPTH
 from examples.results import readme_table
 from sglang_speckv.ab.tables import markdown, tables
 from sglang_speckv.provenance import code_digest
@@ -32,6 +33,14 @@ def test_the_sweep_is_the_committed_result() -> None:
     assert len(drawn) == 8
     for title, columns, records in drawn:
         assert markdown(columns, records) in (readme if title.endswith("all loads") else page)
+
+
+def test_the_sweep_on_held_out_prompts_is_the_committed_result() -> None:
+    page = (ROOT / "docs" / "sweep.md").read_text()
+    found = json.loads((RESULTS / "ab-cpu-held-out.json").read_text())
+    drawn = [markdown(columns, records) for _, columns, records in tables(found)]
+    assert len(drawn) == 8 and all(table in page for table in drawn)
+    assert all(answer in page for answer in found["answers"])
 
 
 @pytest.mark.parametrize("result", ["demo-cpu.json", "ab-cpu-sweep.json"])
@@ -86,7 +95,7 @@ def test_the_replayed_table(draft: str) -> None:
     assert len(measured) == sum(line.startswith(f"| {draft} | ") for line in lines) > 0
     for row in measured:
         best = row["best_fixed"].removeprefix("static:")
-        others = ("throughput_aware", "ema", "confidence", "oracle")
+        others = (ONE_DEPTH, "throughput_aware", "ema", "confidence", "oracle")
         ratios = " | ".join(f"{row['arms'][arm]['vs_best_fixed']:.3f}" for arm in others)
         start = f"| {draft} | {row['requests']} | {row['traffic']} | {best} | "
         assert f"{start}{of_best(row['arms']['throughput'])} | {ratios} |" in lines
