@@ -104,7 +104,6 @@ WITHIN_ROUNDS: dict[str, Variant] = {
             for module in (acceptance, stopping)
         ]
     ),
-    "speed of the machine": Variant([(cost, "FOLLOW", 0.0)]),
 }
 """Parts that came with stops and widths, in a result of their own."""
 

@@ -10,17 +10,12 @@ verified tokens; a holds what every round pays, draft-extend included):
 The fit counts as a few more times of every cell, so it matters where there are few. A cell that
 was not served for a while keeps but a few of its times, so that it is soon known again.
 
-A machine that does other work too is slower for seconds or minutes, at all depths alike. How slow
-it is now is followed, and every time is kept as it would be on a usual machine: else a depth that
-was timed in a good minute would seem to be cheaper than one that is timed in a bad one.
-
 A round that verifies only some of its drafts is kept as a whole one. What it saved follows from
 rounds of one cell in which more or less was cut, at first from c.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -41,11 +36,6 @@ profile, and what is left of a cell that was not served for :data:`WINDOW` round
 many is fitted to."""
 REFRESH = 16
 """Rounds from one fit to the next."""
-FOLLOW = 0.2
-"""Of what a round took more or less than it should, how much is believed to be the machine; less
-of a cell that has few times."""
-MOST_LATE = 0.3
-"""As much, in logs, is looked at: a pause says little of what comes."""
 SAVING_PRIOR = 0.05
 """How much is known of what a cut saves before any was made: as much as five rounds say in which a
 tenth of the time was cut more, or less, than usual."""
@@ -87,8 +77,6 @@ class CostModel:
         self._work = np.stack([every, drafts, verified], axis=-1).astype(float)
         """[sizes, depths, 3]: what a, b and c are multiplied by."""
         self._told: dict[int, tuple[list[float], float | None, float]] = {}
-        self._speed = 0.0
-        """How much longer rounds take now than on a usual machine, in logs."""
         self._cut_mean = np.zeros((*self._usual.shape, 2))
         """Of each cell: share of its time that cut drafts should save, and that was saved."""
         self._saving = np.zeros((len(sizes), 2))
@@ -155,10 +143,6 @@ class CostModel:
         times, slept, token = self._tell(row)
         whole = slept if asleep and slept is not None else times[num_steps]
         share = cut * token / whole
-        late = math.log(seconds / (whole * max(1.0 - share, 0.1))) - self._speed
-        known = float(self._count[cell]) / WINDOW
-        self._speed += FOLLOW * known * min(max(late, -MOST_LATE), MOST_LATE)
-        seconds *= math.exp(-self._speed)
         if self._cuts_here(cell, cut):
             self._learn_saving(cell, cut * self._per_token[row] / whole, 1.0 - seconds / whole)
         self._updates += 1
@@ -182,13 +166,8 @@ class CostModel:
         own: list[float] = self._times[cell][: self._count[cell]].tolist()
         return own
 
-    @property
-    def now(self) -> float:
-        """What a round takes now, over what it takes on a usual machine."""
-        return math.exp(self._speed)
-
     def times(self, batch_size: int) -> list[float]:
-        """T(B, 0..max_steps), in seconds of a usual machine."""
+        """T(B, 0..max_steps), in seconds."""
         return self._tell(self.row_of(batch_size))[0]
 
     def asleep_time(self, batch_size: int) -> float | None:

@@ -303,30 +303,28 @@ class ThroughputPolicy:
         weighed = self._weighed
         if weighed is None:
             return told
-        now = self._cost.now
         columns = zip(weighed.tokens, weighed.times, weighed.worth, strict=True)
         rows = [
-            {"tokens": round(n, 3), "ms": round(1e3 * t * now, 3), "worth": round(worth, 3)}
+            {"tokens": round(n, 3), "ms": round(1e3 * t, 3), "worth": round(worth, 3)}
             for n, t, worth in columns
         ]
         return told | {
             "batch_size": weighed.batch_size,
             "asleep": weighed.asleep,
-            "tokens_per_s": round(weighed.price / now, 3),
+            "tokens_per_s": round(weighed.price, 3),
             "depths": dict(zip(map(str, self.candidate_steps), rows, strict=True)),
         }
 
     def snapshot(self) -> dict[str, object]:
         size = self._last_size
         load = self._loads.get(self._cost.row_of(size))
-        now = self._cost.now
         known, usual = bool(self._cost.rounds), self._acceptance.survival(np.array([np.nan]))[0]
         return {
             "survival": usual.round(4).tolist(),
             "labels": [round(n, 1) for n in self._acceptance.labels.tolist()],
             "batch_size": size,
             "round_ms": self._round_ms(size) if known else None,
-            "tokens_per_s": round(self._weighed.price / now, 3) if self._weighed else None,
+            "tokens_per_s": round(self._weighed.price, 3) if self._weighed else None,
             "asleep": bool(load and load.asleep),
             "rounds": self._observed,
             "timed_rounds": self._cost.rounds,
@@ -339,7 +337,7 @@ class ThroughputPolicy:
         seconds = {str(steps): times[steps] for steps in self.candidate_steps}
         if slept is not None:
             seconds["asleep"] = slept
-        return {name: round(1e3 * t * self._cost.now, 3) for name, t in seconds.items()}
+        return {name: round(1e3 * t, 3) for name, t in seconds.items()}
 
 
 def _first_look(tiers: tuple[int, ...], launch: int) -> list[int]:

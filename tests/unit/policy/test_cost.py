@@ -96,7 +96,7 @@ def test_a_depth_that_became_dear_is_seen_when_it_is_tried() -> None:
     dear = Cost(draft=0.02)
     model = CostModel(7)
     feed(model, [(1, 1), (1, 5)], 200)
-    feed(model, [(1, 1), (1, 5)], 80, dear)
+    feed(model, [(1, 1), (1, 5)], 40, dear)
     assert ratios(model, 1, dear)[5] == pytest.approx(ratios(model, 1, dear)[1], rel=0.15)
 
 
@@ -130,17 +130,7 @@ def test_a_profile_of_a_faster_machine_is_soon_overruled() -> None:
     model = CostModel(7)
     model.profiled(TimedRound(1, k, TRUTH.seconds(1, k)) for k in range(8) for _ in range(20))
     feed(model, [(1, 3)], 12, speed=2.0, jitter=0.02)
-    assert model.times(1)[3] * model.now == pytest.approx(2 * TRUTH.seconds(1, 3), rel=0.1)
-
-
-def test_depths_are_compared_as_on_one_machine() -> None:
-    """One that was timed while nothing else ran, and one that is timed while something does."""
-    model = CostModel(7)
-    feed(model, [(1, 5), (1, 3)], 200, jitter=0.02)
-    for speed in (1.5, 1.0, 1.5):
-        feed(model, [(1, 3)], 100, speed=speed, jitter=0.02)
-        assert model.now == pytest.approx(speed, rel=0.15)
-        assert ratios(model, 1)[5] == pytest.approx(ratios(model, 1)[3], rel=0.1)
+    assert model.times(1)[3] == pytest.approx(2 * TRUTH.seconds(1, 3), rel=0.1)
 
 
 def cut_rounds(model: CostModel, rounds: int, saves: float) -> None:
@@ -163,14 +153,11 @@ def test_what_a_cut_saves_is_found_out(saves: float) -> None:
 
 
 def test_a_depth_that_was_left_for_a_while_is_soon_known_again() -> None:
-    """It became dearer by half meanwhile; the other one did not."""
     model = CostModel(7)
-    feed(model, [(1, 5), (1, 3)], 100, jitter=0.02)
-    feed(model, [(1, 3)], 40, jitter=0.02)
-    for _ in range(24):
-        feed(model, [(1, 5)], 1, speed=1.5, jitter=0.02)
-        feed(model, [(1, 3)], 1, jitter=0.02)
-    assert ratios(model, 1)[5] / ratios(model, 1)[3] == pytest.approx(1.5, rel=0.12)
+    feed(model, [(1, 5)], 100, jitter=0.02)
+    feed(model, [(1, 3)], 40, speed=2.0, jitter=0.02)
+    feed(model, [(1, 5)], 8, speed=2.0, jitter=0.02)
+    assert model.times(1)[5] == pytest.approx(2 * TRUTH.seconds(1, 5), rel=0.1)
 
 
 def test_a_depth_that_is_only_probed_is_known_after_some_probes() -> None:
@@ -180,7 +167,7 @@ def test_a_depth_that_is_only_probed_is_known_after_some_probes() -> None:
     for _ in range(4):
         feed(model, [(1, 1)], 60, jitter=0.02)
         feed(model, [(1, 0)], 1, jitter=0.02)
-    assert model.times(1)[0] == pytest.approx(TRUTH.seconds(1, 0), rel=0.12)
+    assert model.times(1)[0] == pytest.approx(TRUTH.seconds(1, 0), rel=0.1)
 
 
 def test_a_profile_beside_other_work_is_not_believed_where_that_ran() -> None:
@@ -238,5 +225,4 @@ def test_asleep_rounds_are_learned_where_there_are_no_others() -> None:
     assert model.asleep_time(4) == pytest.approx(0.03)
     for _ in range(64):
         model.update(4, 0, 0.05, asleep=True)
-    slept = model.asleep_time(4)
-    assert slept is not None and slept * model.now == pytest.approx(0.05, rel=0.02)
+    assert model.asleep_time(4) == pytest.approx(0.05)
