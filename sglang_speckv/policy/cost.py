@@ -78,7 +78,7 @@ class CostModel:
         """[sizes, depths, 3]: what a, b and c are multiplied by."""
         self._told: dict[int, tuple[list[float], float | None, float]] = {}
         self._cut_mean = np.zeros((*self._usual.shape, 2))
-        """Of each cell: share of its time that cut drafts should save, and that was saved."""
+        """Of each cell: share of its time that cut drafts should have saved, and that was saved."""
         self._saving = np.zeros((len(sizes), 2))
         """Decayed sums of squares of the one, and of products with the other, around these."""
         self._per_token = np.zeros(len(sizes))
@@ -140,27 +140,24 @@ class CostModel:
             return
         row = self.row_of(batch_size)
         cell = row, self._asleep if asleep else num_steps
-        times, slept, token = self._tell(row)
-        whole = slept if asleep and slept is not None else times[num_steps]
-        share = cut * token / whole
-        if self._cuts_here(cell, cut):
-            self._learn_saving(cell, cut * self._per_token[row] / whole, 1.0 - seconds / whole)
+        if not asleep and (cut or self._cut_mean[cell].any()):
+            seconds += self._saved(cell, cut, seconds)
         self._updates += 1
-        self._keep(cell, seconds + share * whole)
+        self._keep(cell, seconds)
         if self._updates < REFRESH or self._updates % REFRESH == 0:
             self._told.clear()
 
-    def _cuts_here(self, cell: tuple[int, int], cut: int) -> bool:
-        return cut > 0 or bool(self._cut_mean[cell][0])
-
-    def _learn_saving(self, cell: tuple[int, int], due: float, found: float) -> None:
-        """One round of ``cell`` in which cut drafts should have saved the share ``due`` of its
-        time, and that was shorter by the share ``found``."""
+    def _saved(self, cell: tuple[int, int], cut: int, seconds: float) -> float:
+        """What a round of ``cell`` saved by ``cut`` drafts; learns it by how much shorter than a
+        whole one the round was."""
+        times, _, token = self._tell(cell[0])
+        whole = times[cell[1]]
         mean = self._cut_mean[cell]
-        apart = np.array([due, found]) - mean
+        apart = np.array([cut * self._per_token[cell[0]], whole - seconds]) / whole - mean
         mean += apart / WINDOW
         saving = self._saving[cell[0]]
         saving += apart[0] * apart - saving / SAVING_MEMORY
+        return cut * token
 
     def _own(self, cell: tuple[int, int]) -> list[float]:
         own: list[float] = self._times[cell][: self._count[cell]].tolist()
