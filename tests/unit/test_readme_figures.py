@@ -107,11 +107,3 @@ def test_the_ablation_table() -> None:
     rows = [row for row in ablation.table(found).splitlines() if row[2].islower()]
     assert len(rows) == len(ablation.PARTS) + 1  # and the heading
     assert [row for row in rows if row not in text] == []
-
-
-def test_the_ablation_of_rounds_that_change() -> None:
-    found = json.loads((RESULTS / "ablation-in-round.json").read_text())
-    text = (ROOT / "docs" / "experiments.md").read_text()
-    rows = [row for row in ablation.table(found).splitlines() if row[2].islower()]
-    assert len(rows) == len(ablation.WITHIN_ROUNDS) + 1
-    assert [row for row in rows if row not in text] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,3 +142,41 @@ def test_a_policy_that_foresees_is_shown_the_window() -> None:
     at = positions(requests=2)
     play(Sees(1), Walk(at, range(2), 1), PRICE, stop=3)
     assert len(windows) == 3 and (windows[0][0] == at.signals[0]).all()
+
+
+class Changing(Notes):
+    """Its rounds stop at ``last`` drafts and verify ``width`` of every other request."""
+
+    def __init__(self, last: int, width: int) -> None:
+        super().__init__(7)
+        self.last, self.width = last, width
+        self.asked: list[int] = []
+
+    def decide(self, batch: Batch) -> Decision:
+        return replace(super().decide(batch), watched=True)
+
+    def goes_on(self, probs: np.ndarray) -> bool:
+        self.asked.append(probs.shape[1])
+        return probs.shape[1] < self.last
+
+    def widths(self, probs: np.ndarray) -> np.ndarray:
+        widths = np.full(len(probs), probs.shape[1])
+        widths[::2] = self.width
+        return widths
+
+
+@pytest.mark.parametrize(("last", "made"), [(2, 3), (3, 3), (7, 7)])
+def test_a_round_changes_as_its_drafts_say(last: int, made: int) -> None:
+    """Asked at every tier from 2 on; a draft that is cut is not accepted and takes no time."""
+    at, policy = positions(), Changing(last, 1)
+    walk = Walk(at, list(range(12)), 4)
+    price = replace(PRICE, token=0.01)
+    rows: list[np.ndarray] = []
+    played = play(policy, walk, price, witness=lambda i, b, d, w: rows.append(w.row.copy()))
+    assert set(policy.asked) == {3}
+    assert set(played.num_steps) == {made}
+    assert set(played.seconds) == {price.seconds[made] - 2 * (made - 1) * 0.01}
+    for (_, outcome), row in zip(policy.outcomes, rows, strict=True):
+        widths = np.array([1, made, 1, made])
+        assert outcome.num_correct_drafts == np.minimum(at.correct[row], widths).tolist()
+        assert outcome.stopped == (made < 7) and outcome.cut == 2 * (made - 1)
