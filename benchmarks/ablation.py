@@ -105,7 +105,7 @@ WITHIN_ROUNDS: dict[str, Variant] = {
         ]
     ),
 }
-"""Parts that came with stops and widths, in a result of their own."""
+"""Parts that came with stops and widths; the committed table is older than they are."""
 
 
 def constants() -> dict[str, Variant]:

@@ -47,11 +47,12 @@ class Stopping:
         odds = log_odds(probs, np.shape(probs))
         if np.isnan(odds).any():
             return None
-        return self._conditional(odds, self._offsets(len(odds), requests)).cumprod(axis=1)
+        own = self._offsets(len(odds), requests)
+        return self._conditional(odds.shape[1], *self._inputs(odds), own).cumprod(axis=1)
 
-    def _conditional(self, odds: np.ndarray, own: np.ndarray) -> np.ndarray:
-        made = odds.shape[1]
-        x, last = self._inputs(odds)
+    def _conditional(
+        self, made: int, x: np.ndarray, last: np.ndarray, own: np.ndarray
+    ) -> np.ndarray:
         by_own, by_last = self._by_own.probability(x, own), self._by_last.probability(last, own)
         return np.concatenate([by_own[:, :made], by_last[:, made:]], axis=1)
 
@@ -87,11 +88,11 @@ class Stopping:
         if not valid.all() or np.isnan(odds).any() or not size:
             return None
         own = self._offsets(size, requests)
-        expected = self._conditional(odds, own)
+        x, last = self._inputs(odds)
+        expected = self._conditional(num_steps, x, last, own)
         made = np.full(size, num_steps) if widths is None else widths
         judged, accepted = labels_of(correct, made, self._steps)
         self._see(odds)
-        x, last = self._inputs(odds)
         self._by_own.update(x, own, judged, accepted)
         if requests is not None and len(requests) == size <= SMALL:
             self._own.learn(requests, self._by_own.probability(x), judged, accepted)

@@ -64,7 +64,7 @@ class Weighed(NamedTuple):
     worth in tokens.
 
     ``whole``: the times with every draft verified. ``token_time``: what one more verified draft
-    takes; 0 where all of them are.
+    takes; 0 where all of them are. ``watchable``: the round's own drafts may change it.
     """
 
     batch_size: int
@@ -75,6 +75,7 @@ class Weighed(NamedTuple):
     worth: list[float]
     whole: list[float]
     token_time: float
+    watchable: bool
 
     @property
     def least(self) -> float:
@@ -183,21 +184,21 @@ class ThroughputPolicy:
         length = weighed.tokens[tier] / size
         if tier != best:
             return Decision(steps, "probe", length, awake, weighed.price)
-        watched = steps > 0 and not load.asleep and self._stopping is not None and _all_known(batch)
+        watched = steps > 0 and weighed.watchable
         if watched:
             self._requests = batch.requests
             steps = self._deepest_worth_starting(steps, batch)
         return Decision(steps, "best", None if watched else length, awake, weighed.price, watched)
 
     def _deepest_worth_starting(self, best: int, batch: Batch) -> int:
-        """Where rounds may stop and the best depth is more than the one draft that is there: all of
-        them, if the second one is worth it."""
+        """Where rounds may stop and the best depth is more than the one draft that is there: the
+        greatest depth, if the second draft is worth it."""
         if not self._stops or best <= 1:
             return best
         firsts = np.asarray(batch.first_probs, dtype=float)[:, None]
-        return (
-            self.candidate_steps[-1] if 1 not in self.candidate_steps or self.goes_on(firsts) else 1
-        )
+        if 1 in self.candidate_steps and not self.goes_on(firsts):
+            return 1
+        return self.candidate_steps[-1]
 
     def goes_on(self, probs: np.ndarray) -> bool:
         """Whether the round that was decided last goes on to the next tier: ``probs`` [size, k]
@@ -247,13 +248,13 @@ class ThroughputPolicy:
         if asleep and slept is not None:
             price, waking = size / slept, whole[0] - slept
             whole = [slept, *(t + waking for t in whole[1:])]  # it reads what it missed first
-        cuts = self._cuts and not asleep and _all_known(batch)
-        token_time = self._cost.token_time(size) if cuts else 0.0
+        watchable = self._stopping is not None and not asleep and _all_known(batch)
+        token_time = self._cost.token_time(size) if self._cuts and watchable else 0.0
         told = self._expected(batch, price * token_time)
         tokens, cut = ([column[steps] for steps in self.candidate_steps] for column in told)
         times = [t - token_time * n for t, n in zip(whole, cut, strict=True)]
         worth = [n - price * t for n, t in zip(tokens, times, strict=True)]
-        return Weighed(size, asleep, price, tokens, times, worth, whole, token_time)
+        return Weighed(size, asleep, price, tokens, times, worth, whole, token_time, watchable)
 
     def _probe(self, load: Load, weighed: Weighed, best: int) -> int:
         """The best tier, or the one beside it, deeper and shallower by turns, where that is due."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_speckv.config import SWITCHES, ConfigError, static_steps, without_switches
+from sglang_speckv.config import POLICY_NAMES, SWITCHES, ConfigError, static_steps, without_switches
 from sglang_speckv.policy import Batch, Decision, Prior, Round, StepPolicy, create_policy
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.static import StaticPolicy
@@ -18,15 +18,9 @@ NONE = "none"
 """A server without a draft."""
 ORACLE = "oracle"
 """Knows the coming round's outcome at every depth, and takes the depth that is worth most."""
-POLICIES = (
-    "throughput",
-    *(f"throughput{switches}" for switches in SWITCHES),
-    "ema",
-    "throughput_aware",
-    "confidence",
-    "paper",
-    "paper:throughput",
-)
+_DEFAULT, *_OTHERS, _ = POLICY_NAMES
+POLICIES = (_DEFAULT, *(f"{_DEFAULT}{switches}" for switches in SWITCHES), *_OTHERS)
+"""Those that serve, without the fixed depths."""
 IN_ROUND = ":in-round"
 """Behind a policy that reads the window's signals: it is shown the coming window."""
 FORESEEING = ("confidence", "paper", "paper:throughput")

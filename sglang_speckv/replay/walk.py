@@ -142,7 +142,7 @@ def play(
         decision = policy.decide(batch)
         if witness is not None:
             witness(len(steps), batch, decision, walk)
-        k, widths = _drafted(policy, decision, walk)
+        k, widths = drafted(policy, decision, walk.signals()[:, :, 0])
         cut = 0 if widths is None else int(k * size - widths.sum())
         sleeps = k == 0 and price.asleep is not None and not decision.awake
         took = price.of(k, sleeps, slept, cut)
@@ -185,17 +185,14 @@ def play(
     )
 
 
-def _drafted(policy: Any, decision: Decision, walk: Walk) -> tuple[int, np.ndarray | None]:
-    """How many drafts the round makes, and how many of each request it verifies if not all."""
+def drafted(policy: Any, decision: Decision, probs: np.ndarray) -> tuple[int, np.ndarray | None]:
+    """How many drafts a round makes, whose drafts would have the top-1 probabilities ``probs``
+    [size, depth], and how many of each request's it verifies; None where all are."""
     if not decision.watched:
         return decision.num_steps, None
-    probs = walk.signals()[:, :, 0]
-    for k in policy.candidate_steps:
-        if 2 <= k < decision.num_steps and not policy.goes_on(probs[:, :k]):
-            break
-    else:
-        k = decision.num_steps
-    return int(k), policy.widths(probs[:, :k])
+    between = (k for k in policy.candidate_steps if 2 <= k < decision.num_steps)
+    steps = next((k for k in between if not policy.goes_on(probs[:, :k])), decision.num_steps)
+    return steps, policy.widths(probs[:, :steps])
 
 
 def order_of(

@@ -71,17 +71,9 @@ class SpecKVMixin(_Worker):
 
         config = carrier.read(get_spec().speculative_adaptive_config)
         assert config is not None
-        self.speckv: EnginePolicy = EnginePolicy(
-            config, self.speculative_num_steps, overlap=not get_schedule().disable_overlap_schedule
-        )
-        self.speckv.watch_rounds(
-            *in_round.why_not(
-                config,
-                self.device,
-                get_parallel().tp_size,
-                overlap=not get_schedule().disable_overlap_schedule,
-            )
-        )
+        overlap, ranks = not get_schedule().disable_overlap_schedule, get_parallel().tp_size
+        self.speckv: EnginePolicy = EnginePolicy(config, self.speculative_num_steps, overlap)
+        self.speckv.watch_rounds(*in_round.why_not(config, self.device, ranks, overlap))
         self._config = config
         self.draft_weights_are_its_own = weights.draft_has_its_own(self.server_args)
         self.adaptive_controller = AdaptiveController(self, self.speckv)
@@ -90,7 +82,7 @@ class SpecKVMixin(_Worker):
         self.enable_dp_spec_prefill_coordination = False
         self._chain_buffers: dict[int, tuple[Any, Any]] = {}
         self._rounds = RoundTracker(
-            share=_share if get_parallel().tp_size > 1 else None,
+            share=_share if ranks > 1 else None,
             early_copy=_early_copy,
             alarm=self.speckv.hold,
         )

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
+from sglang_speckv.policy.base import Batch, Round, StepPolicy
+from sglang_speckv.replay.walk import drafted
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class Engine:
                 told = self._top1_probs(accept)
                 decision = policy.decide(Batch(phase.size, None if told is None else told[:, 0]))
                 drift = 1.0 + self.noise.drift * np.sin(n / 60.0)
-                steps, widths = _drafted(policy, decision, told)
+                probs = np.empty((phase.size, 0)) if told is None else told
+                steps, widths = drafted(policy, decision, probs)  # a cut saves no time here
                 _score(result, accept, times * drift, steps)
                 result.reasons.append(decision.reason)
                 stopped = steps < decision.num_steps
@@ -160,17 +162,6 @@ class Engine:
     def _measured(self, seconds: float) -> float:
         spike = 2.0 if self._rng.random() < self.noise.spikes else 1.0
         return float(seconds * spike * np.exp(self._rng.normal(0, self.noise.jitter)))
-
-
-def _drafted(
-    policy: Any, decision: Decision, told: np.ndarray | None
-) -> tuple[int, np.ndarray | None]:
-    """Depth and widths. (A cut saves no time here, and is not scored.)"""
-    if not decision.watched or told is None:
-        return decision.num_steps, None
-    made = [k for k in policy.candidate_steps if 2 <= k < decision.num_steps]
-    steps = next((k for k in made if not policy.goes_on(told[:, :k])), decision.num_steps)
-    return steps, policy.widths(told[:, :steps])
 
 
 def _log_odds(conditional: Sequence[float], depth: int) -> np.ndarray:
