@@ -256,6 +256,7 @@ WORKER_SEAMS = (
         _SRT + "speculative.base_spec_worker.EagleDraftWorkerBase._rebuild_topk1_chain_buffers",
         (),
     ),
+    HookTarget(_SRT + "model_executor.model_runner.ModelRunner.init_decode_cuda_graph", ()),
     HookTarget(_SRT + "managers.overlap_utils.decide_needs_cpu_seq_lens", ("attn_backends",)),
     HookTarget(
         _SRT + "speculative.adaptive_runtime_state.AdaptiveController.__init__",

@@ -78,6 +78,11 @@ _UNSUPPORTED: tuple[tuple[Callable[[Any], bool], str], ...] = (
         "remove --disaggregation-mode or use an EAGLE head",
     ),
     (
+        lambda cfg: cfg.max_ep_size is not None,
+        "cannot run where elastic EP adds ranks (SGLang then captures the graphs of one depth "
+        "again); remove --max-ep-size",
+    ),
+    (
         _platform_worker,
         "needs SGLang's own worker, but this platform replaces it for {cfg.speculative_algorithm}; "
         "remove the platform plugin",

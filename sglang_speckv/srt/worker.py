@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_speckv.srt import arguments, carrier, compat, identity, in_round, weights
+from sglang_speckv.srt import arguments, carrier, compat, identity, in_round, recapture, weights
 from sglang_speckv.srt.metrics import Metrics
 from sglang_speckv.srt.rounds import TROUBLE, DecodeLaunch, Launch, RoundTracker
 from sglang_speckv.srt.signals import SignalTap
@@ -120,6 +120,7 @@ class SpecKVMixin(_Worker):
                 draft._topk1_score_indices_prealloc,
             )
         self._set_depth(self.speculative_num_steps)
+        recapture.for_every_depth(self)
         self._observe_from_outside()
         self._fuse.armed = True
         logger.info(

@@ -52,6 +52,7 @@ def test_what_is_served(diagnosed: Callable[..., Any], algorithm: str, draft: st
         (["--speckv", "--disaggregation-mode", "decode"], "PD disaggregation"),
         (["--speckv", "--cuda-graph-backend-prefill", "full"], "full CUDA graphs for prefill"),
         (["--speckv", "--page-size", "16"], "--page-size 16"),
+        (["--speckv", "--elastic-ep-backend", "mooncake", "--max-ep-size", "1"], "--max-ep-size"),
         (
             ["--speckv", "--speculative-use-rejection-sampling"],
             "STANDALONE with rejection sampling",

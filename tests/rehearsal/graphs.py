@@ -41,6 +41,7 @@ def _collective(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _as_a_platform_of_its_own() -> None:
     """The way in which other platforms name their runners; here they are CUDA's."""
+    from sglang.srt.model_executor.model_runner_components import weight_updater
     from sglang.srt.model_executor.runner import DecodeCudaGraphRunner
     from sglang.srt.platforms import current_platform
     from sglang.srt.speculative import eagle_worker_common, eagle_worker_v2
@@ -62,6 +63,9 @@ def _as_a_platform_of_its_own() -> None:
     eagle_worker_v2._select_spec_graph_runner_cls = of_platform
     current_platform.get_graph_runner_cls = lambda: DecodeCudaGraphRunner
     current_platform.get_speculative_graph_runner_cls = lambda algorithm, phase: drafting[phase]
+    weight_updater.current_platform = SimpleNamespace(
+        is_out_of_tree=lambda: True, capabilities=SimpleNamespace(graph_capture=True)
+    )  # captures again where it is asked to
 
 
 def _decode_graphs() -> None:
