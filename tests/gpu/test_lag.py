@@ -21,6 +21,7 @@ if REHEARSAL:  # `auto` is served by test_serving, and two ranks by test_ranks
 if WHOLE:
     KINDS += [
         Kind("standalone-self", "fa3", lag="0"),
+        *(Kind("standalone-self", "triton", lag=lag) for lag in ("late", "0", "auto")),
         Kind("standalone-self", "flashinfer", lag="0"),
         Kind("standalone-self", "flashinfer", lag="late"),  # the next module's too
     ]
