@@ -18,7 +18,7 @@ help:
 	@echo "make rehearse  the tests for a GPU on the CPU, with more kinds of servers than make test has"
 	@echo "make unit      the package's tests that start no engine; ARGS go to pytest"
 	@echo "make check     format, lint and types"
-	@echo "make bench     what a decision, a switch and a replay cost"
+	@echo "make bench     what a decision, a round, a switch and a replay cost"
 	@echo "make clean     remove .venv and everything that was made"
 
 setup: $(STAMP)
@@ -61,6 +61,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/decision.py
+	@$(BIN)/python benchmarks/round.py
 	@$(BIN)/python benchmarks/switching.py
 	@$(BIN)/python benchmarks/replay.py
 

@@ -19,6 +19,7 @@ from sglang_speckv.ab import process as server_module
 from sglang_speckv.ab.process import Server
 from sglang_speckv.srt import cpu
 from sglang_speckv.srt.patches_present import installed_package
+from tests.engine.counted import counted
 from tests.engine.stops import stops
 from tests.engine.tiny_models import tiny_eagle2_head, tiny_eagle3_head, tiny_llama
 from tests.forked import Forked, ForkedServer
@@ -176,10 +177,11 @@ def serving(tmp_path: Path, *args: str, command: Sequence[str] | None = None) ->
 @contextmanager
 def with_stops(folder: Path) -> Iterator[Path]:
     """Servers that start inside of the block have the plugin of ``tests/engine/stops``, which obeys
-    the file that is returned."""
+    the file that is returned, and that of ``tests/engine/counted``."""
     with pytest.MonkeyPatch.context() as patch:
         inherited = os.environ.get("PYTHONPATH", "")
-        path = [str(Path(stops.__file__).parent), *filter(None, [inherited])]
+        plugins = [str(Path(plugin.__file__).parent) for plugin in (stops, counted)]
+        path = [*plugins, *filter(None, [inherited])]
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
         patch.setenv(stops.FILE, str(folder / "stops"))
         yield folder / "stops"

@@ -12,6 +12,7 @@ import pytest
 from examples.gpu.observe import memory_of, tier_memory
 from sglang_speckv.policy.prior import OFF
 from sglang_speckv.srt.memory import MIB, PINNED_MIB, WRAPPER_MIB, depth_mib, wrappers
+from tests import operators
 from tests.engine.conftest import PROMPTS, Serving
 from tests.engine.test_features import SHARED
 from tests.engine.test_signals import compare_with_transformers, doze, records_of, shuffle
@@ -22,6 +23,7 @@ from tests.gpu.conftest import (
     PREFILL_TOKENS,
     REHEARSAL,
     STEPS,
+    WHOLE,
     Kind,
     References,
     needs_device,
@@ -84,6 +86,27 @@ def test_long_prompts_and_cached_ones_are_lossless(
     assert references[kind.backend].losses(tokens, prompts) == []
 
 
+@pytest.mark.skipif(REHEARSAL and not WHOLE, reason="make rehearse runs it")
+def test_graphs_captured_again_are_those_of_every_depth(
+    gpu_server: Pair, references: References, models: dict[str, str]
+) -> None:
+    """After new weights, which may lie elsewhere. The tests below go on with these graphs."""
+    kind, server = gpu_server
+    own = server.tokens(PROMPTS)
+    for name in ("alike", "target"):
+        asked = {"model_path": models[name], "recapture_cuda_graph": True}
+        assert server.post("/update_weights_from_disk", asked)["success"]
+        for num_steps in STEPS:
+            server.pin(num_steps)
+            answers = server.tokens(PROMPTS)
+            if name == "alike":
+                assert answers != own
+            else:
+                assert references[kind.backend].losses(answers) == []
+    server.pin(-1)
+    assert server.speckv()["failures"] == {}
+
+
 def test_signals_are_the_drafts_own(gpu_server: Pair, models: dict[str, str]) -> None:
     kind, server = gpu_server
     answers = shuffle(server, each=5)
@@ -122,6 +145,23 @@ def test_decoding_runs_in_graphs(gpu_server: Pair) -> None:
     assert [line for line in decoding if " graph: True" not in line] == []
 
 
+@pytest.mark.skipif(not REHEARSAL, reason="counted with tapes")
+def test_speckv_adds_no_more_operators_than_stated(gpu_server: Pair) -> None:
+    _, server = gpu_server
+    for num_steps in STEPS:
+        server.pin(num_steps)
+        server.generate(PROMPTS, max_new_tokens=operators.EVERY * (num_steps + 2))
+    server.pin(-1)
+    found = operators.read(server.log.read_text(errors="replace"), len(PROMPTS))
+    assert set(found) == set(STEPS)
+    for num_steps, counts in found.items():
+        steps = max(num_steps - 1, 0)  # one draft was made at the end of the round before
+        assert 0 < counts.ours <= operators.most(num_steps, captured=True)
+        assert counts.reductions <= 1
+        assert counts.reductions_in_graphs == steps
+        assert counts.in_graphs == 0
+
+
 @needs_device
 def test_memory_of_every_tier_is_told(gpu_server: Pair, record_property: Any) -> None:
     kind, server = gpu_server
@@ -138,7 +178,9 @@ def test_memory_of_every_tier_is_told(gpu_server: Pair, record_property: Any) ->
 def test_every_further_depth_holds_what_is_reserved(
     gpu_server: Pair, models: dict[str, str]
 ) -> None:
-    _, server = gpu_server
+    kind, server = gpu_server
+    if kind.backend != "flashinfer":
+        pytest.skip("only FlashInfer's buffers are counted")
     config = json.loads((Path(models["target"]) / "config.json").read_text())
     found = inventory.read(server.log.read_text(errors="replace"))
     assert set(found) == set(STEPS) - {server.speckv()["launch_steps"]}

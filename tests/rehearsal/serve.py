@@ -33,7 +33,8 @@ WORKSPACE_MIB = 1
 
 def rehearse() -> None:
     """Once in every process, before SGLang imports a backend."""
-    from tests.rehearsal import fa3, graphs, inventory, kernels, poison
+    from tests import operators
+    from tests.rehearsal import fa3, graphs, inventory, kernels, poison, triton_attention
     from tests.rehearsal.device import CpuForCuda, interpret_triton
     from tests.rehearsal.overlap import keep_overlap
 
@@ -43,9 +44,12 @@ def rehearse() -> None:
     _AS_LONG_AS_IT_RUNS.enter_context(CpuForCuda())
     _offer_flashinfer()
     fa3.install()
+    triton_attention.install()
     _mask_the_prefix_too()
     graphs.capture_on_cpu()
     inventory.take_stock()
+    operators.count_rounds()
+    operators.count_graphs()
     interpret_triton()
 
 
@@ -68,12 +72,13 @@ def _offer_flashinfer() -> None:
 def _mask_the_prefix_too() -> None:
     """SGLang's CPU backend wants a mask of the drafted tokens alone."""
     from sglang.kernels.ops.speculative.spec_tree import TreeMaskMode
+    from sglang.srt.layers.attention import verify_mask
     from sglang.srt.speculative import eagle_utils, eagle_worker_v2, standalone_worker_v2
 
     eagle_utils.build_tree_kernel_efficient_func = partial(
         with_prefix, eagle_utils.build_tree_kernel_efficient_func, TreeMaskMode.QLEN_ONLY
     )
-    for module in (eagle_utils, eagle_worker_v2, standalone_worker_v2):
+    for module in (eagle_utils, eagle_worker_v2, standalone_worker_v2, verify_mask):
         module.default_tree_mask_mode = lambda: TreeMaskMode.FULL_MASK
 
 
