@@ -5,8 +5,8 @@ Usage: python benchmarks/round.py [--rounds 2000] [--out FILE]
 SpecKV's own worker, tap, tracker and default policy, over a stand-in for SGLang's worker that makes
 logits of a tiny vocabulary: what a reduction computes is not the question here, nor is the copy to
 the host. CPU time of the thread, so that the turns of other processes do not count; calls of torch
-are in it as far as the CPU is, on CUDA they are launches. No graph: on CUDA ``drafting`` is captured
-and costs the host nothing. Prints a table, then one JSON line. The bars are those of
+are in it as far as the CPU is, on CUDA they are launches. No graph: on CUDA ``drafting`` is in
+one and costs the host nothing. Prints a table, then one JSON line. The bars are those of
 ``benchmarks/decision.py``, for 64 requests: to decide 30 at the median and 50 at p99, to learn 200
 at p99; a switch of depth, which is part of ``deciding``, 20 (``benchmarks/switching.py``).
 """
