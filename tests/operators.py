@@ -30,10 +30,11 @@ COPIES = "tests.rehearsal.poison"
 """The stand-in for copies to the host, which is not counted at all."""
 OURSELVES = ("tests.operators", "tests.rehearsal.")
 """These and the stand-ins for a device are between an operator and who asked for it."""
-MOST = 14
+MOST = 17
 """SpecKV's in one round on the host, where drafting runs in a graph, without the copy to the host,
-which is one more of those that SGLang makes. Four launch something: the first draft's signals are
-looked up and noted, all are joined and packed; views and memory are the rest."""
+which is one more of those that SGLang makes. The first draft's signals are looked up and noted, all
+are joined and packed, and where the draft slept its missed token is noted; views and memory are
+most of them."""
 MOST_PER_DRAFT = 2
 """Of each draft forward that runs in no graph: views of where its reduction goes."""
 _LINE = "of depth {} with {} requests: {} operators, {} of SpecKV, {} reductions; in graphs {}, {}"

@@ -16,6 +16,8 @@ from tests.operators import Operators, count_reductions, most
 from tests.unit.srt.test_signals import Draft
 
 SIZE = 2
+FEWER = 3
+"""Than in the engine, out of which these parts are taken."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +45,14 @@ def a_round(num_steps: int, graph: bool) -> Operators:
 @pytest.mark.parametrize("num_steps", [0, 1, 3, 5])
 def test_operators_of_a_round(num_steps: int, graph: bool) -> None:
     counts = a_round(num_steps, graph).counts
-    assert 0 < counts.ours <= most(num_steps, captured=False)
+    assert 0 < counts.ours <= most(num_steps, captured=False) - FEWER
     assert counts.reductions == max(num_steps, 1)
 
 
 def test_one_more_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = SignalTap.begin_round
     before = a_round(3, graph=True).counts.ours
-    assert before == most(3, captured=False)
+    assert before == most(3, captured=False) - FEWER
 
     def begin_round(self: SignalTap, slots: torch.Tensor) -> None:
         begin(self, slots)
