@@ -54,7 +54,8 @@ class Decision:
     ``watched``: the round's own drafts may change it. At every tier from 2 on the way to
     ``num_steps``, which is then the deepest that it may come to, the engine asks the policy's
     ``goes_on`` whether to draft on, and after the last draft its ``widths`` how many of each
-    request's are to be verified.
+    request's are to be verified. Where a device drafts by itself, it has the policy's ``stop_rule``
+    instead, for every draft, and ``num_steps`` is what is verified.
     """
 
     num_steps: int
@@ -81,7 +82,9 @@ class Round:
     round at depth 0 that the draft slept through, the cheaper kind. ``requests`` [live] as in
     :class:`Batch`. ``stopped``: it ended before the depth that was decided, by what its own drafts
     said. ``widths`` [live]: how many of each request's drafts were verified, None where all were;
-    ``cut``: how many in the whole batch were not.
+    ``cut``: how many in the whole batch were not. ``made``: where it stopped on the device, the
+    drafts that it made of each request, at least 1; ``num_steps`` were verified, those that were
+    not made never to be accepted. None where all were made.
     """
 
     num_steps: int
@@ -95,6 +98,7 @@ class Round:
     stopped: bool = False
     widths: np.ndarray | None = None
     cut: int = 0
+    made: int | None = None
 
 
 class StepPolicy(Protocol):

@@ -176,6 +176,13 @@ class CostModel:
         """What one more verified token takes."""
         return self._tell(self.row_of(batch_size))[2]
 
+    def draft_time(self, batch_size: int) -> float:
+        """What one more forward of the draft takes: the mean of those of the deepest round, which
+        are what it takes more than one of depth 1, less what verifying its drafts does."""
+        times, _, token = self._tell(self.row_of(batch_size))
+        more = len(times) - 2
+        return max(times[-1] - times[1] - batch_size * more * token, 0.0) / max(more, 1)
+
     def _tell(self, row: int) -> tuple[list[float], float | None, float]:
         if row not in self._told:
             times = self._blended(row)

@@ -57,8 +57,7 @@ class Logistic:
     def probability(self, x: np.ndarray, own: np.ndarray | float = 0.0) -> np.ndarray:
         """[requests, positions]. ``x`` has that shape or one column; ``own`` [requests]."""
         k = len(self._positions)
-        odds = self.mean[:k] + x * self.mean[k:] + np.reshape(own, (-1, 1))
-        return 1.0 / (1.0 + np.exp(-np.minimum(np.maximum(odds, -LIMIT), LIMIT)))
+        return probability(self.mean[:k] + x * self.mean[k:] + np.reshape(own, (-1, 1)))
 
     def update(
         self, x: np.ndarray, own: np.ndarray, judged: np.ndarray, accepted: np.ndarray
@@ -109,6 +108,11 @@ class OwnAcceptance:
             self._known[name] = REQUEST_MEMORY * before + s, REQUEST_MEMORY * known + v
         while len(self._known) > MOST_REQUESTS:
             del self._known[next(iter(self._known))]  # the one that was served longest ago
+
+
+def probability(odds: np.ndarray) -> np.ndarray:
+    found: np.ndarray = 1.0 / (1.0 + np.exp(-np.minimum(np.maximum(odds, -LIMIT), LIMIT)))
+    return found
 
 
 def log_odds(probs: object, shape: tuple[int, ...]) -> np.ndarray:

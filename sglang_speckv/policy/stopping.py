@@ -8,7 +8,8 @@ a second and v the time that one more verified token takes, the next tier is dra
 
 and of each request the drafts with S_i > lambda v are verified. S_i falls with i, so they come
 first. Where every draft that is made has to be verified, the same holds with v = 0 and the time of
-the whole round.
+the whole round. Where the depth is verified in full, however many drafts were made, it holds with
+v = 0 and the time of drafting, and a device can see to it by itself: :class:`StopRule`.
 
 The drafts that are made are accepted as often as their own probability says, the next one as the
 probability of the draft before it says, deeper ones as after a usual draft: two models, each of
@@ -20,12 +21,43 @@ keeps its distribution.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from sglang_speckv.policy.acceptance import RECENT, SMALL, imputed, labels_of
 from sglang_speckv.policy.checks import correct_drafts_of, windows_of
-from sglang_speckv.policy.logistic import Logistic, OwnAcceptance, log_odds
+from sglang_speckv.policy.logistic import Logistic, OwnAcceptance, log_odds, probability
+
+
+class StopRule(NamedTuple):
+    """How many drafts a round makes that nobody on the host is asked about. With i made, it makes
+    another one unless
+
+        sum over requests of S_i P(draft i + 1 is accepted | the first i are) <= price[i]
+
+    ``own`` and ``coming`` [2, max_steps]: intercepts and slopes of P, by a draft's own log-odds and
+    by those of the draft before it. ``offsets`` [size]: what each request adds to them. ``price``
+    [max_steps]: the tokens that each draft costs, the first one counted.
+    """
+
+    own: np.ndarray
+    coming: np.ndarray
+    offsets: np.ndarray
+    price: np.ndarray
+
+    def drafts(self, probs: np.ndarray) -> int:
+        """By the top-1 probabilities ``probs`` [size, k] of as many drafts as there may be. What is
+        unknown stops nothing."""
+        most = probs.shape[1]
+        odds = log_odds(probs, probs.shape)
+        survival = self._probability(self.own[:, :most], odds).cumprod(axis=1)
+        coming = self._probability(self.coming[:, 1:most], odds[:, :-1])
+        stops = (survival[:, :-1] * coming).sum(axis=0) <= self.price[1:most]
+        return 1 + int(np.argmax(stops)) if stops.any() else most
+
+    def _probability(self, model: np.ndarray, odds: np.ndarray) -> np.ndarray:
+        return probability(model[0] + odds * model[1] + self.offsets[:, None])
 
 
 class Stopping:
@@ -62,6 +94,11 @@ class Stopping:
         x[:, : odds.shape[1]] = odds
         last = np.concatenate([np.zeros((len(odds), 1)), x[:, :-1]], axis=1)
         return x, last
+
+    def rule(self, price: float, size: int, requests: Sequence[int] | None = None) -> StopRule:
+        """For a batch of ``size`` requests, where a draft costs ``price`` tokens."""
+        own, coming = (model.mean.reshape(2, -1).copy() for model in (self._by_own, self._by_last))
+        return StopRule(own, coming, self._offsets(size, requests), np.full(self._steps, price))
 
     def _offsets(self, size: int, requests: Sequence[int] | None) -> np.ndarray:
         if requests is None or size > SMALL or len(requests) != size:

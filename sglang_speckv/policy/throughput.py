@@ -23,7 +23,7 @@ from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round, w
 from sglang_speckv.policy.cost import CostModel, TimedRound
 from sglang_speckv.policy.logistic import log_odds
 from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
-from sglang_speckv.policy.stopping import Stopping
+from sglang_speckv.policy.stopping import Stopping, StopRule
 
 STAY = 0.01
 """Relative gain for which a draft is put to sleep or woken. Near a tie it would be both at random,
@@ -118,13 +118,14 @@ class ThroughputPolicy:
         self._last_size = 1
         self._may_sleep = True
         self._stopping: Stopping | None = None
-        self._stops = self._cuts = False
+        self._stops = self._cuts = self._on_device = False
         self._requests: Sequence[int] | None = None
         """Of the newest batch."""
 
-    def watch(self, stops: bool, widths: bool) -> None:
-        """What the engine asks while a round runs: :meth:`goes_on`, :meth:`widths`."""
-        self._stops, self._cuts = stops, widths
+    def watch(self, stops: bool, widths: bool, on_device: bool = False) -> None:
+        """What the engine asks while a round runs: :meth:`goes_on`, :meth:`widths`. ``on_device``:
+        before it, :meth:`stop_rule` instead of :meth:`goes_on`."""
+        self._stops, self._cuts, self._on_device = stops, widths, on_device
         self._stopping = Stopping(self._depth) if stops or widths else None
 
     def profiled(self, rows: Iterable[TimedRound]) -> None:
@@ -187,7 +188,10 @@ class ThroughputPolicy:
         watched = steps > 0 and weighed.watchable
         if watched:
             self._requests = batch.requests
-            steps = self._deepest_worth_starting(steps, batch)
+            if self._on_device:
+                steps = self._tier_to_stop_in(tier, weighed)
+            else:
+                steps = self._deepest_worth_starting(steps, batch)
         return Decision(steps, "best", None if watched else length, awake, weighed.price, watched)
 
     def _deepest_worth_starting(self, best: int, batch: Batch) -> int:
@@ -199,6 +203,26 @@ class ThroughputPolicy:
         if 1 in self.candidate_steps and not self.goes_on(firsts):
             return 1
         return self.candidate_steps[-1]
+
+    def _tier_to_stop_in(self, best: int, weighed: Weighed) -> int:
+        """Where a tier is verified in full, however many of its drafts are made: from the best tier
+        on, the one with the most worth if drafts that are not worth their time are not made. Of one
+        request the drafts themselves say which those are; of a batch this averages out."""
+        if not self._stops or self.candidate_steps[best] <= 1:
+            return self.candidate_steps[best]
+        spared = weighed.price * self._cost.draft_time(weighed.batch_size) / weighed.batch_size
+        deeper = self.candidate_steps[best:]
+        worth = [w + spared * (k - 1) for k, w in zip(deeper, weighed.worth[best:], strict=True)]
+        return deeper[worth.index(max(worth))]
+
+    def stop_rule(self) -> StopRule | None:
+        """How many drafts the round makes that was decided last, where a device sees to it; None
+        where it makes all of them."""
+        weighed = self._weighed
+        if weighed is None or self._stopping is None or not self._stops:
+            return None
+        price = weighed.price * self._cost.draft_time(weighed.batch_size)
+        return self._stopping.rule(price, weighed.batch_size, self._requests)
 
     def goes_on(self, probs: np.ndarray) -> bool:
         """Whether the round that was decided last goes on to the next tier: ``probs`` [size, k]
@@ -276,17 +300,21 @@ class ThroughputPolicy:
         steps, size = int(outcome.num_steps), int(outcome.batch_size)
         self._observed += 1
         self._last_size = size
-        widths = _widths_of(outcome, steps)
+        widths, signals = _widths_of(outcome, steps), outcome.signals
         cut = outcome.cut if widths is not None and is_count(outcome.cut) else 0
-        self._cost.update(size, steps, outcome.seconds, outcome.asleep, cut)
+        if outcome.made is None:
+            self._cost.update(size, steps, outcome.seconds, outcome.asleep, cut)
+        elif is_count(outcome.made, steps):  # it took less time than its tier, nobody knows by what
+            steps = int(outcome.made)
+            signals = windows_of(signals)[:, :steps]
         correct, requests, expected = outcome.num_correct_drafts, outcome.requests, None
         if self._stopping is not None and steps:
-            expected = self._stopping.learn(steps, correct, outcome.signals, requests, widths)
+            expected = self._stopping.learn(steps, correct, signals, requests, widths)
         if expected is not None and not outcome.stopped:
             expected = None if widths is None else expected[:, :steps]
         self._acceptance.learn(steps, correct, outcome.first_probs, requests, widths, expected)
         if self._acceptance is not self._by_age[False] and steps:
-            firsts = windows_of(outcome.signals)[:, 0, 0]
+            firsts = windows_of(signals)[:, 0, 0]
             self._by_age[False].learn(steps, correct, firsts, None, widths, expected)
         load = self._loads.get(self._cost.row_of(size))
         if load is not None and load.pays < np.inf:

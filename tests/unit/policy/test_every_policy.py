@@ -110,6 +110,7 @@ def true_rounds(draw: st.DrawFn) -> Round:
         stopped=draw(st.booleans()),
         widths=None if widths is None else np.array(widths, dtype=int),
         cut=0 if widths is None else steps * live - sum(widths),
+        made=draw(st.none() | st.integers(max([1, *correct]), steps)) if steps else None,
     )
 
 
@@ -125,6 +126,7 @@ garbled_rounds = st.builds(
     stopped=st.booleans(),
     widths=numbers,
     cut=anything,
+    made=st.none() | anything,
 )
 garbled_batches = st.builds(Batch, size=sizes | anything, first_probs=numbers)
 true_rows = st.builds(TimedRound, sizes, depths, times)
@@ -172,6 +174,7 @@ def test_any_input_is_survived(case: Case, news: list[Any], batches: list[Batch]
                 probs = np.array(batch.first_probs, dtype=float)[:, None]
                 assert policy.goes_on(probs) in (True, False)
                 policy.widths(probs)
+                policy.stop_rule()
     assert shown(policy)
 
 

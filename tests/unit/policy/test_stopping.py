@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -253,3 +254,104 @@ def test_a_round_that_was_cut_counts_for_a_whole_one() -> None:
         news = Round(5, 4, [0, 0, 0, 0], seconds, probs[:, 0], window(probs), widths=widths, cut=12)
         dear.observe(news)
     assert dear._cost.times(4)[5] == pytest.approx(before[5], rel=0.02)
+
+
+# ---------------------------------------------------------------------------- on a device
+
+
+EVERY = tuple(range(DEPTH + 1))
+
+
+def device_policy(size: int, draft_seconds: float, token_seconds: float = 0.0) -> ThroughputPolicy:
+    """Whose rounds the device stops; like :func:`policy`, of ``size`` requests."""
+    made = ThroughputPolicy(EVERY, 3)
+    made.watch(stops=True, widths=False, on_device=True)
+    made.profiled(
+        TimedRound(n, k, 0.1 + draft_seconds * max(k - 1, 0) + token_seconds * n * (k + 1))
+        for k in EVERY
+        for n in (1, size, 4 * size)
+    )
+    rng = np.random.default_rng(5)
+    for _ in range(300):
+        probs, correct = drafts(rng, size)
+        made.observe(Round(DEPTH, size, correct.tolist(), None, probs[:, 0], window(probs)))
+    return made
+
+
+def test_a_device_goes_on_where_the_policy_would() -> None:
+    """With every depth a tier and the same price for the next one."""
+    rng, found = np.random.default_rng(6), []
+    for draft_seconds in (0.005, 0.02, 0.03, 0.045):
+        asked = policy(draft_seconds)
+        asked.candidate_steps = EVERY
+        for _ in range(20):
+            probs = rng.uniform(0.02, 0.98, (1, DEPTH))
+            asked.decide(Batch(1, probs[:, 0], [3]))
+            assert asked._weighed is not None and asked._stopping is not None
+            price = asked._weighed.price * np.diff(asked._weighed.whole)
+            rule = asked._stopping.rule(0.0, 1, [3])._replace(price=price)
+            made = 1
+            while made < DEPTH and asked.goes_on(probs[:, :made]):
+                made += 1
+            assert rule.drafts(probs) == made
+            found.append(made)
+    assert set(found) == set(range(1, DEPTH + 1))
+
+
+def test_a_draft_costs_a_device_the_time_of_its_forward() -> None:
+    """What verifying it takes is paid whether it is made or not."""
+    for token_seconds in (0.0, 0.004):
+        made = device_policy(4, 0.01, token_seconds)
+        made.decide(Batch(4, np.full(4, 0.9)))
+        rule = made.stop_rule()
+        assert rule is not None and made._weighed is not None
+        assert rule.price == pytest.approx(made._weighed.price * 0.01, rel=0.1)
+
+
+def test_one_request_may_go_as_deep_as_verifying_pays_and_a_batch_hardly_deeper_than_best() -> None:
+    def depths(size: int, token_seconds: float) -> tuple[int, int]:
+        made = device_policy(size, 0.03, token_seconds)
+        decision = made.decide(Batch(size, np.full(size, 0.9)))
+        assert decision.watched and made._weighed is not None
+        worth = made._weighed.worth
+        return worth.index(max(worth)), decision.num_steps
+
+    best, chosen = depths(1, 0.0)
+    assert best < chosen == DEPTH
+    best, chosen = depths(1, 0.02)
+    assert best <= chosen < DEPTH
+    best, chosen = depths(16, 0.0)
+    assert best <= chosen <= best + 1
+
+
+def test_where_nothing_may_stop_a_device_has_no_rule() -> None:
+    made = device_policy(1, 0.01)
+    assert made.stop_rule() is None, "nothing was decided"
+    made.watch(stops=False, widths=False, on_device=True)
+    made.decide(Batch(1, np.array([0.9])))
+    assert made.stop_rule() is None
+
+
+def test_a_round_that_the_device_stopped_teaches_what_it_drafted() -> None:
+    """As one of that depth that the host stopped, and nothing of how long its tier takes."""
+    by_device, by_host = device_policy(2, 0.01), device_policy(2, 0.01)
+    before = by_device._cost.times(2)
+    rng = np.random.default_rng(8)
+    for _ in range(50):
+        probs, correct = drafts(rng, 2)
+        shown = np.minimum(correct, 2).tolist()
+        said = window(probs)
+        told = Round(2, 2, shown, None, probs[:, 0], said[:, :2], requests=[1, 2], stopped=True)
+        by_host.observe(told)
+        said[:, 2:] = math.nan
+        told = Round(DEPTH, 2, shown, 0.05, probs[:, 0], said, requests=[1, 2], stopped=True)
+        by_device.observe(replace(told, made=2))
+    for one, other in (
+        (by_device._acceptance._model, by_host._acceptance._model),
+        (by_device._stopping._by_own, by_host._stopping._by_own),  # type: ignore[union-attr]
+        (by_device._stopping._by_last, by_host._stopping._by_last),  # type: ignore[union-attr]
+    ):
+        assert np.array_equal(one.mean, other.mean)
+    assert by_device._cost.times(2) == before
+    by_device.observe(replace(told, made=None))
+    assert by_device._cost.times(2) != before
