@@ -55,7 +55,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     the decision saw of this request. ``seconds`` is the round's wall time, None where it was not
     clean. ``context_len`` is this request's length in tokens before the round. ``asleep``: at depth
     0 the draft was left out. ``stopped``: the round ended before the depth that was decided, by
-    what its own drafts said. ``num_verified``: how many of the drafts were verified, None for all.
+    what its own drafts said. ``num_verified``: how many of the drafts were verified, None for all;
+    of a round that a device stopped within its depth, those that it made.
     """
 
     round: int

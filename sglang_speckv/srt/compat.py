@@ -239,6 +239,21 @@ WORKER_SEAMS = (
         _SRT + "speculative.eagle_worker_v2.EagleDraftWorker.draft_forward", ("forward_batch",)
     ),
     HookTarget(
+        _SRT + "model_executor.model_runner.ModelRunner.forward",
+        (
+            "forward_batch",
+            "skip_attn_backend_init",
+            "pp_proxy_tensors",
+            "reinit_attn_backend",
+            "split_forward_count",
+        ),
+    ),
+    HookTarget(
+        _SRT + "speculative.eagle_draft_cuda_graph_runner.EAGLEDraftCudaGraphRunner."
+        "capture_one_shape",
+        ("size", "forward", "stream_idx", "variant_label", "attention_variant"),
+    ),
+    HookTarget(
         _SRT + "speculative.eagle_worker_v2.EagleDraftWorker._draft_extend_for_decode",
         ("batch", "batch_result", "kv_loc_plan"),
     ),

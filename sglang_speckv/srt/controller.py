@@ -21,6 +21,7 @@ from sglang_speckv.policy import Prior, create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.ema import EmaPolicy
+from sglang_speckv.policy.stopping import StopRule
 from sglang_speckv.policy.throughput import ThroughputPolicy
 from sglang_speckv.srt.counters import Counters
 from sglang_speckv.srt.fuse import Fuse
@@ -58,6 +59,7 @@ class EnginePolicy:
         """Why rounds do not stop by what their own drafts say; None where they may."""
         self.no_widths: str | None = self.no_stops
         """Why they do not verify a width per request."""
+        self._on_device = False
         self.draft_sleeps = False
         """Whether the draft can sleep at depth 0 at all."""
         self.counters = Counters(config.candidate_steps)
@@ -149,6 +151,22 @@ class EnginePolicy:
             return probs.shape[1] < self.launch_steps
         self.counters.decision_seconds += time.perf_counter() - started
         return going
+
+    def stop_rule(self) -> StopRule | None:
+        """By which the device stops the round that was decided last; None: it does not."""
+        if not self.watches:
+            return None
+        assert self.decision is not None and isinstance(self.policy, ThroughputPolicy)
+        if self.decision.num_steps < 2:
+            return None
+        started = time.perf_counter()
+        try:
+            rule = self.policy.stop_rule()
+        except Exception as error:
+            self._fall_back("stop a round", error)
+            return None
+        self.counters.decision_seconds += time.perf_counter() - started
+        return rule
 
     def widths(self, probs: np.ndarray) -> np.ndarray | None:
         """How many of each request's drafts are to be verified, ``probs`` [size, drafts] of those
@@ -283,10 +301,12 @@ class EnginePolicy:
         if isinstance(policy, ThroughputPolicy):
             policy.allow_sleep(not self.kept_awake)
 
-    def watch_rounds(self, no_stops: str | None, no_widths: str | None) -> None:
+    def watch_rounds(
+        self, no_stops: str | None, no_widths: str | None, on_device: bool = False
+    ) -> None:
         """Say why rounds do not stop by what their own drafts say and do not verify a width per
-        request, or None: they may."""
-        self.no_stops, self.no_widths = no_stops, no_widths
+        request, or None: they may. ``on_device``: by :meth:`stop_rule`."""
+        self.no_stops, self.no_widths, self._on_device = no_stops, no_widths, on_device
         for name in self._policies:
             self._tell_watch(name)
 
@@ -294,7 +314,8 @@ class EnginePolicy:
         policy = self._policies[name]
         if isinstance(policy, ThroughputPolicy):
             _, stops, widths = without_switches(name.removesuffix(SECOND))
-            policy.watch(stops and self.no_stops is None, widths and self.no_widths is None)
+            stops, widths = stops and self.no_stops is None, widths and self.no_widths is None
+            policy.watch(stops, widths, self._on_device)
 
     def _tell_lag(self, policy: StepPolicy) -> None:
         if self.lag.open and isinstance(policy, ThroughputPolicy):
@@ -317,8 +338,8 @@ class EnginePolicy:
             "kept_awake": self.kept_awake,
             "candidate_steps": self.candidate_steps,
             "launch_steps": self.launch_steps,
-            "stops": _on(self.no_stops),
-            "widths": _on(self.no_widths),
+            "stops": on_or_off(self.no_stops),
+            "widths": on_or_off(self.no_widths),
             "num_steps": self.num_steps,
             "signal_lag": self.lag.describe(),
             **self.counters.snapshot(),
@@ -373,7 +394,7 @@ class EnginePolicy:
             )
 
 
-def _on(reason: str | None) -> str:
+def on_or_off(reason: str | None) -> str:
     return "on" if reason is None else f"off: {reason}"
 
 

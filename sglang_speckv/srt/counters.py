@@ -35,8 +35,9 @@ class Counters:
         self.rounds[outcome.num_steps] += 1
         self.stopped_rounds += outcome.stopped
         live = len(outcome.num_correct_drafts)
-        self.drafted_tokens += outcome.num_steps * live
-        widths = [outcome.num_steps] * live if outcome.widths is None else outcome.widths.tolist()
+        made = outcome.num_steps if outcome.made is None else outcome.made
+        self.drafted_tokens += made * live
+        widths = [made] * live if outcome.widths is None else outcome.widths.tolist()
         for width, correct in zip(widths, outcome.num_correct_drafts, strict=True):
             self.outcomes[width][correct] += 1
         elapsed = time.perf_counter() - self._started

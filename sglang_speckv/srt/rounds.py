@@ -33,11 +33,12 @@ NUMBER = "speckv_number"
 """Attribute of a request: a number that no other one has; the same on every rank, for ranks see
 requests in the same order."""
 
-SECONDS, DIGEST, TROUBLE = range(3)
-HEAD = 3
-"""Numbers in front of a payload's signals, for the other ranks: rank 0's time of the newest
+SECONDS, DIGEST, TROUBLE, MADE = range(4)
+HEAD = 4
+"""Numbers in front of a payload's signals. For the other ranks: rank 0's time of the newest
 finished round (NaN where there is none), rank 0's digest of the decision that this launch follows,
-and how many ranks cannot trust their decisions. Not written where one rank decides alone."""
+and how many ranks cannot trust their decisions; not written where one rank decides alone. And how
+many drafts a round made that could stop on the device; not written where it could not."""
 
 
 @dataclass(slots=True, eq=False)
@@ -96,11 +97,23 @@ class DecodeLaunch(Launch):
     asleep: bool = False
     widths: np.ndarray | None = None
     """How many of each request's drafts are verified; None for all of them."""
+    may_stop: bool = False
+    """The device decides how many drafts it makes, and the payload says it."""
     settles: tuple[FinishedRound, ...] = ()
+
+    @property
+    def made(self) -> int | None:
+        """The drafts that the round made of each request, where the device stopped it."""
+        if not self.may_stop:
+            return None
+        made = float(self.on_host()[MADE])
+        return int(made) if 1 <= made < self.num_steps else None
 
     @property
     def stopped(self) -> bool:
         """The round ended before the depth that was decided, by what its own drafts said."""
+        if self.made is not None:
+            return True
         decision = self.decision
         return decision is not None and decision.watched and self.num_steps < decision.num_steps
 
@@ -209,15 +222,17 @@ class RoundTracker:
         digest: int = 0,
         asleep: bool = False,
         widths: np.ndarray | None = None,
+        made: Tensor | None = None,
     ) -> DecodeLaunch:
         """A decode round was launched; ``signals`` [bs, num_steps + 1, 2]. ``digest``: at most 24
-        bits that differ where ``decision`` or what it followed from does."""
+        bits that differ where ``decision`` or what it followed from does. ``made`` []: how many
+        drafts the device makes, where that is for it to decide."""
         settles = tuple(self._unsettled)
         self._unsettled.clear()
         newest = settles[-1].outcome.seconds if settles else None
         launch = DecodeLaunch(
             tuple(reqs),
-            self._pack(signals, newest, digest),
+            self._pack(signals, newest, digest, made),
             tuple(signals.shape),
             num_steps=num_steps,
             follows=self._last_was_decode,
@@ -228,6 +243,7 @@ class RoundTracker:
             digest=digest,
             asleep=asleep,
             widths=widths,
+            may_stop=made is not None,
             settles=settles,
         )
         self._last_was_decode = True
@@ -235,10 +251,18 @@ class RoundTracker:
         self._fly(launch)
         return launch
 
-    def _pack(self, signals: Tensor, seconds: float | None = None, digest: int = 0) -> Tensor:
+    def _pack(
+        self,
+        signals: Tensor,
+        seconds: float | None = None,
+        digest: int = 0,
+        made: Tensor | None = None,
+    ) -> Tensor:
         numbers = HEAD + signals.numel()
         payload = torch.empty(numbers, dtype=torch.float32, device=signals.device)
         payload[HEAD:] = signals.flatten()
+        if made is not None:
+            payload[MADE].copy_(made)
         if self._share is None:
             return payload
         payload[SECONDS].fill_(math.nan if seconds is None else seconds)
@@ -265,7 +289,7 @@ class RoundTracker:
 
     def _listen(self, launch: Launch) -> None:
         """Whether the ranks still decide alike."""
-        _, digest, trouble = launch.on_host()[:HEAD].tolist()
+        _, digest, trouble, _ = launch.on_host()[:HEAD].tolist()
         if isinstance(launch, DecodeLaunch) and digest != launch.digest:
             self.distrust()
         if trouble:
@@ -331,6 +355,7 @@ class RoundTracker:
             launch.stopped,
             None if launch.widths is None else launch.widths[live],
             launch.cut,
+            launch.made,
         )
         return FinishedRound(outcome, launch, live, [lens[row] for row in live])
 

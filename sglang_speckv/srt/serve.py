@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from sglang_speckv.config import ConfigError
-from sglang_speckv.srt import arguments, carrier, compat, cpu, memory, patches_present
+from sglang_speckv.srt import (
+    arguments,
+    carrier,
+    compat,
+    cpu,
+    in_round,
+    memory,
+    patches_present,
+)
+from sglang_speckv.srt.controller import on_or_off
 from sglang_speckv.srt.draft_check import first_line
 from sglang_speckv.srt.engine import prepare
 
@@ -180,6 +189,7 @@ def _resolved(server_args: Any) -> dict[str, Any]:
     config = carrier.read(cfg.speculative_adaptive_config)
     adaptive = arguments.is_active(server_args) and bool(cfg.speculative_adaptive)
     taken = memory.planned(server_args)
+    no_stops, no_widths = in_round.planned(config, cfg) if config else (None, None)
     return {
         "adaptive": adaptive,
         "target": cfg.model_path,
@@ -190,6 +200,8 @@ def _resolved(server_args: Any) -> dict[str, Any]:
         "policy": config.policy if config else None,
         "candidate_steps": list(config.candidate_steps) if config else None,
         "launch_steps": cfg.speculative_num_steps,
+        "stops": on_or_off(no_stops) if adaptive else None,
+        "widths": on_or_off(no_widths) if adaptive else None,
         "memory_of_further_depths_gib": _gib(taken.further_device_mib),
         "pinned_host_memory_gib_per_rank": _gib(taken.pinned_host_mib),
     }

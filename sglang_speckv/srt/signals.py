@@ -38,7 +38,7 @@ class SignalTap:
     def __init__(
         self, draft_worker: Any, max_steps: int, max_batch: int, slots: int, fuse: Fuse
     ) -> None:
-        device = draft_worker.device
+        device, self.max_batch = draft_worker.device, max_batch
         self.draft_vocab_size = 0
         self._draft = draft_worker
         self._fuse = fuse
@@ -88,6 +88,20 @@ class SignalTap:
         assert self._round_first is not None
         first, steps = self._round_first[:, :1], self._steps[: drafts - 1, :size, 0]
         return torch.cat([first, steps.T], dim=1)
+
+    def firsts(self) -> Tensor:
+        """[size]: the top-1 probabilities of this round's first drafts."""
+        assert self._round_first is not None
+        return self._round_first[:, 0]
+
+    def column(self, step: int, rows: int) -> Tensor:
+        """[rows]: where the top-1 probabilities of the draft after forward ``step`` (from 1) are
+        written."""
+        return self._steps[step - 1, :rows, 0]
+
+    def forget(self, steps: int, rows: int) -> None:
+        """What drafts that a round does not make are to have said: nothing."""
+        self._steps[:steps, :rows].fill_(math.nan)
 
     def take_first(self, size: int) -> Tensor:
         """[size, 1, 2] of the prefill that just ran; NaN where it drew no first draft."""

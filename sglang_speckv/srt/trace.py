@@ -185,7 +185,7 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
             sampled=req.sampling_params.temperature > 0 and req.sampling_params.top_k != 1,
             asleep=outcome.asleep,
             stopped=outcome.stopped,
-            num_verified=None if outcome.widths is None else int(outcome.widths[i]),
+            num_verified=outcome.made if outcome.widths is None else int(outcome.widths[i]),
             policy=policy,
             reason=decision.reason if decision else "pinned",
             expected_accept_length=decision.expected_accept_length if decision else None,

@@ -12,7 +12,18 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_speckv.srt import arguments, carrier, compat, identity, in_round, recapture, weights
+from sglang_speckv.srt import (
+    arguments,
+    carrier,
+    compat,
+    graph_stop,
+    identity,
+    in_round,
+    recapture,
+    weights,
+)
+from sglang_speckv.srt.controller import on_or_off
+from sglang_speckv.srt.graph_stop import GraphStop
 from sglang_speckv.srt.metrics import Metrics
 from sglang_speckv.srt.rounds import TROUBLE, DecodeLaunch, Launch, RoundTracker
 from sglang_speckv.srt.signals import SignalTap
@@ -73,7 +84,9 @@ class SpecKVMixin(_Worker):
         assert config is not None
         overlap, ranks = not get_schedule().disable_overlap_schedule, get_parallel().tp_size
         self.speckv: EnginePolicy = EnginePolicy(config, self.speculative_num_steps, overlap)
-        self.speckv.watch_rounds(*in_round.why_not(config, self.device, ranks, overlap))
+        self._captured = graph_stop.drafts_are_captured()
+        reasons = in_round.found(config, self.device, self._captured)
+        self.speckv.watch_rounds(*reasons, on_device=self._captured)
         self._config = config
         self.draft_weights_are_its_own = weights.draft_has_its_own(self.server_args)
         self.adaptive_controller = AdaptiveController(self, self.speckv)
@@ -98,9 +111,13 @@ class SpecKVMixin(_Worker):
 
     def init_cuda_graphs(self) -> None:
         self._tap = self._install_tap()
+        self._graph_stop: GraphStop | None = None
         self._sleep = DraftSleep(self, self._slots()) if DraftSleep.suits(self) else None
         self.speckv.draft_sleeps = self._sleep is not None
-        if self.speckv.no_stops is None:
+        if self.speckv.no_stops is None and self._captured:
+            steps, batch = max(self.speckv.candidate_steps), self._tap.max_batch
+            self._graph_stop = GraphStop(self._draft_worker, self._tap, steps, batch)
+        elif self.speckv.no_stops is None:
             self._tap.on_draft = self._drafted
         if self.speckv.no_widths is None:
             in_round.verify_by_width(
@@ -109,7 +126,8 @@ class SpecKVMixin(_Worker):
                 self._note_widths,
                 lambda: self._fuse.guard("choosing widths"),
             )
-        super().init_cuda_graphs()
+        with graph_stop.told_of_failure(self._graph_stop):
+            super().init_cuda_graphs()
         draft = self._draft_worker
         for num_steps in self.speckv.candidate_steps:
             draft.speculative_num_steps = num_steps
@@ -124,10 +142,13 @@ class SpecKVMixin(_Worker):
         self._observe_from_outside()
         self._fuse.armed = True
         logger.info(
-            "SpecKV is on: policy %s, candidate steps %s, launch steps %d",
+            "SpecKV is on: policy %s, candidate steps %s, launch steps %d; rounds that stop: %s; "
+            "widths per request: %s",
             self.speckv.policy_name,
             self.speckv.candidate_steps,
             self.speckv.launch_steps,
+            on_or_off(self.speckv.no_stops),
+            on_or_off(self.speckv.no_widths),
         )
 
     def _install_tap(self) -> SignalTap:
@@ -203,6 +224,7 @@ class SpecKVMixin(_Worker):
             self.speckv.digest,
             asleep=self._sleep is not None and self._sleep.slept,
             widths=self._widths,
+            made=None if self._graph_stop is None else self._graph_stop.decided(),
         )
 
     def _drafted(self, drafts: int) -> None:
@@ -232,6 +254,9 @@ class SpecKVMixin(_Worker):
         with self._fuse.guard("describing the coming batch"):
             self.speckv.coming = self._rounds.next_batch(self._reqs)
         super().activate_step_by_batch(batch_size)
+        if self._graph_stop is not None:
+            with self._fuse.guard("telling the device when to stop"):
+                self._graph_stop.begin(self.speckv.stop_rule())
 
     def draft_caught_up(self, batch: Any) -> None:
         """The draft read what it had slept through: there is a new first-draft signal, and this

@@ -19,7 +19,16 @@ import torch
 from transformers import AutoTokenizer
 
 from sglang_speckv.ab.client import Client
-from tests.engine.conftest import PAIRS, PROMPTS, TOKENS, Serving, flags, models, serving
+from tests.engine.conftest import (
+    PAIRS,
+    PROMPTS,
+    TOKENS,
+    Serving,
+    flags,
+    models,
+    serving,
+    with_stops,
+)
 from tests.rehearsal import serve
 
 __all__ = ["models"]
@@ -122,8 +131,8 @@ def gpu_server(
     kind: Kind = request.param
     folder = tmp_path_factory.mktemp(str(kind))
     args = server_flags(models, kind, folder / "trace")
-    with serving(folder, *args, command=COMMAND) as running:
-        running.pair, running.trace = kind.pair, folder / "trace"
+    with with_stops(folder) as file, serving(folder, *args, command=COMMAND) as running:
+        running.pair, running.trace, running.stops_file = kind.pair, folder / "trace", file
         yield kind, running
 
 

@@ -10,7 +10,7 @@ A device records operators without running them. A tape runs them, so that later
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -53,16 +53,26 @@ class CaptureError(RuntimeError):
     """The host would have read from a stream that is capturing."""
 
 
+class Body(list[Step]):
+    """Of a conditional node. ``memory`` is what it allocates: poison after a replay without it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: list[Tensor | None] = []
+
+
 class Tape:
     """Steps that a replay runs in order; a conditional node is a step with steps of its own."""
 
     capturing: Tape | None = None
 
     def __init__(self, keep_graph: bool = False) -> None:
-        self._steps: list[Step] = []
+        self._steps = Body()
         self._open = [self._steps]
 
-    def add(self, step: Step) -> None:
+    def add(self, step: Step, new: Iterable[Tensor | None] = ()) -> None:
+        for body in self._open:
+            body.memory.extend(new)
         self._open[-1].append(step)
 
     def replay(self) -> None:
@@ -88,7 +98,7 @@ class Tape:
 
     def begin_capture_to_if_node(self, scalar_cuda_pred_tensor: Tensor) -> None:
         """What follows runs in a replay in which the tensor is true then."""
-        body: list[Step] = []
+        body = Body()
         self.add(partial(_run_if, scalar_cuda_pred_tensor, body))
         self._open.append(body)
 
@@ -101,9 +111,11 @@ def _run(steps: list[Step]) -> None:
         step()
 
 
-def _run_if(condition: Tensor, body: list[Step]) -> None:
+def _run_if(condition: Tensor, body: Body) -> None:
     if condition:
         _run(body)
+    else:
+        _spoil(body.memory)
 
 
 @contextmanager
@@ -151,9 +163,10 @@ class _Operators(TorchDispatchMode):
             Tape.capturing = self._tape
         # Lists are the caller's, who may change them.
         call = partial(func, *tree_map(_same, args), **tree_map(_same, kwargs))
-        step = _step(func, call, _new_memory(results, (args, kwargs)))
+        new = _new_memory(results, (args, kwargs))
+        step = _step(func, call, new)
         if step is not None:
-            self._tape.add(step)
+            self._tape.add(step, new)
         return results
 
 
@@ -190,7 +203,7 @@ def _storage(tensor: Tensor) -> int:
     return id(tensor) if packed else tensor.untyped_storage()._cdata
 
 
-def _spoil(new: list[Tensor | None]) -> None:
+def _spoil(new: Iterable[Tensor | None]) -> None:
     for tensor in new:
         if tensor is not None:
             tensor.copy_(poisoned(tensor))

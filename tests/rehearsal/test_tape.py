@@ -115,6 +115,25 @@ def test_a_condition_is_looked_at_in_the_replay() -> None:
         assert out.tolist() == counts.tolist() == expected
 
 
+def test_memory_of_a_node_that_does_not_run_is_poison() -> None:
+    going, x = torch.ones((), dtype=torch.bool), torch.ones(2)
+
+    def forward() -> Tensor:
+        tape = Tape.get_currently_capturing_graph()
+        assert tape is not None
+        tape.begin_capture_to_if_node(going)
+        out = x + 1
+        tape.end_capture_to_conditional_node()
+        return out
+
+    tape, out = captured(forward)
+    tape.replay()
+    assert out.tolist() == [2, 2]
+    going.fill_(False)
+    tape.replay()
+    assert out.isnan().all() and x.tolist() == [1, 1]
+
+
 def test_an_operator_of_ours_is_one_step() -> None:
     """Its own reads are the device's, and so are the kernels that it launches."""
 

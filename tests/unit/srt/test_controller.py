@@ -9,6 +9,7 @@ import pytest
 from sglang_speckv.config import SWITCHES, ConfigError, SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.cost import TimedRound
+from sglang_speckv.policy.stopping import StopRule
 from sglang_speckv.policy.throughput import ThroughputPolicy
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.counters import RECENT_ROUNDS
@@ -222,6 +223,46 @@ def test_pinned_and_held_rounds_are_not_asked() -> None:
     engine.hold()
     engine.get_steps_for_batch(1)
     assert not engine.asks_after(1)
+
+
+def test_a_device_has_a_rule_in_rounds_that_may_stop() -> None:
+    engine = controller("throughput")
+    engine.watch_rounds(None, "no widths", on_device=True)
+    assert isinstance(engine.policy, ThroughputPolicy) and engine.policy._on_device
+    rule = StopRule(np.zeros((2, 5)), np.zeros((2, 5)), np.zeros(1), np.zeros(5))
+    engine.policy = Ruling(rule)
+    engine.get_steps_for_batch(1)
+    assert engine.stop_rule() is rule
+    engine.policy.steps = 1
+    engine.get_steps_for_batch(1)
+    assert engine.stop_rule() is None, "its only draft is there before it"
+    engine.policy = Ruling(None)
+    engine.get_steps_for_batch(1)
+    assert engine.stop_rule() is None and engine.counters.fallbacks == 1
+    engine.policy = Ruling(rule)
+    engine.pin(3)
+    engine.get_steps_for_batch(1)
+    assert engine.stop_rule() is None
+    engine.pin(None)
+    engine.get_steps_for_batch(1)
+    engine.hold()
+    assert engine.stop_rule() is None
+
+
+class Ruling(ThroughputPolicy):
+    """None: it fails."""
+
+    def __init__(self, rule: StopRule | None) -> None:
+        super().__init__((0, 1, 3), 3)
+        self.rule, self.steps = rule, 3
+
+    def decide(self, batch: Batch) -> Decision:
+        return Decision(self.steps, "best", watched=True)
+
+    def stop_rule(self) -> StopRule:
+        if self.rule is None:
+            raise ZeroDivisionError
+        return self.rule
 
 
 def test_a_policy_is_told_what_rounds_may_do() -> None:

@@ -24,19 +24,25 @@ def some_rounds(draw: st.DrawFn) -> Round:
     k = draw(st.sampled_from(TIERS))
     correct = draw(st.lists(st.integers(0, k), max_size=5))
     widths = [draw(st.integers(c, k)) for c in correct] if draw(st.booleans()) else None
+    made = draw(st.none() | st.integers(max([1, *correct]), k)) if k and widths is None else None
     return Round(
         k,
         max(1, len(correct)),
         correct,
         stopped=draw(st.booleans()),
         widths=None if widths is None else np.array(widths, dtype=int),
+        made=made,
     )
+
+
+def made_of(outcome: Round) -> int:
+    return outcome.num_steps if outcome.made is None else outcome.made
 
 
 def widths_of(outcome: Round) -> list[int]:
     if outcome.widths is not None:
         return list(outcome.widths.tolist())
-    return [outcome.num_steps] * len(outcome.num_correct_drafts)
+    return [made_of(outcome)] * len(outcome.num_correct_drafts)
 
 
 @given(st.lists(some_rounds()))
@@ -48,7 +54,7 @@ def test_everything_adds_up(outcomes: list[Round]) -> None:
     assert counters.request_rounds == len(correct)
     assert counters.correct_drafts == sum(correct) == sum(c for _, c in counters.positions())
     assert counters.proposed_drafts == sum(sum(widths_of(o)) for o in outcomes)
-    assert counters.drafted_tokens == sum(o.num_steps * len(o.num_correct_drafts) for o in outcomes)
+    assert counters.drafted_tokens == sum(made_of(o) * len(o.num_correct_drafts) for o in outcomes)
     assert counters.stopped_rounds == sum(o.stopped for o in outcomes)
     for position, (judged, right) in enumerate(counters.positions(), start=1):
         reached = [

@@ -16,6 +16,7 @@ from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.in_round import LENGTHS, verify_by_width, why_not
 
 HERE: dict[str, Any] = {"device": "cpu", "tp_size": 1, "overlap": False}
+CUDA: dict[str, Any] = {"device": "cuda", "tp_size": 1, "overlap": True, "captured": True}
 
 
 def test_on_a_cpu() -> None:
@@ -32,6 +33,17 @@ def test_on_a_cpu() -> None:
         (SpecKVConfig(), {"device": "cuda"}, "cuda", "cuda"),
         (SpecKVConfig(), {"tp_size": 2}, "ranks", "ranks"),
         (SpecKVConfig(), {"overlap": True}, "overlap", "overlap"),
+        (SpecKVConfig(), CUDA, None, "cuda"),
+        (SpecKVConfig(candidate_steps=(0, 1, 3)), CUDA, None, "cuda"),
+        (SpecKVConfig(candidate_steps=(0, 1)), CUDA, "no depth above 1", "cuda"),
+        (SpecKVConfig(stop="off"), CUDA, "--speckv-stop off", "cuda"),
+        (SpecKVConfig(policy="ema"), CUDA, "--speckv-policy ema", "cuda"),
+        (SpecKVConfig(policy="throughput_aware"), CUDA, "throughput_aware", "cuda"),
+        (SpecKVConfig(), CUDA | {"captured": False}, "cuda", "cuda"),
+        (SpecKVConfig(), CUDA | {"tp_size": 2}, "ranks", "cuda"),
+        (SpecKVConfig(), CUDA | {"rejection_sampling": True}, "rejection sampling", "cuda"),
+        (SpecKVConfig(), CUDA | {"no_nodes": "an old torch"}, "an old torch", "cuda"),
+        (SpecKVConfig(), HERE | {"captured": True}, None, "whole depths"),
     ],
 )
 def test_a_reason_for_every_place_where_they_may_not(
@@ -39,6 +51,28 @@ def test_a_reason_for_every_place_where_they_may_not(
 ) -> None:
     for reason, word in zip(why_not(config, **(HERE | there)), (stops, widths), strict=True):
         assert (reason is None) if word is None else (word in str(reason))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "stops", "widths"),
+    [
+        ("SGLANG_SIMULATE_ACC_LEN", "2.5", "SIMULATE_ACC_LEN", "SIMULATE_ACC_LEN"),
+        ("SGLANG_ENABLE_ASYNC_ASSERT", "1", "NaN", "cuda"),
+        ("SGLANG_ENABLE_NAN_LOGITS_CHECK", "true", "NaN", "cuda"),
+        ("SGLANG_ENABLE_NAN_LOGITS_CHECK", "0", None, "cuda"),
+    ],
+)
+def test_what_looks_at_every_draft_goes_with_whole_rounds(
+    variable: str,
+    value: str,
+    stops: str | None,
+    widths: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    test_a_reason_for_every_place_where_they_may_not(SpecKVConfig(), CUDA, stops, widths)
+    monkeypatch.delenv(variable)
+    test_a_reason_for_every_place_where_they_may_not(SpecKVConfig(), CUDA, None, "cuda")
 
 
 VOCAB, HIDDEN = 7, 4

@@ -339,6 +339,20 @@ def test_widths_follow_the_request_when_one_is_gone() -> None:
     assert (whole.stopped, whole.widths, whole.cut) == (False, None, 0)
 
 
+@pytest.mark.parametrize(
+    ("made", "told"), [(1, 1), (3, 3), (5, None), (0, None), (9, None), (None, None)]
+)
+def test_a_round_says_where_the_device_stopped_it(made: int | None, told: int | None) -> None:
+    tracker, reqs = RoundTracker(), [Req()]
+    decision, batch = Decision(5, "best", watched=True), tracker.next_batch(reqs)
+    device = None if made is None else torch.tensor(made, dtype=torch.int32)
+    flying = tracker.launched(reqs, 5, signals(5, 0.5), batch, decision, made=device)
+    outcome = finish(tracker, flying)[0].outcome
+    assert (outcome.num_steps, outcome.made, outcome.stopped) == (5, told, told is not None)
+    assert (outcome.widths, outcome.cut) == (None, 0)
+    np.testing.assert_allclose(outcome.signals[0, :, 0], np.arange(5) / 100, atol=1e-6)
+
+
 def test_the_tier_of_a_round_is_the_one_that_launched_it() -> None:
     tracker, reqs = RoundTracker(), [Req()]
     deep, shallow, off = (launch(tracker, k, reqs) for k in (7, 1, 0))

@@ -78,6 +78,16 @@ def test_what_changed_a_round_is_on_record(tmp_path: Path) -> None:
     assert [(r.stopped, r.num_verified) for r in records] == [(True, 2), (True, 0)]
 
 
+def test_where_the_device_stopped_a_round_is_on_record(tmp_path: Path) -> None:
+    done = finished(1, 0)
+    writer = TraceWriter(str(tmp_path), HEADER)
+    changed = replace(done.outcome, stopped=True, made=1)
+    writer.write(replace(done, outcome=changed), "throughput", log_vocab=2.0)
+    writer.close()
+    _, records = read_trace(trace_files(tmp_path)[0])
+    assert [(r.num_steps, r.num_verified) for r in records] == [(2, 1), (2, 1)]
+
+
 def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
     code = f"""
     import os, signal, sys, time
