@@ -85,7 +85,8 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="|".join(STOPS),
         help="Whether a round may stop drafting by what its own drafts say: 'auto' on the CPU "
-        "engine without tensor parallelism, 'off' nowhere (default: auto). Turns --speckv on.",
+        "engine and in captured draft graphs, without tensor parallelism; 'off' nowhere (default: "
+        "auto). Turns --speckv on.",
     )
     group.add_argument(
         "--speckv-width",

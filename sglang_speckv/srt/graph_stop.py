@@ -138,6 +138,7 @@ class GraphStop:
         """Forwards that the draft loop has run; -1 outside of one that is captured."""
         self._stream = torch.get_device_module(device)
         self.begin(None)
+        self._decide(self._firsts, 0)  # what is compiled must not be under capture
         self._install(draft_worker)
 
     def _install(self, draft: Any) -> None:
@@ -153,7 +154,6 @@ class GraphStop:
         self.watching = False
         if rule is None and self._whole:
             return
-        self._whole = False
         host = torch.zeros(self._rule.shape, pin_memory=self._rule.is_cuda)
         numbers = host.numpy()
         models = numbers[1:][: MODELS * self._columns].reshape(MODELS, -1)
@@ -194,7 +194,7 @@ class GraphStop:
             self._step = 0
             try:
                 self._tap.forget(draft.speculative_num_steps - 1, forward_batch.batch_size)
-                self._decide(self._firsts[: forward_batch.batch_size])
+                self._decide(self._firsts[: forward_batch.batch_size], 0)
                 return original(forward_batch, *args, **kwargs)
             finally:
                 self._step = -1
@@ -208,20 +208,21 @@ class GraphStop:
             with node(self._going):
                 result = original(forward_batch, *args, **kwargs)
                 self._step += 1
-                self._decide(self._tap.column(self._step, forward_batch.batch_size))
+                probs = self._tap.column(self._step, forward_batch.batch_size)
+                self._decide(probs, self._step)
             return result
 
         return forward
 
-    def _decide(self, probs: Tensor) -> None:
-        """Draft ``_step`` (from 0) of each request has the probability ``probs`` [rows]."""
+    def _decide(self, probs: Tensor, column: int) -> None:
+        """Draft ``column`` (from 0) of each request has the probability ``probs`` [rows]."""
         state = self._rule, self._survival, self._going, self.made
         if probs.is_cuda:
             from sglang_speckv.srt import graph_stop_triton
 
-            graph_stop_triton.launch(probs, *state, self._step, self._columns)
+            graph_stop_triton.launch(probs, *state, column, self._columns)
         else:
-            decide_torch(probs, *state, self._step, self._columns)
+            decide_torch(probs, *state, column, self._columns)
 
 
 def decide_torch(

@@ -13,6 +13,7 @@ _LEAST = tl.constexpr(LEAST)
 _LIMIT = tl.constexpr(LIMIT)
 _MAX_SHARE = tl.constexpr(MAX_SHARE)
 _NAN = tl.constexpr(float("nan"))
+BLOCK = 128
 
 
 @triton.jit
@@ -20,7 +21,7 @@ def _probability(odds):
     return 1.0 / (1.0 + tl.exp(-tl.minimum(tl.maximum(odds, -_LIMIT), _LIMIT)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["probs", "stride", "rows", "column"])
 def decide(
     probs,
     stride,
@@ -33,7 +34,8 @@ def decide(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program: the rows of a captured batch are few."""
+    """One program: the rows of a captured batch are few. And one kernel for all of them, which is
+    compiled before graphs are captured."""
     live = tl.load(rule)
     price = tl.load(rule + 2 + column)
     own_at = tl.load(rule + 1 + COLUMNS + column)
@@ -69,7 +71,5 @@ def launch(
     column: int,
     columns: int,
 ) -> None:
-    rows = len(probs)
-    block = min(triton.next_power_of_2(rows), 1024)
     state = probs, probs.stride(0), rule, survival, going, made
-    decide[(1,)](*state, rows, column, COLUMNS=columns, BLOCK=block)
+    decide[(1,)](*state, len(probs), column, COLUMNS=columns, BLOCK=BLOCK)

@@ -68,6 +68,7 @@ def user_lines(models: dict[str, str], folder: Path) -> dict[str, list[str]]:
         "sparse": [*head, "--speckv", "--cuda-graph-bs-decode", *SPARSE],
         "fewer": [*head, "--speckv-candidate-steps", "1,3"],
         "fa3": [*head, "--speckv", "--attention-backend", "fa3"],
+        "eager": [*head, "--speckv", "--cuda-graph-backend-decode", "disabled"],
         "fraction": [*head, "--speckv", "--mem-fraction-static", "0.8"],
         "full": [*head, "--speckv", "--cuda-graph-backend-prefill", "full"],
     }
@@ -114,6 +115,16 @@ def test_flashinfer_unless_another_is_named(facts: dict[str, Any]) -> None:
     expected |= {f"attention.{backend}": backend for backend in attention.BACKENDS}
     expected |= {"qwen": "flashinfer", "exact": "fa3", "exact-flashinfer": "flashinfer"}
     assert {name: facts[name]["attention_backend"] for name in expected} == expected
+
+
+def test_it_is_said_what_rounds_may_change(facts: dict[str, Any]) -> None:
+    """Whatever the attention backend is, rounds stop in the draft graphs and widths are off."""
+    for name in ("speckv", "fa3", "exact", "window", "smoke", "gpu-demo.yaml"):
+        assert facts[name]["stops"] == "on"
+        assert facts[name]["widths"].startswith("off: the host would wait for the cuda device")
+    assert facts["eager"]["stops"].startswith("off: the host would wait for the cuda device")
+    assert "--speckv-policy static:3" in facts["attention.fa3 with SpecKV"]["stops"]
+    assert facts["alone"]["stops"] is None
 
 
 def test_further_depths_are_reserved(facts: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ def diagnosed(models: dict[str, str]) -> Callable[..., dict[str, Any]]:
 def test_what_is_served(diagnosed: Callable[..., Any], algorithm: str, draft: str) -> None:
     report = diagnosed("--speckv", algorithm=algorithm, draft=draft)
     assert (report["adaptive"], report["problem"]) == (True, None)
+    assert report["stops"] == report["widths"] == "on"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import typer
 from aiohttp import web
 from typer.testing import CliRunner
 
-from examples.gpu import attention, cost_curves, overhead, project, shapes, smoke
+from examples.gpu import attention, cost_curves, overhead, project, shapes, smoke, width
 from examples.gpu.curves import Cell, cell, distinct_prompts, measure, replay_table, round_times
 from examples.gpu.observe import as_told, signal_ages, tier_memory
 from sglang_speckv.ab.arms import Draft
@@ -42,6 +42,7 @@ SCRIPTS = {
     "overhead": overhead.app,
     "project": project.app,
     "smoke": smoke.app,
+    "width": width.app,
 }
 CONFIGS = sorted((ROOT / "examples" / "ab").glob("gpu-demo*.yaml"))
 
@@ -362,6 +363,69 @@ def test_backends_answer_the_same_prompts_in_turn() -> None:
     assert sample.prompt.tolist() == [2, 0, 1, 2, 0, 1, 2, 0]
     stock, ours = attention.rows_of(["fa3", "fa3 with SpecKV"], sample)
     assert stock["ratio"] == 1.0 and ours["interval"][0] < ours["ratio"] < ours["interval"][1]
+
+
+class PolicyServer(FakeServer):
+    """Makes two drafts of five where rounds stop. Its answers are others then, ``gap`` below the
+    target's own."""
+
+    def __init__(self, gap: float) -> None:
+        super().__init__(speckv=True)
+        self.policy, self.gap = "", gap
+        self.counts = dict.fromkeys(width.COUNTS, 0)
+
+    async def info(self, request: web.Request) -> web.Response:
+        shown = {"rounds": {"5": self.counts["request_rounds"] // 2}, **self.counts}
+        shown |= {"stops": "on", "widths": "off: no", "candidate_steps": [0, 5], "failures": {}}
+        return web.json_response({"internal_states": [{"speckv": shown}]})
+
+    async def set_state(self, request: web.Request) -> web.Response:
+        ((key, _),) = (await request.json())["server_args"].items()
+        self.policy = key.removeprefix("speckv_policy:")
+        return web.json_response([True])
+
+    async def generate(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if body.get("return_logprob"):
+            told = {"input_token_logprobs": [[0, 0, ""]], "input_top_logprobs": [None]}
+            for token in body["input_ids"][1:]:
+                told["input_token_logprobs"].append([-self.gap, token, ""])
+                told["input_top_logprobs"].append([[0.0, 7, ""]])
+            return web.json_response({"meta_info": {"completion_tokens": 1, **told}})
+        tokens, stops = body["sampling_params"]["max_new_tokens"], self.policy == width.STOPS
+        await asyncio.sleep(0.01 if stops else 0.02)
+        for name, n in zip(width.COUNTS, (4, 4 * (2 if stops else 5), 4, 2 * stops), strict=True):
+            self.counts[name] += n
+        answer = {"output_ids": [3 if stops else 4] * tokens}
+        answer |= {"meta_info": {"completion_tokens": tokens}}  # type: ignore[dict-item]
+        return web.Response(text=f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(("gap", "lost"), [(0.0, 0), (0.1, 8)])
+def test_rounds_that_stop_are_set_beside_whole_ones(
+    gap: float, lost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def up(servers: Any, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
+        yield {}
+
+    monkeypatch.setattr(width, "running", up)
+
+    async def go() -> Any:
+        async with serving(PolicyServer(gap)) as url:
+            server: Any = SimpleNamespace(name="fake", url=url)
+            return await width.compare(server, [[1], [2], [3]], [2], 4, 5, Screen())
+
+    told = asyncio.run(go())
+    (cell,) = told["cells"]
+    chain, stops, whole = cell["policies"]
+    assert [row["policy"] for row in cell["policies"]] == ["static:5", width.STOPS, width.WHOLE]
+    assert [row["drafts_made"] for row in (chain, stops, whole)] == [5, 2, 5]
+    assert (chain["ratio"], chain["stopped"], stops["stopped"]) == (1.0, 0.0, 1.0)
+    assert [row["identical"] for row in (chain, stops, whole)] == [8, 0, 8]
+    assert [row["lost"] for row in (chain, stops, whole)] == [0, lost, 0]
+    assert width.holds(told) == (not lost)
+    assert not width.holds(told | {"stops": "off: because"})
 
 
 def test_every_depth_and_size_is_measured() -> None:

@@ -5,15 +5,26 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from sglang_speckv.srt import graph_stop
 from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.reduction import reduce_logits, reduce_torch
 from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
 from sglang_speckv.srt.sleep import DraftSleep
 from tests.gpu.conftest import needs_device
+from tests.rehearsal.chain import (
+    BATCH,
+    STEPS,
+    captured,
+    check_stops,
+    drafted,
+    random_rule,
+    stop_after,
+)
 from tests.unit.srt.test_signals import Draft
 
 pytestmark = [pytest.mark.gpu, needs_device]
@@ -177,6 +188,39 @@ def sleep_and_wake(worker: Any, batch: Any, result: Any) -> None:
         if worker.speculative_num_steps:
             worker._draft_worker.draft(batch)
         worker._draft_worker._draft_extend_for_decode(batch, result)
+
+
+def test_conditional_nodes_work() -> None:
+    assert graph_stop.no_nodes() is None and graph_stop.node_fails("cuda") is None
+
+
+@pytest.mark.parametrize("steps", [2, STEPS])
+@pytest.mark.parametrize(("size", "rows"), [(1, 1), (3, 4), (4, 4)])
+def test_a_captured_loop_stops_by_itself(steps: int, size: int, rows: int) -> None:
+    check_stops(*captured(steps, rows, "cuda"), size)
+
+
+def test_the_device_decides_as_the_policy_does() -> None:
+    rng, found = np.random.default_rng(4), []
+    draft, stop = captured(STEPS, BATCH, "cuda")
+    for _ in range(50):
+        size = int(rng.integers(1, BATCH + 1))
+        _, said = drafted(draft, stop, None, size)
+        rule = random_rule(rng, size)
+        drafted(draft, stop, rule, size)
+        found.append(int(draft.forwards) + 1)
+        assert found[-1] == rule.drafts(said[:, :STEPS, 0].double().cpu().numpy())
+    assert len(set(found)) > 2
+
+
+def test_a_round_that_may_stop_waits_for_nothing(waiting_is_an_error: Any) -> None:
+    draft, stop = captured(STEPS, 2, "cuda")
+    rule, firsts = stop_after(2, 2), torch.full((2, 2), 0.6, device="cuda")
+    waiting_is_an_error()
+    for told in (None, rule, rule, None):
+        stop._tap._round_first = firsts
+        stop.begin(told)
+        draft.draft(2)
 
 
 def test_the_test_for_waits_can_fail(waiting_is_an_error: Any) -> None:

@@ -4,23 +4,28 @@ runs as many forwards as the rule says."""
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from sglang_speckv.policy.stopping import StopRule
 from sglang_speckv.srt import graph_stop, graph_stop_triton
-from sglang_speckv.srt.fuse import Fuse
-from sglang_speckv.srt.graph_stop import NEVER, GraphStop
-from sglang_speckv.srt.signals import SignalTap
+from sglang_speckv.srt.graph_stop import GraphStop
 from tests.rehearsal import tape
+from tests.rehearsal.chain import (
+    BATCH,
+    STEPS,
+    Draft,
+    captured,
+    check_stops,
+    drafted,
+    random_rule,
+    stop_after,
+    stop_of,
+)
 from tests.rehearsal.device import Interpreted, interpret_triton
 
-STEPS, BATCH, VOCAB = 5, 8, 23
 KERNELS = pytest.mark.parametrize("triton", [False, True], ids=["torch", "triton"])
 
 
@@ -28,63 +33,6 @@ KERNELS = pytest.mark.parametrize("triton", [False, True], ids=["torch", "triton
 def interpreted() -> None:
     interpret_triton()
     assert isinstance(graph_stop_triton.decide, Interpreted)
-
-
-class Draft:
-    """SGLang's draft worker as far as its loop goes: a draft is the argmax of the logits that the
-    token before it has in a table."""
-
-    device = "cpu"
-
-    def __init__(self, steps: int = STEPS, rows: int = BATCH) -> None:
-        self.speculative_num_steps = steps
-        self.draft_runner = SimpleNamespace(forward=self.forward)
-        self.cuda_graph_runner_for_draft_extend = None
-        self._draft_extend_for_prefill = self._draft_extend_for_decode = None
-        self.table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(3)) * 2
-        self.first = torch.zeros(rows, 1, dtype=torch.long)
-        self.positions = torch.zeros(rows, dtype=torch.long)
-        self.forwards = torch.zeros((), dtype=torch.long)
-        self.run: Any = lambda: self.draft_forward(SimpleNamespace(batch_size=rows))
-
-    def forward(self, batch: Any) -> Any:
-        self.forwards.add_(1)
-        logits = self.table[batch.input_ids] + 0
-        return SimpleNamespace(logits_output=SimpleNamespace(next_token_logits=logits))
-
-    def draft_forward(self, batch: Any) -> Tensor:
-        tokens = [self.first]
-        for _ in range(self.speculative_num_steps - 1):
-            batch.input_ids = tokens[-1][:, 0]
-            logits = self.draft_runner.forward(batch).logits_output.next_token_logits
-            tokens.append(torch.argmax(logits, dim=-1, keepdim=True))
-            self.positions.add_(1)
-        self.positions.sub_(self.speculative_num_steps - 1)
-        return torch.cat(tokens, dim=1)
-
-    def draft(self, live: int) -> Any:
-        links = torch.arange(1, self.speculative_num_steps + 2).repeat(live, 1)
-        links[:, -1] = -1
-        return SimpleNamespace(draft_token=self.run()[:live], retrieve_next_token=links)
-
-
-def tap_of(draft: Any) -> SignalTap:
-    draft._draft_extend_for_prefill = draft._draft_extend_for_decode = lambda batch: None
-    return SignalTap(draft, STEPS, BATCH, BATCH, Fuse(lambda: None))
-
-
-def stop_of(draft: Any) -> GraphStop:
-    return GraphStop(draft, tap_of(draft), STEPS, BATCH)
-
-
-def random_rule(rng: np.random.Generator, size: int) -> StopRule:
-    own, coming = rng.normal([[0.4], [0.6]], 0.4, (2, 2, STEPS))
-    return StopRule(own, coming, rng.normal(0, 0.4, size), size * rng.uniform(0, 0.5, STEPS))
-
-
-def stop_after(made: int, size: int) -> StopRule:
-    price = np.where(np.arange(STEPS) < made, NEVER, size + 1.0)
-    return random_rule(np.random.default_rng(0), size)._replace(price=price)
 
 
 # ---------------------------------------------------------------------------- the rule
@@ -149,52 +97,12 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_device_module", lambda device: torch.cpu)
 
 
-def captured(steps: int, rows: int) -> tuple[Draft, GraphStop]:
-    draft = Draft(steps, rows)
-    stop = stop_of(draft)
-    graph = tape.Tape()
-    with torch.inference_mode(), tape.graph(graph):
-        tokens = draft.draft_forward(SimpleNamespace(batch_size=rows))
-    draft.run = lambda: (graph.replay(), tokens)[1]
-    return draft, stop
-
-
-def drafted(draft: Draft, stop: GraphStop, rule: StopRule | None, size: int) -> tuple[Any, Tensor]:
-    """One round of ``size`` requests: what is verified, and its signals."""
-    tap = stop._tap
-    tap._round_first = torch.full((size, 2), 0.6)
-    stop.begin(rule)
-    draft.first.random_(VOCAB, generator=torch.Generator().manual_seed(size))
-    draft.forwards.zero_()
-    verify = draft.draft(size)
-    tap._next_first = torch.zeros(size, 2)
-    return verify, tap.finish_round(torch.arange(size), draft.speculative_num_steps)
-
-
 @pytest.mark.parametrize("steps", range(2, STEPS + 1))
 @pytest.mark.parametrize(("size", "rows"), [(1, 1), (3, 4), (4, 4)])
 def test_a_loop_makes_as_many_drafts_as_the_rule_says(
     graphs: None, steps: int, size: int, rows: int
 ) -> None:
-    draft, stop = captured(steps, rows)
-    whole, said = drafted(draft, stop, None, size)
-    assert not stop.watching and int(draft.forwards) == steps - 1
-    assert stop.decided() is None
-    chain = torch.arange(1, steps + 1)
-    for made in (*range(1, steps + 1), 1):
-        verify, signals = drafted(draft, stop, stop_after(made, size), size)
-        assert int(draft.forwards) == made - 1
-        assert stop.decided() is not None and int(stop.made) == made
-        assert torch.equal(verify.draft_token[:, :made], whole.draft_token[:, :made])
-        assert ((verify.draft_token >= 0) & (verify.draft_token < VOCAB)).all()
-        links = torch.where(chain <= made, chain, -1)
-        assert (verify.retrieve_next_token[:, :-1] == links).all()
-        assert torch.equal(signals[:, :made], said[:, :made])
-        assert signals[:, made:steps].isnan().all()
-        assert not draft.positions.any()
-    again, _ = drafted(draft, stop, None, size)
-    assert torch.equal(again.draft_token, whole.draft_token)
-    assert (again.retrieve_next_token == whole.retrieve_next_token).all()
+    check_stops(*captured(steps, rows), size)
 
 
 def test_rules_of_the_drafts_own_probabilities_stop_where_the_policy_would(graphs: None) -> None:
@@ -219,7 +127,6 @@ def test_a_batch_that_is_drafted_eagerly_makes_every_draft(graphs: None) -> None
 
 
 def test_a_rule_that_cannot_be_told_costs_no_round(graphs: None) -> None:
-    """The next one is told anew, also one that is whole."""
     draft, stop = captured(STEPS, 2)
     drafted(draft, stop, stop_after(2, 2), 2)
     with pytest.raises(ValueError):
