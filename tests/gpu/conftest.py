@@ -51,6 +51,9 @@ DTYPE = "float32" if REHEARSAL else "bfloat16"
 """SGLang's norms and FlashInfer take 16 bits only on CUDA."""
 TIE_GAP = {"float32": 5e-3, "bfloat16": 0.25}[DTYPE]
 """The target's two best tokens may swap below this."""
+SIGNAL_TOLERANCE = {"float32": (5e-3, 5e-2, True), "bfloat16": (5e-2, 0.3, False)}[DTYPE]
+"""Of a probability and of an entropy in nats, against Transformers in float32; and whether past a
+rejected draft as well."""
 
 
 @dataclass(frozen=True)

@@ -29,4 +29,5 @@ def test_ranks_agree_and_are_lossless(
         assert reference.losses(server.tokens(PROMPTS)) == []
     shown = server.speckv()
     assert (shown["held"], shown["fallbacks"], shown["failures"]) == (False, 0, {})
+    assert "tensor-parallel ranks" in shown["stops"] and not shown["stopped_rounds"]
     assert sum(count > 0 for count in shown["rounds"].values()) == 4
