@@ -26,6 +26,7 @@ from sglang_speckv.policy.throughput import ThroughputPolicy
 from sglang_speckv.srt.counters import Counters
 from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.lag import SETTLE_ROUNDS, SignalLag
+from sglang_speckv.srt.policy_checks import checked_decision, checked_widths
 from sglang_speckv.srt.profile import ProfileRun, summary
 from sglang_speckv.srt.trace import TraceWriter
 
@@ -145,7 +146,7 @@ class EnginePolicy:
         assert isinstance(self.policy, ThroughputPolicy)
         started = time.perf_counter()
         try:
-            going = self.policy.goes_on(probs)
+            going = bool(self.policy.goes_on(probs))
         except Exception as error:
             self._fall_back("stop a round", error)
             return probs.shape[1] < self.launch_steps
@@ -174,7 +175,7 @@ class EnginePolicy:
         assert isinstance(self.policy, ThroughputPolicy)
         started = time.perf_counter()
         try:
-            widths = self.policy.widths(probs)
+            widths = checked_widths(self.policy.widths(probs), probs)
         except Exception as error:
             self._fall_back("choose widths", error)
             return None
@@ -366,9 +367,7 @@ class EnginePolicy:
             return self._launch_depth()
         started = time.perf_counter()
         try:
-            decision: Decision = self.policy.decide(batch)
-            if decision.num_steps not in self.candidate_steps:
-                raise ValueError(f"{decision.num_steps} is not a candidate")
+            decision = checked_decision(self.policy.decide(batch), self.candidate_steps)
         except Exception as error:
             self._fall_back("decide", error)
             return self._launch_depth()

@@ -7,7 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from sglang_speckv.policy.base import Round
+from sglang_speckv.policy.checks import MAX_SHARE, is_time
 
 RECENT_ROUNDS = 1024
 
@@ -28,6 +31,10 @@ class Counters:
         self.switch_seconds = 0.0
         self.draft_catch_ups = 0
         self.fallbacks = 0
+        self.odd_signals = 0
+        """Drafts whose own probability is not known: no number, or none from 0 to 1."""
+        self.odd_times = 0
+        """Rounds whose time no sound clock tells: nothing, negative or many days."""
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT_ROUNDS)
         self._started = time.perf_counter()
 
@@ -40,6 +47,11 @@ class Counters:
         widths = [made] * live if outcome.widths is None else outcome.widths.tolist()
         for width, correct in zip(widths, outcome.num_correct_drafts, strict=True):
             self.outcomes[width][correct] += 1
+        self.odd_times += outcome.seconds is not None and not is_time(outcome.seconds)
+        if outcome.signals is not None:
+            probs = outcome.signals[..., 0]
+            known = (probs >= 0.0) & (probs <= MAX_SHARE)
+            self.odd_signals += known.size - int(np.count_nonzero(known))
         elapsed = time.perf_counter() - self._started
         self._recent.append((elapsed, outcome.num_steps, outcome.batch_size))
 
@@ -97,5 +109,7 @@ class Counters:
             "switch_microseconds": 1e6 * self.switch_seconds / max(self.switches, 1),
             "draft_catch_ups": self.draft_catch_ups,
             "fallbacks": self.fallbacks,
+            "odd_signals": self.odd_signals,
+            "odd_times": self.odd_times,
             "recent": [[round(t, 6), step, size] for t, step, size in self._recent],
         }

@@ -47,11 +47,14 @@ class Metrics:
             "stopped": counter("stopped_rounds", "Rounds that their own drafts ended early"),
             "switches": counter("switches", "Changes of depth"),
             "fallbacks": counter("fallbacks", "Rounds on the launch depth for a policy failure"),
+            "odd_signals": counter("odd_signals", "Drafts whose own probability is not known"),
+            "odd_times": counter("odd_times", "Rounds whose time no sound clock tells"),
             "failures": counter("failures", "Faults of SpecKV that serving survived", "seam"),
             "dropped": counter("trace_dropped_rounds", "Rounds that the trace could not take"),
         }
         self._active = gauge("active", "1 where SpecKV chooses the depth")
         self._num_steps = gauge("num_steps", "Depth of the newest round")
+        self._held = gauge("held", "1 where the launch depth is held, for what decides is in doubt")
         self._active.set(1)
 
     def start(self) -> None:
@@ -67,6 +70,7 @@ class Metrics:
     def carry(self) -> None:
         """Bring the metrics up to date."""
         self._num_steps.set(self._policy.num_steps)
+        self._held.set(self._policy.held)
         for (name, *labels), value in self._totals():
             self._carry(name, labels, value)
 
@@ -84,6 +88,8 @@ class Metrics:
         yield ("stopped",), counters.stopped_rounds
         yield ("switches",), counters.switches
         yield ("fallbacks",), counters.fallbacks
+        yield ("odd_signals",), counters.odd_signals
+        yield ("odd_times",), counters.odd_times
         for seam, count in list(self._policy.fuse.failures.items()):
             yield ("failures", seam), count
         if self._policy.trace is not None:

@@ -27,6 +27,7 @@ import numpy as np
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.records import Header, Record
+from sglang_speckv.policy.checks import MAX_SHARE, is_time
 from sglang_speckv.srt.rounds import FinishedRound
 
 logger = logging.getLogger(__name__)
@@ -178,10 +179,10 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
             context_len=done.context_lens[i],
             num_steps=outcome.num_steps,
             num_correct_drafts=outcome.num_correct_drafts[i],
-            top1_prob=_rounded(signals[i, :, 0]),
+            top1_prob=_probs(signals[i, :, 0]),
             entropy=_rounded(signals[i, :, 1] * log_vocab),
             first_prob=_known(outcome.first_probs, i),
-            seconds=None if outcome.seconds is None else round(outcome.seconds, 6),
+            seconds=_time(outcome.seconds),
             sampled=req.sampling_params.temperature > 0 and req.sampling_params.top_k != 1,
             asleep=outcome.asleep,
             stopped=outcome.stopped,
@@ -200,12 +201,23 @@ def bounded_id(rid: str) -> str:
     return f"{clean.decode()[: ID_CHARS - 17]}~{hashlib.sha256(clean).hexdigest()[:16]}"
 
 
+def _probs(values: np.ndarray) -> tuple[float, ...]:
+    """-1 at positions without a signal, and where it is no probability."""
+    return tuple(
+        round(min(v, 1.0), DIGITS) if 0.0 <= v <= MAX_SHARE else -1.0 for v in values.tolist()
+    )
+
+
 def _rounded(values: np.ndarray) -> tuple[float, ...]:
-    """JSON has no NaN: positions without a signal become -1."""
-    return tuple(-1.0 if v != v else round(v, DIGITS) for v in values.tolist())
+    """JSON has neither NaN nor infinity: positions without a signal become -1."""
+    return tuple(round(v, DIGITS) if math.isfinite(v) else -1.0 for v in values.tolist())
 
 
 def _known(values: np.ndarray | None, i: int) -> float | None:
-    if values is None or math.isnan(values[i]):
-        return None
-    return round(float(values[i]), DIGITS)
+    (prob,) = (-1.0,) if values is None else _probs(values[i : i + 1])
+    return None if prob < 0.0 else prob
+
+
+def _time(seconds: float | None) -> float | None:
+    """None where no sound clock tells it: a reader would refuse the whole trace."""
+    return (round(seconds, 6) or None) if is_time(seconds) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,29 @@ def artifact(server: Serving, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_is_served(
-    artifact: Path, models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path
+    artifact: Path,
+    models: dict[str, str],
+    plain_answers: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = ["--speckv", str(artifact), "--speckv-candidate-steps", ",".join(map(str, STEPS))]
+    """Also once it is deleted, and the file of settings with it."""
+    mine = Path(shutil.copy(artifact, tmp_path))
+    asked = ["--speckv", str(mine), "--speckv-candidate-steps", ",".join(map(str, STEPS))]
     asked += ["--speckv-profile", PROFILE_S]
+    monkeypatch.setenv("SPECKV_CACHE", str(tmp_path / "cache"))
     with serving(tmp_path, *flags(models, *PAIRS["eagle3"]), *asked) as running:
         before = running.speckv()["policy_state"]
         assert before["labels"][0] > before["rounds"] + 20  # SGLang's warm-up is served already
         assert before["timed_rounds"] > before["rounds"]
-        for policy in ("throughput", "paper"):
+        (settings,) = (tmp_path / "cache" / "configs").iterdir()
+        for file in (mine, settings):
+            file.unlink()
+        for policy in ("throughput", "paper", "throughput#2", "paper:throughput"):
             running.select(policy)
             assert running.tokens(PROMPTS) == plain_answers["batch"]
-        assert running.speckv()["fallbacks"] == 0
+        after = running.speckv()
+        assert after["fallbacks"] == 0 and after["failures"] == {}
 
 
 def test_another_pair_refuses_it(artifact: Path, models: dict[str, str], tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ TUNING = {
     # faulted in anew, which costs more than gathering the KV cache does.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    # A server of which a process died would look for CUDA's core dumps for a minute before it ends.
+    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
+    "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
 }
 """Environment of the spawned processes, where the user has not set it."""
 

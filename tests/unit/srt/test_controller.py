@@ -2,6 +2,7 @@
 
 import json
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ class Broken:
     name = "broken"
     candidate_steps = (1, 3)
 
-    def __init__(self, num_steps: int | None) -> None:
+    def __init__(self, num_steps: Any) -> None:
         self.num_steps = num_steps
 
     def decide(self, batch: Batch) -> Decision:
@@ -38,9 +39,12 @@ def controller(policy: str = "static:3") -> EnginePolicy:
     return EnginePolicy(SpecKVConfig(policy=policy, candidate_steps=(0, 1, 3)), launch_steps=1)
 
 
-@pytest.mark.parametrize("answer", [None, 7])
+WRONG = [7, -1, 10**400, 3.0, True, np.int64(3), np.nan, np.inf, "3", [3]]
+
+
+@pytest.mark.parametrize("answer", [None, *WRONG])
 def test_a_failing_policy_falls_back_and_is_logged_once(
-    answer: int | None, caplog: pytest.LogCaptureFixture
+    answer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = controller()
     engine.policy = Broken(answer)
@@ -49,6 +53,31 @@ def test_a_failing_policy_falls_back_and_is_logged_once(
         engine.observe(Round(1, 1, [1]))
     assert engine.counters.fallbacks == 4
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [None, 3, "best", object(), Decision(3, "best", "much"), Decision(3, "", 1, tokens_per_s=[])],
+)
+def test_what_is_no_decision_is_not_followed(decision: Any) -> None:
+    engine = controller()
+    engine.policy.decide = lambda batch: decision  # type: ignore[method-assign]
+    assert engine.get_steps_for_batch(2) == 1
+    assert engine.counters.fallbacks == 1 and not engine.held
+
+
+@pytest.mark.parametrize(
+    "widths",
+    ["1", 1, [], [1], [[1, 1]], [-1, 1], [1, 5], [0.5, 1], [np.nan, 1], [1, None], [1, 10**30]],
+)
+def test_widths_that_no_round_has_are_not_verified(widths: Any) -> None:
+    engine = controller("throughput")
+    engine.policy.widths = lambda probs: widths  # type: ignore[attr-defined]
+    assert engine.widths(np.full((2, 3), 0.5)) is None
+    assert engine.counters.fallbacks == 1
+    engine.policy.widths = lambda probs: np.array([0, 3], dtype=np.int32)  # type: ignore[attr-defined]
+    found = engine.widths(np.full((2, 3), 0.5))
+    assert found is not None and found.dtype == np.int64 and found.tolist() == [0, 3]
 
 
 def test_pinning_holds_and_releases() -> None:

@@ -73,6 +73,22 @@ def test_the_recent_rounds_are_bounded() -> None:
     assert len(counters.snapshot()["recent"]) == RECENT_ROUNDS
 
 
+ODD = np.array([[0.5, np.nan, 2.0], [np.inf, -1.0, 1.0005]])
+"""Probabilities, of which four are none."""
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, np.nan, np.inf, 1e9])
+def test_readings_that_cannot_be_are_counted(seconds: float) -> None:
+    counters = Counters(TIERS)
+    for time_and_signals in ((None, None), (0.01, np.ones((2, 3, 2))), (0.01, np.ones((0, 3, 2)))):
+        counters.count(Round(3, 2, [0, 0], time_and_signals[0], signals=time_and_signals[1]))
+    assert (counters.odd_signals, counters.odd_times) == (0, 0)
+    counters.count(Round(3, 2, [0, 0], seconds, signals=np.stack([ODD, ODD], axis=-1)))
+    assert (counters.odd_signals, counters.odd_times) == (4, 1)
+    shown = counters.snapshot()
+    assert (shown["odd_signals"], shown["odd_times"]) == (4, 1)
+
+
 def test_decisions_and_switches_are_shown_with_their_times() -> None:
     counters = Counters(TIERS)
     assert counters.snapshot()["switch_microseconds"] == 0
@@ -95,14 +111,15 @@ def test_metrics_carry_the_counters() -> None:
         return registry.get_sample_value(f"speckv:{name}", labels)
 
     engine.get_steps_for_batch(2)
-    engine.observe(Round(3, 2, [3, 1]))
+    engine.observe(Round(3, 2, [3, 1], -1.0, signals=np.full((2, 3, 2), np.nan)))
     engine.trace = SimpleNamespace(dropped=4)  # type: ignore[assignment]
     engine.fuse.armed = True
     with engine.fuse.guard("a seam"):
         raise RuntimeError
     metrics.carry()
     assert value("rounds_total", num_steps="3") == 1
-    assert value("active") == 1
+    assert [value("active"), value("held")] == [1, 1]
+    assert [value("odd_signals_total"), value("odd_times_total")] == [6, 1]
     assert value("num_steps") == 3
     assert [value("proposed_drafts_total", position=str(p)) for p in (1, 2, 3)] == [2, 2, 1]
     assert [value("correct_drafts_total", position=str(p)) for p in (1, 2, 3)] == [2, 1, 1]
@@ -111,7 +128,9 @@ def test_metrics_carry_the_counters() -> None:
     assert value("trace_dropped_rounds_total") == 4
     assert value("failures_total", seam="a seam") == 1
     engine.observe(Round(3, 1, [0]))
+    engine.select("static:3")
     metrics.carry()
+    assert value("held") == 0
     assert value("rounds_total", num_steps="3") == 2
 
 

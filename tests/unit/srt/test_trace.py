@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sglang_speckv.config import ConfigError
+from sglang_speckv.offline.columns import read_columns
 from sglang_speckv.offline.records import SCHEMA_VERSION, Header, Record, read_trace, trace_files
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.srt import trace
@@ -86,6 +87,35 @@ def test_where_the_device_stopped_a_round_is_on_record(tmp_path: Path) -> None:
     writer.close()
     _, records = read_trace(trace_files(tmp_path)[0])
     assert [(r.num_steps, r.num_verified) for r in records] == [(2, 1), (2, 1)]
+
+
+def test_readings_that_cannot_be_leave_the_trace_readable(tmp_path: Path) -> None:
+    """As after a clock that was set back, or of a draft whose logits overflowed."""
+    done = finished(1, 2)
+    writer = TraceWriter(str(tmp_path), HEADER)
+    for seconds in (0.0, -3600.0, math.nan, math.inf, 2e-7):
+        wrong = np.array([[[math.inf, 0.5], [2.0, math.inf]], [[-1.0, math.nan], [1.0005, 0.5]]])
+        odd = replace(
+            done.outcome, seconds=seconds, signals=wrong, first_probs=np.array([math.inf, 2.0])
+        )
+        writer.write(replace(done, outcome=odd), "throughput", log_vocab=2.0)
+    writer.close()
+    columns = read_columns([tmp_path])
+    assert len(columns) == 10 and np.isnan(columns.seconds).all()
+    assert np.isnan(columns.first_prob).all()
+    np.testing.assert_array_equal(columns.signals[:2, :, 0], [[np.nan, np.nan], [np.nan, 1.0]])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_told_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "open", lambda self, mode: open("/dev/full", "wb"))  # noqa: SIM115
+    monkeypatch.setattr(trace, "FLUSH_SECONDS", 0.0)
+    writer = TraceWriter(str(tmp_path), HEADER)
+    writer._thread.join(timeout=10)
+    assert "No space left on device" in writer.snapshot()["failed"]
+    writer.write(finished(1, 2), "throughput", 2.0)
+    assert writer.dropped == 1
+    writer.close()
 
 
 def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
