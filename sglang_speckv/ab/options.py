@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from sglang_speckv.ab.arms import check_arm
 from sglang_speckv.config import ConfigError
-from sglang_speckv.files import read_bounded
+from sglang_speckv.files import BAD_JSON, read_bounded
 
 DEFAULT_ARMS = (
     *("none", "default", "static:1", "static:2", "static:3", "static:5", "static:7"),
@@ -101,7 +101,7 @@ def options_from(values: Mapping[str, Any], source: str) -> Options:
     name."""
     try:
         return msgspec.convert(dict(values), Options)
-    except msgspec.ValidationError as error:
+    except BAD_JSON as error:  # a lone surrogate too, which JSON and YAML can spell
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise cause from None

@@ -170,7 +170,8 @@ def _contradiction(
         return "its requests are not those that its description names"
     if start[0] != 0 or (np.diff(start) < 1).any() or correct.shape != (start[-1],):
         return "it has a request without a position, or positions of no request"
-    if signals.shape != (len(correct), signals.shape[1], 2) or signals.shape[1] > MAX_NUM_STEPS:
+    depth = signals.shape[1] if signals.ndim == 3 else 0
+    if signals.shape != (len(correct), depth, 2) or not 1 <= depth <= MAX_NUM_STEPS:
         return f"its chains are not [{len(correct)}, 1..{MAX_NUM_STEPS}, 2]"
     if (correct > signals.shape[1]).any() or (prompt_len < 0).any():
         return "it counts more correct drafts than were made, or a prompt of no length"

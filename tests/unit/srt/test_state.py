@@ -1,11 +1,14 @@
 """Steering from outside: what is refused, what is applied, and that neither ends the scheduler."""
 
 import sys
+from contextlib import suppress
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.policy.base import Round
@@ -139,6 +142,34 @@ def test_selecting_a_policy_releases_a_held_depth(policy: EnginePolicy) -> None:
     assert policy.decision is not None and policy.decision.reason == "fallback"
     post(policy, state.POLICY_KEY + "static:1", 1)
     assert policy.get_steps_for_batch(1) == 1
+
+
+KEYS = (state.PIN_KEY, state.AWAKE_KEY, state.PROFILE_KEY, f"{state.POLICY_KEY}ema", "speckv_x")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(KEYS) | st.text(),
+            st.integers(-2, 4) | st.integers() | st.floats() | st.booleans(),
+        ),
+        max_size=8,
+    )
+)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_sent_the_next_round_is_one_that_was_built(
+    commands: list[tuple[str, Any]],
+) -> None:
+    """SGLang's request lets numbers through and nothing else."""
+    engine = EnginePolicy(SpecKVConfig(policy="throughput", candidate_steps=(0, 1, 3)), 3)
+    engine.fuse.armed = True
+    for key, value in commands:
+        if key in state.add_handlers({}, scheduler(engine)):
+            with suppress(UpdateRejected):
+                post(engine, key, value)
+        assert engine.get_steps_for_batch(1) in engine.candidate_steps
+    assert engine.fuse.failures == {} and shown(engine)["active"]
+    assert len(engine._policies) <= 2 * len(engine.selectable())
 
 
 def test_without_speckv_nothing_is_added() -> None:
