@@ -202,6 +202,9 @@ TOKENIZED_REQUEST = HookTarget(
     _SRT + "managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
     ("obj", "input_text", "input_ids", "input_embeds", "mm_inputs", "token_type_ids"),
 )
+NORMALIZED_REQUEST = HookTarget(
+    _SRT + "managers.io_struct.GenerateReqInput.normalize_batch_and_arguments", ()
+)
 MEMORY_CALLS = tuple(
     HookTarget(
         _SRT + f"managers.tokenizer_control_mixin.TokenizerControlMixin.{name}_memory_occupation",

@@ -13,6 +13,8 @@ from typing import Any
 from sglang_speckv.srt import compat, cpu
 
 INT32_MAX = 2**31 - 1
+MOST_SAMPLES = 4096
+"""Answers to a prompt that one request may ask for: each is a request of its own in memory."""
 
 
 def hook_tokenizer() -> None:
@@ -20,7 +22,8 @@ def hook_tokenizer() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     hooks: list[tuple[compat.HookTarget, Callable[..., None], HookType]] = [
-        (compat.TOKENIZED_REQUEST, refuse, HookType.AFTER)
+        (compat.NORMALIZED_REQUEST, refuse_samples, HookType.BEFORE),
+        (compat.TOKENIZED_REQUEST, refuse, HookType.AFTER),
     ]
     if cpu.enabled():
         hooks += [(call, refuse_release, HookType.BEFORE) for call in compat.MEMORY_CALLS]
@@ -37,6 +40,15 @@ def hook_tokenizer() -> None:
 def refuse_release(*args: Any, **kwargs: Any) -> None:
     """BEFORE the calls that release and resume memory, which need a CUDA driver."""
     raise ValueError("The CPU engine keeps its memory: there is nothing to release or resume.")
+
+
+def refuse_samples(self: Any) -> None:
+    """BEFORE ``GenerateReqInput.normalize_batch_and_arguments``, which makes ``n`` requests."""
+    asked = self.sampling_params
+    for params in asked if isinstance(asked, list) else [asked]:
+        n = params.get("n", 1) if isinstance(params, dict) else 1
+        if type(n) is not int or not 1 <= n <= MOST_SAMPLES:
+            raise ValueError(f"n is {n!r:.40}: send a number from 1 to {MOST_SAMPLES}.")
 
 
 def refuse(request: Any, self: Any, *args: Any, **kwargs: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -47,6 +50,17 @@ BAD = {
     "negative stop id": (*sample(stop_token_ids=[-1], min_new_tokens=2), "stop_token_ids"),
     "unknown stop id": (*sample(stop_token_ids=[10**9], min_new_tokens=2), "stop_token_ids"),
     "top_k of 41 bits": (*sample(top_k=2**40, temperature=1), "top_k is 1099511627776"),
+    "two billion answers": (*sample(n=2**31), "n is 2147483648"),
+    "no answers": (*sample(n=0), "n is 0"),
+    "answers of no number": (
+        *ask(text=["a", "b"], sampling_params=[GREEDY | {"n": None}] * 2),
+        "n is",
+    ),
+    "a million chats": (
+        *ask("/v1/chat/completions", messages=[{"role": "user", "content": "a"}], n=10**6),
+        "n is 1000000",
+    ),
+    "a million completions": (*ask("/v1/completions", prompt="a", n=10**6), "n is 1000000"),
     "too many alternatives": (
         *ask(text="abc", return_logprob=True, top_logprobs_num=VOCABULARY + 1),
         f"top_logprobs_num is {VOCABULARY + 1}",
@@ -130,3 +144,47 @@ def test_nothing_is_left_of_a_refused_batch(met: Serving, right: list[list[int]]
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert [one["output_ids"] for one in answer.json()] == right[:2]
+
+
+PARAMETERS = (
+    *("temperature", "top_p", "top_k", "min_p", "n", "sampling_seed", "max_new_tokens"),
+    *("min_new_tokens", "frequency_penalty", "presence_penalty", "repetition_penalty"),
+    *("stop", "stop_token_ids", "stop_regex", "logit_bias", "regex", "json_schema", "ebnf"),
+    *("structural_tag", "ignore_eos", "skip_special_tokens", "no_stop_trim", "custom_params"),
+)
+FIELDS = (
+    *("text", "input_ids", "input_embeds", "return_logprob", "logprob_start_len", "stream"),
+    *("top_logprobs_num", "token_ids_logprob", "return_text_in_logprobs", "rid", "priority"),
+    *("extra_key", "session_params", "return_hidden_states", "custom_logit_processor"),
+    *("lora_path", "routed_dp_rank", "image_data", "require_reasoning", "bootstrap_room"),
+)
+VALUES: list[Any] = [
+    *(None, True, False, -2, -1, 0, 1, 7, VOCABULARY - 1, VOCABULARY, 2**31, 2**63, 10**30),
+    *(0.5, -0.5, 1e308, -1e308, 1e-300, float("nan"), float("inf"), float("-inf")),
+    *("", "abc", "\0", "7", "\ud800", "x" * 5000, "(", "[a-z]{3}", '{"type": "object"}'),
+    *([], [0], [1, 2], [-1], ["a"], [""], [None], [[1]], [[]], [1.5], [10**9], [True], [{}]),
+    *({}, {"1": 1}, {"1": "a"}, {"a": 1}, {"-1": 5}, {"999999": 1}, {"1": 1e308}, {"x": [1]}),
+]
+EXAMPLES = int(os.environ.get("SPECKV_EXAMPLES", "30"))
+
+
+def test_any_parameters(met: Serving, right: list[list[int]]) -> None:
+    """Taken or refused. The only HTTP 500 are of SGLang's own reading of two fields."""
+    chance = random.Random(EXAMPLES)
+    for number in range(EXAMPLES):
+        path, body = sample()
+        for _ in range(chance.choice([1, 1, 1, 2, 3])):
+            if chance.random() < 0.6:
+                body["sampling_params"][chance.choice(PARAMETERS)] = chance.choice(VALUES)
+            else:
+                body[chance.choice(FIELDS)] = chance.choice(VALUES)
+        if body.get("input_ids") is not None:
+            del body["text"]
+        raw = json.dumps(body).encode("utf-8", "surrogatepass")
+        kind = {"Content-Type": "application/json"}
+        answer = requests.post(met.url + path, data=raw, headers=kind, timeout=120)
+        theirs = {"session_params", "rid"} & body.keys()
+        assert answer.status_code in ((200, 400, 422, 500) if theirs else (200, 400, 422)), body
+        if number % 50 == 49:
+            assert met.tokens(PROMPTS, LENGTH) == right, body
+    assert met.tokens(PROMPTS, LENGTH) == right
