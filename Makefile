@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test rehearse unit check bench clean
+.PHONY: help setup demo test rehearse unit faults soak check bench clean
 
 help:
 	@echo "make setup     build .venv: SGLang and CUDA libraries, about 10 GB"
@@ -17,6 +17,8 @@ help:
 	@echo "make test      every test, the real engine included; ARGS go to pytest"
 	@echo "make rehearse  the tests for a GPU on the CPU, with more kinds of servers than make test has"
 	@echo "make unit      the package's tests that start no engine; ARGS go to pytest"
+	@echo "make faults    what goes wrong, at length: dying processes, ten thousand aborts, odd requests"
+	@echo "make soak      half an hour of mixed requests, audited; MINUTES=, TP=2, ALGORITHM=EAGLE3"
 	@echo "make check     format, lint and types"
 	@echo "make bench     what a decision, a round, a switch and a replay cost"
 	@echo "make clean     remove .venv and everything that was made"
@@ -41,7 +43,7 @@ demo: $(STAMP)
 SHARED := --dist loadgroup --no-loadscope-reorder
 # Hundreds of processes import the same modules: compile them once, even where the caller's
 # environment forbids it.
-test rehearse unit: export PYTHONDONTWRITEBYTECODE :=
+test rehearse unit faults: export PYTHONDONTWRITEBYTECODE :=
 
 test: export SPECKV_REHEARSE ?= 1
 test: $(STAMP)
@@ -53,6 +55,17 @@ rehearse: $(STAMP)
 
 unit: $(STAMP)
 	@$(BIN)/python -m pytest -n 3 $(SHARED) tests/unit $(ARGS)
+
+faults: export SPECKV_FAULTS := 1
+faults: export SPECKV_EXAMPLES ?= 1000
+faults: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/engine/test_faults.py tests/engine/test_deaths.py \
+		tests/engine/test_tensor_parallel.py tests/engine/test_bad_requests.py \
+		tests/unit/test_fuzz.py $(ARGS)
+
+soak: $(STAMP)
+	@$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30) --tp $(or $(TP),1) \
+		--algorithm $(or $(ALGORITHM),STANDALONE) --out out/soak$(if $(TP),-tp$(TP)).json
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .

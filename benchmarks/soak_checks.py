@@ -1,0 +1,209 @@
+"""What a soak checks: counts that add up, answers that are the target's, memory that stays."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+from scipy import stats
+
+from benchmarks.soak_requests import Answer, Asked, Mix, together
+
+AUDITED = 6
+"""Requests whose own counts are compared with the server's, after each cycle."""
+TIE = 1e-3
+WARM_UP = 0.2
+"""Of the cycles: in these buffers and heaps grow to their size."""
+MOST_ERRORS = 50
+COUNTS = (
+    *("request_rounds", "drafted_tokens", "proposed_drafts", "cut_drafts", "correct_drafts"),
+    *("decisions", "switches", "draft_catch_ups", "fallbacks", "odd_signals", "odd_times"),
+)
+
+
+@dataclass
+class Soak:
+    """What was found so far."""
+
+    url: str
+    reference: str
+    processes: list[psutil.Process]
+    errors: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """After each cycle: hours since the start, MB."""
+    shown: dict[str, Any] = field(default_factory=dict)
+    """The server's own counts after the newest audit."""
+    exact: bool = False
+    """Whether the server has the exact lane, so that its requests can be compared too."""
+
+    def wrong(self, what: str) -> None:
+        self.counts["errors"] += 1
+        if len(self.errors) < MOST_ERRORS:
+            self.errors.append(what)
+
+
+async def set_state(run: Soak, session: aiohttp.ClientSession, key: str, value: int) -> None:
+    body = {"server_args": {key: value}}
+    async with session.post(f"{run.url}/set_internal_state", json=body) as response:
+        answer = await response.json()
+    run.counts["commands"] += 1
+    if answer != [True]:
+        run.wrong(f"{key}={value} was answered with {answer!r:.80}")
+
+
+async def speckv(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    async with session.get(f"{url}/server_info") as response:
+        found: dict[str, Any] = (await response.json())["internal_states"][0]["speckv"]
+    return found
+
+
+async def audit(run: Soak, session: aiohttp.ClientSession, mix: Mix) -> None:
+    """Nothing else is running: what the server counts is what these requests say of themselves."""
+    await quiet(run, session)
+    await set_state(run, session, "speckv_policy:throughput", 1)
+    asked: list[Asked] = []
+    while len(asked) < AUDITED:
+        drawn = mix.draw()
+        if not drawn.gives_up and drawn.kind != "exact":
+            asked.append(drawn)
+    before = await speckv(session, run.url)
+    answers = await together(session, run.url, asked, AUDITED)
+    await quiet(run, session)
+    after = await speckv(session, run.url)
+    run.kinds.update(answer.asked.kind for answer in answers)
+    for answer in answers:
+        if answer.error:
+            run.wrong(answer.error)
+    for ours, theirs in (
+        ("request_rounds", "spec_verify_ct"),
+        ("correct_drafts", "spec_num_correct_drafts"),
+    ):
+        counted, told = after[ours] - before[ours], sum(a.meta.get(theirs, 0) for a in answers)
+        if counted != told:
+            run.wrong(f"{ours} grew by {counted}, the requests' {theirs} are {told}")
+    run.counts["audits"] += 1
+    run.shown = {name: after[name] for name in (*COUNTS, "rounds", "failures", "alive")}
+    for problem in contradictions(after) + await told_otherwise(session, run.url, after):
+        run.wrong(problem)
+
+
+async def quiet(run: Soak, session: aiohttp.ClientSession) -> None:
+    """Until no request runs: those that were given up end a little later."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        async with session.get(f"{run.url}/v1/loads") as response:
+            loads = (await response.json())["loads"]
+        if not sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads):
+            return
+        await asyncio.sleep(0.1)
+    run.wrong("requests ran on for a minute after their clients had left")
+
+
+def contradictions(shown: dict[str, Any]) -> list[str]:
+    """In what the counters do not add up."""
+    correct, proposed, cut = (shown[f"{name}_drafts"] for name in ("correct", "proposed", "cut"))
+    problems = {
+        "more drafts are correct than were proposed": correct > proposed,
+        "drafts proposed and cut are not those that were made": (
+            proposed + cut != shown["drafted_tokens"]
+        ),
+        "the launch depth is held": shown["held"],
+        f"failures: {shown['failures']}": shown["failures"],
+        f"fallbacks: {shown['fallbacks']}": shown["fallbacks"],
+        f"odd signals: {shown.get('odd_signals')}": shown.get("odd_signals"),
+        f"odd times: {shown.get('odd_times')}": shown.get("odd_times"),
+    }
+    return [problem for problem, holds in problems.items() if holds]
+
+
+async def told_otherwise(
+    session: aiohttp.ClientSession, url: str, shown: dict[str, Any]
+) -> list[str]:
+    """Where the metrics page, which follows within a second, says something else."""
+    wanted = {
+        "correct_drafts_total": shown["correct_drafts"],
+        "drafted_tokens_total": shown["drafted_tokens"],
+        "cut_drafts_total": shown["cut_drafts"],
+        "rounds_total": sum(shown["rounds"].values()),
+    }
+    for _ in range(50):
+        async with session.get(f"{url}/metrics") as response:
+            page = await response.text()
+        told: Counter[str] = Counter()
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                name = sample.name.removeprefix("speckv:")
+                told[name] += int(sample.value) if name in wanted else 0
+        other = {name: told[name] for name, value in wanted.items() if told[name] != value}
+        if not other:
+            return []
+        await asyncio.sleep(0.1)
+    return [f"the metrics page has {other}, /server_info {wanted}"]
+
+
+async def compare(run: Soak, session: aiohttp.ClientSession, answer: Answer) -> None:
+    """With the target alone."""
+    asked = answer.asked
+    if asked.kind == "exact" and not run.exact:
+        return
+    body = {**asked.body, "stream": False, "rid": f"{asked.rid}:alone"}
+    theirs = (await generate(session, run.reference, body))["output_ids"]
+    run.counts["compared"] += 1
+    run.counts["exact_compared"] += asked.kind == "exact"
+    ours = answer.output_ids
+    if ours == theirs:
+        return
+    at = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
+    body["input_ids"] = [*asked.body["input_ids"], *theirs[:at]]
+    body |= {"rid": f"{asked.rid}:tie", "return_logprob": True, "top_logprobs_num": 2}
+    body["sampling_params"] = {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True}
+    told = await generate(session, run.reference, body)
+    (best, *_), (second, *_) = told["meta_info"]["output_top_logprobs"][0]
+    if at < min(len(ours), len(theirs)) and best - second < TIE and asked.kind != "exact":
+        run.counts["ties"] += 1
+    else:
+        run.wrong(
+            f"{asked.kind} {asked.body['sampling_params']}: token {at} of {len(theirs)} differs, "
+            f"the two best are {best - second:.3g} apart"
+        )
+
+
+async def generate(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Any:
+    async with session.post(f"{url}/generate", json=body) as response:
+        response.raise_for_status()
+        return await response.json()
+
+
+def own_megabytes(processes: Sequence[psutil.Process]) -> float:
+    """Resident and not shared with a file or another process, of all of them."""
+    infos = [process.memory_info() for process in processes]
+    return sum(info.rss - info.shared for info in infos) / 1e6
+
+
+def slope(memory: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
+    """MB per hour with a 95 % interval, over the cycles behind the warm-up; None for fewer than
+    four. ``memory``: hours and MB of each cycle."""
+    kept = np.array(memory[round(WARM_UP * len(memory)) :])
+    if len(kept) < 4:
+        return None
+    fit = stats.linregress(kept[:, 0], kept[:, 1])
+    half = float(stats.t.ppf(0.975, len(kept) - 2) * fit.stderr)
+    value = float(fit.slope)
+    return {
+        "value": round(value, 2),
+        "interval": [round(value - half, 2), round(value + half, 2)],
+        "cycles": len(kept),
+    }
