@@ -1,7 +1,10 @@
 """What the tap reports is what the draft says: every record of a trace of real rounds against the
 draft's own distribution, computed by Transformers from the text alone."""
 
+import json
+import re
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sglang_speckv.offline.records import Header, Record, read_trace, trace_files
 from sglang_speckv.policy.prior import OFF
 from sglang_speckv.srt.sleep import WINDOW
-from tests.engine.conftest import PAIRS, PROMPTS, STEPS, Serving, on_pairs
+from tests.engine.conftest import PAIRS, PROMPTS, STEPS, TOKENS, Serving, on_pairs
 
 pytestmark = [pytest.mark.engine, on_pairs("eagle3", "standalone-self")]
 DEPTHS = [3, 0, 5, 1]
@@ -216,6 +219,28 @@ def test_the_trace_adds_up_with_the_counters(server: Serving) -> None:
     assert {r.policy for r in chosen} == {"throughput"}
     assert "best" in {r.reason for r in chosen} and "pinned" not in {r.reason for r in chosen}
     assert np.isfinite([r.seconds for r in records if r.seconds is not None]).all()
+
+
+def test_what_is_recorded_and_shown_holds_no_text(server: Serving) -> None:
+    """The trace holds ids, which clients choose; what is shown to others holds not even these."""
+    rid = f"class:words:{time.monotonic_ns()}"
+    sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
+    body = {"text": PROMPTS[3], "rid": rid, "sampling_params": sampling}
+    answer = server.post("/generate", body)
+    _, records = records_of(server)
+    assert rid in {record.request for record in records}
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)  # the file is still written to
+    lines = unpack.decompress(trace_files(server.trace)[0].read_bytes()).splitlines()
+    shown = json.dumps(server.speckv()), requests.get(server.url + "/metrics", timeout=10).text
+    metrics = "\n".join(line for line in shown[1].splitlines() if line.startswith("speckv:"))
+    for place in (b"\n".join(lines).decode(), shown[0], metrics):
+        assert not any(words in place for words in (*PROMPTS, answer["text"]))
+        assert not re.search(r", ".join(map(str, answer["output_ids"][:6])), place)
+    assert rid not in shown[0] and rid not in metrics
+    fields = {"request", "policy", "reason"}
+    for line in lines[1:]:
+        texts = {key for key, value in json.loads(line).items() if isinstance(value, str)}
+        assert texts <= fields
 
 
 def test_profiled_before_ready(server: Serving) -> None:

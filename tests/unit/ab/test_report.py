@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -54,6 +55,29 @@ def test_what_is_odd_is_on_top_and_escaped(run: Any, tmp_path: Path):
     assert "the policy failed in 3 rounds" in top
     assert "no such &lt;device&gt;" in top and "<device>" not in page
     assert "none: without overlap" in top
+
+
+HOSTILE = "<script>alert(1)</script>'\"&<!--]]>"
+
+
+def test_no_text_becomes_markup(run: Any, tmp_path: Path):
+    """Names come from folders, flags, server answers and logs."""
+    run["target"] = f"/models/{HOSTILE.replace('/', '')}"
+    run["provenance"] = {**run["provenance"], "cpu": HOSTILE, "gpus": [HOSTILE]}
+    run["answers"] = [HOSTILE]
+    run["target_note"] = run["none_scheduling"] = HOSTILE
+    run["server_flags"] = [HOSTILE]
+    run["sweep"] = dict.fromkeys([HOSTILE], next(iter(run["sweep"].values())))
+    for cell in run["cells"]:
+        cell["draft"] = HOSTILE
+    run["servers"] = dict.fromkeys([HOSTILE], next(iter(run["servers"].values())))
+    run["failures"] = {HOSTILE: HOSTILE}
+    files = write_report(run, tmp_path)
+    page, drawn = files["report"].read_text(), files["chart"].read_text()
+    assert page.count("&lt;script&gt;") > 6
+    for text in (page, drawn):
+        assert "<script" not in text and "alert(1)</" not in text and "<!--]]>" not in text
+    ElementTree.fromstring(drawn)
 
 
 @pytest.mark.parametrize(
