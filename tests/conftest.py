@@ -16,8 +16,9 @@ SHARED_SERVERS = ("server", "gpu_server")
 """Fixtures with a server for each parameter. One process runs the tests of each, for they are
 compared with answers of the target alone, which it asks for once."""
 IN_PROCESS = (
-    *("test_ema_is_sglangs", "test_readme", "test_refusals", "test_refused_models"),
-    *("test_switching", "test_untouched", "test_window_is_sglangs"),
+    *("test_access", "test_detokenizer", "test_ema_is_sglangs", "test_readme", "test_refusals"),
+    *("test_refused_models", "test_switching", "test_untouched", "test_usage"),
+    "test_window_is_sglangs",
 )
 """Engine tests that import SGLang themselves: all in one process, so that it is imported once."""
 

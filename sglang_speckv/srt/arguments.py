@@ -31,7 +31,7 @@ from sglang_speckv.config import (
     static_steps,
 )
 from sglang_speckv.offline.artifact import check_identity, load_artifact
-from sglang_speckv.srt import carrier, compat, cpu, request_checks
+from sglang_speckv.srt import carrier, compat, cpu, detokenizer, request_checks
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
 from sglang_speckv.srt.identity import draft_model_config, identity
@@ -281,6 +281,7 @@ def check_resolved(result: None, server_args: Any) -> None:
     if is_active(server_args) or cpu.enabled():
         request_checks.hook_tokenizer()
     if is_active(server_args):
+        detokenizer.hook()
         hook_warm_up()
         return
     try:

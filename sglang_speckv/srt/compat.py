@@ -99,7 +99,11 @@ SELECT_RUNNERS = HookTarget(
     "SchedulerWeightUpdaterManager._select_runners",
     ("selector",),
 )
+FINISH_STATE = HookTarget(
+    _SRT + "managers.schedule_batch.Req.update_finish_state", ("new_accepted_len",)
+)
 SCHEDULER_HOOKS = (
+    FINISH_STATE,
     RESULT_DECODE,
     RESULT_PREFILL,
     COPY_TO_CPU,
@@ -211,6 +215,15 @@ MEMORY_CALLS = tuple(
         ("obj", "request"),
     )
     for name in ("release", "resume")
+)
+
+# Hooked where a detokenizer starts, and the method that is wrapped there.
+DETOKENIZER_STATUS = HookTarget(
+    _SRT + "managers.detokenizer_manager.DetokenizerManager.init_running_status", ("server_args",)
+)
+DETOKENIZE = HookTarget(
+    _SRT + "managers.detokenizer_manager.DetokenizerManager._decode_batch_token_id_output",
+    ("recv_obj",),
 )
 
 # Overridden by the worker subclass or called by it.

@@ -14,7 +14,7 @@ def register() -> None:
     """Install the launcher's hooks; called by SGLang's ``load_plugins()``."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt import arguments, compat, cpu, memory
+    from sglang_speckv.srt import arguments, compat, cpu, detokenizer, memory
     from sglang_speckv.srt.worker import create_worker
 
     cpu.apply_if_enabled()
@@ -30,5 +30,7 @@ def register() -> None:
         (compat.CREATE_WORKER, create_worker, HookType.AROUND),
     ):
         HookRegistry.register(target.path, hook, kind)
+    if "sglang.srt.managers.detokenizer_manager" in sys.modules:
+        detokenizer.hook()  # it loads this plugin itself
     if "sglang.srt.entrypoints.http_server" in sys.modules:
         arguments.hook_warm_up()  # a server process whose arguments were resolved in its parent

@@ -54,7 +54,7 @@ def create_worker(original: Callable[..., type], self: Any, server_args: Any) ->
 def _hook_scheduler() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt import request_checks, state
+    from sglang_speckv.srt import request_checks, state, usage
 
     for target, hook, kind in (
         (compat.RESULT_DECODE, note_result, HookType.BEFORE),
@@ -64,6 +64,7 @@ def _hook_scheduler() -> None:
         (compat.UPDATE_HANDLERS, state.add_handlers, HookType.AFTER),
         (compat.VALIDATE_LENGTH, request_checks.reason_to_abort, HookType.AFTER),
         (compat.SELECT_RUNNERS, weights.select_runners, HookType.AROUND),
+        (compat.FINISH_STATE, usage.bound_reasoning, HookType.AFTER),
     ):
         HookRegistry.register(target.path, hook, kind)
     HookRegistry.apply_hooks()
