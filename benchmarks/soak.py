@@ -56,7 +56,7 @@ EACH = 3
 """Requests per slot of each of these stages."""
 SAMPLE = 0.1
 """Of the greedy answers that the other server is asked for."""
-ODD_LINE = re.compile(r"Traceback|Error\\b|Exception|SpecKV: .*(?:failed|serving|ends here)")
+ODD_LINE = re.compile(r"Traceback|Error\b|Exception|SpecKV: .*(?:failed|serving|ends here)")
 
 
 async def soak(run: Soak, mix: Mix, minutes: float, seed: int, screen: Screen) -> None:
@@ -68,7 +68,11 @@ async def soak(run: Soak, mix: Mix, minutes: float, seed: int, screen: Screen) -
         with screen.status("cycle 1") as report:
             while time.monotonic() - started < 60 * minutes or cycle < 4:
                 cycle += 1
-                await one_cycle(run, session, mix, chance)
+                try:
+                    await one_cycle(run, session, mix, chance)
+                except (aiohttp.ClientError, OSError, psutil.Error, TimeoutError) as error:
+                    run.wrong(f"cycle {cycle} broke off: {error!r:.200}")
+                    return
                 hours = (time.monotonic() - started) / 3600
                 run.memory.append((hours, own_megabytes(run.processes)))
                 report(
@@ -87,6 +91,9 @@ async def one_cycle(
         turning = asyncio.ensure_future(keep_steering(run, session, chance))
         answers = await together(session, run.url, asked, at_once)
         turning.cancel()
+        (ended,) = await asyncio.gather(turning, return_exceptions=True)
+        if not isinstance(ended, asyncio.CancelledError):
+            run.wrong(f"steering broke off: {ended!r:.200}")
         for answer in answers:
             run.kinds[answer.asked.kind] += 1
             run.counts["tokens"] += len(answer.output_ids)
@@ -176,7 +183,7 @@ def told(run: Soak, log: Path, asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "algorithm": asked.algorithm,
         "tp": asked.tp,
-        "minutes": round(60 * run.memory[-1][0], 1),
+        "minutes": round(60 * run.memory[-1][0], 1) if run.memory else 0.0,
         "requests": sum(run.kinds.values()),
         "errors": run.counts["errors"],
         "memory_slope_mb_per_hour": slope(run.memory),

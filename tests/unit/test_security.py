@@ -33,9 +33,9 @@ def test_every_claim_has_a_test(claim: str) -> None:
         assert name in defined, f"{path} has no {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_unpickled_or_run(path: Path) -> None:
-    assert list(_dangers(ast.parse(path.read_text()))) == []
+def test_nothing_is_unpickled_or_run() -> None:
+    found = {str(path): _dangers(ast.parse(path.read_text())) for path in FILES}
+    assert len(found) > 100 and not any(found.values()), found
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def test_nothing_is_unpickled_or_run(path: Path) -> None:
     ],
 )
 def test_what_would_is_seen(code: str) -> None:
-    assert list(_dangers(ast.parse(code)))
+    assert _dangers(ast.parse(code))
 
 
 def _dangers(tree: ast.AST) -> list[str]:
-    found = []
+    found: list[str | None] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names if a.name.split(".")[0] in LOADERS]

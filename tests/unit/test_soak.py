@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.soak import ODD_LINE
 from benchmarks.soak_checks import contradictions, slope
 from benchmarks.soak_requests import CONTEXT, EXACT_SHARE, Answer, Asked, Mix, problem_of
 
@@ -80,6 +81,24 @@ def test_what_an_answer_contradicts(given: Answer, said: str) -> None:
 def test_what_counters_contradict(wrong: dict[str, Any]) -> None:
     assert contradictions(RIGHT) == []
     assert len(contradictions({**RIGHT, **wrong})) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "odd"),
+    [
+        ("Traceback (most recent call last):", True),
+        ("RuntimeError: no", True),
+        ("[2026-11-30 00:17:18] SpecKV: tracing a round failed (OSError(28))", True),
+        ("[2026-11-30 00:17:18] SpecKV: serving 3 steps until a policy is selected", True),
+        ("[2026-11-30 00:17:18] SpecKV: profiled round times in 3.0 s", False),
+        (
+            '[2026-11-30 00:17:18] INFO:     127.0.0.1:41236 - "POST /generate HTTP/1.1" 200 OK',
+            False,
+        ),
+    ],
+)
+def test_what_is_odd_in_a_log(line: str, odd: bool) -> None:
+    assert bool(ODD_LINE.search(line)) == odd
 
 
 @pytest.mark.parametrize("true", [0.0, 40.0])
