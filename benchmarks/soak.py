@@ -43,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.soak_checks import Soak, audit, compare, own_megabytes, set_state, slope, speckv
 from benchmarks.soak_requests import Mix, together
+from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.process import Server
 from sglang_speckv.files import write_json
 from sglang_speckv.progress import Screen
@@ -145,6 +146,9 @@ def main() -> int:
             run = Soak(server.url, alone.url, family(server))
             asyncio.run(soak(run, Mix(asked.seed), asked.minutes, asked.seed, screen))
             result = told(run, server.log, asked)
+        except ServerError as error:
+            screen.say(str(error))
+            return 1
         finally:
             for one in (server, alone):
                 one.stop()

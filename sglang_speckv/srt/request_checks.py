@@ -8,6 +8,7 @@ tokenizer workers, gRPC, sessions).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 from sglang_speckv.srt import compat, cpu
@@ -47,7 +48,7 @@ def refuse_samples(self: Any) -> None:
     asked = self.sampling_params
     for params in asked if isinstance(asked, list) else [asked]:
         n = params.get("n", 1) if isinstance(params, dict) else 1
-        if type(n) is not int or not 1 <= n <= MOST_SAMPLES:
+        if not isinstance(n, Integral) or not 1 <= n <= MOST_SAMPLES:
             raise ValueError(f"n is {n!r:.40}: send a number from 1 to {MOST_SAMPLES}.")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from sglang_speckv.srt import compat
+from sglang_speckv.srt import arguments, compat, cpu, detokenizer, plugin
 from sglang_speckv.srt.detokenizer import keep_what_was_sent
 
 pytestmark = pytest.mark.engine
@@ -70,10 +70,17 @@ def test_by_sglang_alone_it_is(tokenizer: Any) -> None:
     assert any(said != TEXTS[0] and len(said) > len(TEXTS[0]) for said in found)
 
 
-def test_it_is_hooked_where_a_detokenizer_starts() -> None:
+def test_it_is_hooked_where_a_detokenizer_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or is forked: by the launcher, and by the plugin in a process that has its module."""
+    import sglang.srt.managers.detokenizer_manager  # noqa: F401
     from sglang.srt.plugins.hook_registry import HookRegistry
-
-    from sglang_speckv.srt import detokenizer
 
     detokenizer.hook()
     assert compat.DETOKENIZER_STATUS.path in HookRegistry._patched
+    hooked: list[int] = []
+    monkeypatch.setattr(detokenizer, "hook", lambda: hooked.append(1))
+    monkeypatch.setattr(arguments, "hook_warm_up", lambda: None)
+    monkeypatch.setattr(cpu, "apply_if_enabled", lambda: None)
+    monkeypatch.setattr(HookRegistry, "register", lambda *_: None)
+    plugin.register()
+    assert hooked == [1]

@@ -3,9 +3,16 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sglang_speckv.srt.request_checks import problem, reason_to_abort, refuse
+from sglang_speckv.srt.request_checks import (
+    MOST_SAMPLES,
+    problem,
+    reason_to_abort,
+    refuse,
+    refuse_samples,
+)
 
 
 def request(**fields: Any) -> SimpleNamespace:
@@ -43,6 +50,19 @@ def test_embeddings_have_the_models_width() -> None:
     narrow = request(mm_inputs=None, input_ids=None, input_embeds=[[0.5] * 4, [0.5]])
     with pytest.raises(ValueError, match="rows of 4 numbers"):
         refuse(narrow, MANAGER)
+
+
+@pytest.mark.parametrize("n", [1, 2, MOST_SAMPLES, np.int64(3), True])
+def test_as_many_answers_as_fit(n: Any) -> None:
+    for params in ({"n": n}, {}, [{"n": n}, {"n": n}], None, "?"):
+        refuse_samples(SimpleNamespace(sampling_params=params))
+
+
+@pytest.mark.parametrize("n", [0, -1, MOST_SAMPLES + 1, 2**31, 10**400, 2.0, "2", None, [1], {}])
+def test_more_answers_than_that_or_none_are_refused(n: Any) -> None:
+    for params in ({"n": n}, [{"n": 1}, {"n": n}]):
+        with pytest.raises(ValueError, match="send a number from 1 to 4096"):
+            refuse_samples(SimpleNamespace(sampling_params=params))
 
 
 def test_the_schedulers_own_reason_comes_first() -> None:
