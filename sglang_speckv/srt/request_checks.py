@@ -48,7 +48,7 @@ def refuse_samples(self: Any) -> None:
     asked = self.sampling_params
     for params in asked if isinstance(asked, list) else [asked]:
         n = params.get("n", 1) if isinstance(params, dict) else 1
-        if not isinstance(n, Integral) or not 1 <= n <= MOST_SAMPLES:
+        if not isinstance(n, Integral) or not 1 <= int(n) <= MOST_SAMPLES:
             raise ValueError(f"n is {n!r:.40}: send a number from 1 to {MOST_SAMPLES}.")
 
 
