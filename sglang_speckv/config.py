@@ -14,6 +14,7 @@ MAX_PROFILE_SECONDS = 600.0
 SIGNAL_LAGS = ("auto", "late", "0")
 STOPS = ("auto", "off")
 WIDTHS = ("auto", "off")
+EXACT = ("on", "off")
 SWITCHES = (",stop=off", ",width=off", ",stop=off,width=off")
 """Behind a policy's name where two ways of it are compared: its rounds do not stop by what their
 drafts say, or do not verify less of a request than of another."""
@@ -76,7 +77,8 @@ class SpecKVConfig:
     ``ema`` policy; None means SGLang's defaults. ``signal_lag``: see
     :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records, ``artifact`` a file
     that `speckv train` made. ``profile_seconds`` bounds the rounds that are timed before serving; 0
-    learns while serving. ``stop``, ``width``: see :mod:`sglang_speckv.srt.in_round`.
+    learns while serving. ``stop``, ``width``: see :mod:`sglang_speckv.srt.in_round`; ``exact``: see
+    :mod:`sglang_speckv.srt.exact`.
     """
 
     policy: str = "throughput"
@@ -88,6 +90,7 @@ class SpecKVConfig:
     profile_seconds: float = DEFAULT_PROFILE_SECONDS
     stop: str = "auto"
     width: str = "auto"
+    exact: str = "on"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate_steps", _checked_steps(self.candidate_steps))
@@ -98,10 +101,13 @@ class SpecKVConfig:
             raise ConfigError(
                 f"signal lag {self.signal_lag!r} is not one of {', '.join(SIGNAL_LAGS)}"
             )
-        if self.stop not in STOPS:
-            raise ConfigError(f"stop {self.stop!r} is not one of {', '.join(STOPS)}")
-        if self.width not in WIDTHS:
-            raise ConfigError(f"width {self.width!r} is not one of {', '.join(WIDTHS)}")
+        for name, value, values in (
+            ("stop", self.stop, STOPS),
+            ("width", self.width, WIDTHS),
+            ("exact", self.exact, EXACT),
+        ):
+            if value not in values:
+                raise ConfigError(f"{name} {value!r} is not one of {', '.join(values)}")
         for name, path in (("trace", self.trace), ("artifact", self.artifact)):
             if path is not None and (not isinstance(path, str) or not path):
                 raise ConfigError(f"{name} {path!r} is not a path")

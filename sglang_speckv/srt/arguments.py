@@ -19,6 +19,7 @@ from typing import Any
 from sglang_speckv.config import (
     DEFAULT_CANDIDATE_STEPS,
     DEFAULT_PROFILE_SECONDS,
+    EXACT,
     MAX_NUM_STEPS,
     POLICY_NAMES,
     SIGNAL_LAGS,
@@ -31,7 +32,7 @@ from sglang_speckv.config import (
     static_steps,
 )
 from sglang_speckv.offline.artifact import check_identity, load_artifact
-from sglang_speckv.srt import carrier, compat, cpu, detokenizer, request_checks
+from sglang_speckv.srt import carrier, compat, cpu, detokenizer, exact, request_checks
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
 from sglang_speckv.srt.identity import draft_model_config, identity
@@ -97,6 +98,16 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         "on.",
     )
     group.add_argument(
+        "--speckv-exact",
+        default=None,
+        metavar="|".join(EXACT),
+        help="Whether a request that verification would treat otherwise than plain decoding "
+        "(penalties, min_new_tokens, min_p, custom logit processors) is decoded without drafts, so "
+        "that its text is the one of a server without speculation: 'on' decodes it so, refuses "
+        "hidden states and ends answers where plain decoding does; 'off' speculates on it as "
+        "SGLang does, faster and with another text (default: on). Turns --speckv on.",
+    )
+    group.add_argument(
         "--speckv-profile",
         default=None,
         type=float,
@@ -136,6 +147,7 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
         "signal_lag": getattr(args, "speckv_signal_lag", None),
         "stop": getattr(args, "speckv_stop", None),
         "width": getattr(args, "speckv_width", None),
+        "exact": getattr(args, "speckv_exact", None),
         "profile_seconds": getattr(args, "speckv_profile", None),
         "trace": getattr(args, "speckv_trace", None),
     }
@@ -249,6 +261,8 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
         speculative_eagle_topk=1,
     )
     server_args._speckv_active = True
+    if config.exact == "on":
+        exact.switch_on(server_args)
 
 
 def with_launch_steps(config: SpecKVConfig, asked: int | None) -> tuple[SpecKVConfig, int]:

@@ -102,6 +102,10 @@ SELECT_RUNNERS = HookTarget(
 FINISH_STATE = HookTarget(
     _SRT + "managers.schedule_batch.Req.update_finish_state", ("new_accepted_len",)
 )
+DECODE_MEM = HookTarget(
+    _SRT + "managers.schedule_batch.ScheduleBatch.check_decode_mem", ("selected_indices",)
+)
+DECODE_RESERVE = HookTarget(_SRT + "mem_cache.allocation_sizing.get_alloc_reserve_per_decode", ())
 SCHEDULER_HOOKS = (
     FINISH_STATE,
     RESULT_DECODE,
@@ -111,7 +115,27 @@ SCHEDULER_HOOKS = (
     UPDATE_HANDLERS,
     VALIDATE_LENGTH,
     SELECT_RUNNERS,
+    DECODE_MEM,
+    DECODE_RESERVE,
 )
+# Beside these, unless --speckv-exact is off.
+VERIFY_SAMPLE = HookTarget(
+    _SRT + "speculative.eagle_utils.eagle_sample",
+    (
+        "verify_input",
+        "batch",
+        "logits_output",
+        "grammar_mask",
+        "uno_target_max_top_k",
+        "watermark_state",
+        "watermark_full_mask",
+    ),
+)
+SAMPLING_INFO = HookTarget(
+    _SRT + "sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch",
+    ("batch", "vocab_size"),
+)
+EXACT_HOOKS = (VERIFY_SAMPLE, SAMPLING_INFO)
 
 # Hooked in the launcher of an HTTP server, once SpecKV was accepted.
 WARM_UP = HookTarget(
@@ -209,6 +233,7 @@ TOKENIZED_REQUEST = HookTarget(
 NORMALIZED_REQUEST = HookTarget(
     _SRT + "managers.io_struct.GenerateReqInput.normalize_batch_and_arguments", ()
 )
+RESERVED_TOKENS = HookTarget(_SRT + "managers.utils.compute_num_reserved_tokens", ())
 MEMORY_CALLS = tuple(
     HookTarget(
         _SRT + f"managers.tokenizer_control_mixin.TokenizerControlMixin.{name}_memory_occupation",
@@ -243,6 +268,10 @@ WORKER_SEAMS = (
     ),
     HookTarget(
         _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2._build_trivial_verify_input", ("batch",)
+    ),
+    HookTarget(
+        _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2.verify",
+        ("batch", "pp_proxy_tensors", "grammar_barrier"),
     ),
     HookTarget(
         _SRT + "speculative.eagle_worker_v2.EAGLEWorkerV2._stub_skipped_draft_extend",
@@ -385,6 +414,6 @@ def loaded_hooks() -> tuple[HookTarget, ...]:
 def check_installation() -> None:
     """The whole self-check of the launcher: version, signatures, applied hooks."""
     check_version()
-    check_signatures((*loaded_hooks(), *SCHEDULER_HOOKS, *WORKER_SEAMS))
+    check_signatures((*loaded_hooks(), *SCHEDULER_HOOKS, *EXACT_HOOKS, *WORKER_SEAMS))
     check_restated()
     check_applied(loaded_hooks())

@@ -52,6 +52,10 @@ class EnginePolicy:
         self.fuse = Fuse(self.hold)
         self.kept_awake = False
         """The draft reads every token, whatever the policy says of it."""
+        self.short_of_kv = False
+        """The coming round has KV memory for the shallowest depth alone."""
+        self.undrafted = False
+        """No request of the coming batch takes drafts."""
         self.coming: Batch | None = None
         """What the worker knows of the batch that :meth:`get_steps_for_batch` is about to see."""
         self.decision: Decision | None = None
@@ -98,6 +102,8 @@ class EnginePolicy:
         if coming is None or coming.size != batch_size:
             coming = Batch(batch_size)
         self.decision = None
+        if self.short_of_kv:  # whatever else was asked for
+            return self._shallowest("kv")
         num_steps = self.launch_steps
         with self.fuse.guard("choosing a depth"):
             num_steps = self._decide(coming)
@@ -339,6 +345,7 @@ class EnginePolicy:
             "kept_awake": self.kept_awake,
             "candidate_steps": self.candidate_steps,
             "launch_steps": self.launch_steps,
+            "exact": self._config.exact,
             "stops": on_or_off(self.no_stops),
             "widths": on_or_off(self.no_widths),
             "num_steps": self.num_steps,
@@ -363,6 +370,8 @@ class EnginePolicy:
             return self.decision.num_steps
         if self.pinned is not None:
             return self.pinned
+        if self.undrafted:
+            return self._shallowest("exact")
         if self.held:
             return self._launch_depth()
         started = time.perf_counter()
@@ -374,6 +383,11 @@ class EnginePolicy:
         self.counters.decided(time.perf_counter() - started)
         self.decision = decision
         return decision.num_steps
+
+    def _shallowest(self, reason: str) -> int:
+        self.decision = Decision(self.candidate_steps[0], reason)
+        self.num_steps = self.decision.num_steps
+        return self.num_steps
 
     def _launch_depth(self) -> int:
         self.decision = Decision(self.launch_steps, "fallback")

@@ -22,6 +22,8 @@ class Counters:
     def __init__(self, candidate_steps: Sequence[int]) -> None:
         self.rounds = dict.fromkeys(candidate_steps, 0)
         self.outcomes = {w: [0] * (w + 1) for w in range(max(candidate_steps) + 1)}
+        self.exact_rounds: dict[str, int] = {}
+        """Request-rounds that took no drafts, by the parameter that kept them from it."""
         self.drafted_tokens = 0
         self.stopped_rounds = 0
         self.decisions = 0
@@ -54,6 +56,10 @@ class Counters:
             self.odd_signals += known.size - int(np.count_nonzero(known))
         elapsed = time.perf_counter() - self._started
         self._recent.append((elapsed, outcome.num_steps, outcome.batch_size))
+
+    def count_exact(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.exact_rounds[name] = self.exact_rounds.get(name, 0) + 1
 
     def switched(self, seconds: float) -> None:
         self.switches += 1
@@ -93,6 +99,7 @@ class Counters:
         return {
             "rounds": {str(step): count for step, count in self.rounds.items()},
             "request_rounds": self.request_rounds,
+            "exact_rounds": dict(self.exact_rounds),
             "drafted_tokens": self.drafted_tokens,
             "proposed_drafts": proposed,
             "cut_drafts": self.drafted_tokens - proposed,

@@ -40,6 +40,9 @@ class Metrics:
                 "proposed_drafts", "Draft tokens judged, by the depth that ran", "position"
             ),
             "correct": counter("correct_drafts", "Draft tokens accepted", "position"),
+            "exact": counter(
+                "exact_rounds", "Rounds of requests that take no drafts, by parameter", "parameter"
+            ),
             "drafted": counter("drafted_tokens", "Draft tokens made, verified or not"),
             "cut": counter("cut_drafts", "Draft tokens made and not verified"),
             "decisions": counter("decisions", "Depths chosen by the policy"),
@@ -81,6 +84,8 @@ class Metrics:
         for position, (judged, correct) in enumerate(counters.positions(), start=1):
             yield ("proposed", str(position)), judged
             yield ("correct", str(position)), correct
+        for name, count in list(counters.exact_rounds.items()):
+            yield ("exact", name), count
         yield ("drafted",), counters.drafted_tokens
         yield ("cut",), counters.drafted_tokens - counters.proposed_drafts
         yield ("decisions",), counters.decisions

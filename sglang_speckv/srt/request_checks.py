@@ -1,4 +1,5 @@
-"""Requests that would end the scheduler, refused with HTTP 400.
+"""Requests that would end the scheduler, or that speculation cannot answer as plain decoding does,
+refused with HTTP 400.
 
 One rule in two places: where SGLang makes a request ready for a scheduler, so that a refusal is a
 clean answer on every endpoint, and where a scheduler admits it, for what comes another way (several
@@ -11,20 +12,25 @@ from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
-from sglang_speckv.srt import compat, cpu
+from sglang_speckv.srt import compat, cpu, exact
 
 INT32_MAX = 2**31 - 1
 MOST_SAMPLES = 4096
 """Answers to a prompt that one request may ask for: each is a request of its own in memory."""
+NO_HIDDEN_STATES = (
+    "return_hidden_states cannot be served with speculation, whose verification has other states: "
+    "leave it out, or start the server with --speckv-exact off."
+)
 
 
 def hook_tokenizer() -> None:
     """Check before sending. Hooking imports the modules, so only a launcher does it."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    hooks: list[tuple[compat.HookTarget, Callable[..., None], HookType]] = [
+    hooks: list[tuple[compat.HookTarget, Callable[..., Any], HookType]] = [
         (compat.NORMALIZED_REQUEST, refuse_samples, HookType.BEFORE),
         (compat.TOKENIZED_REQUEST, refuse, HookType.AFTER),
+        (compat.RESERVED_TOKENS, reserved_tokens, HookType.AFTER),
     ]
     if cpu.enabled():
         hooks += [(call, refuse_release, HookType.BEFORE) for call in compat.MEMORY_CALLS]
@@ -36,6 +42,12 @@ def hook_tokenizer() -> None:
         HookRegistry.register(target.path, hook, kind)
     HookRegistry.apply_hooks()
     compat.check_applied(targets)
+
+
+def reserved_tokens(result: int) -> int:
+    """AFTER ``compute_num_reserved_tokens``: nothing of the context is kept for a head's drafts.
+    They have room behind its end, as a draft model's, for which SGLang keeps nothing either."""
+    return 0 if exact.is_on(_server_args()) else result
 
 
 def refuse_release(*args: Any, **kwargs: Any) -> None:
@@ -63,6 +75,8 @@ def refuse(request: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     embeddings = getattr(request, "input_embeds", None) or ()
     if any(len(row) != model.hidden_size for row in embeddings):
         reason = f"input_embeds has to be rows of {model.hidden_size} numbers."
+    if exact.is_on(self.server_args) and getattr(request, "return_hidden_states", False):
+        reason = NO_HIDDEN_STATES
     if reason is not None:
         raise ValueError(reason)
 
@@ -73,9 +87,17 @@ def reason_to_abort(reason: str | None, req: Any, *limits: Any) -> str | None:
         return reason
     ids = req.origin_input_ids if req.multimodal_inputs is None else None
     try:
+        if getattr(req, "return_hidden_states", False) and exact.is_on(_server_args()):
+            return NO_HIDDEN_STATES
         return problem(req, ids, req.vocab_size)
     except Exception as error:  # one request's, not the scheduler's end
         return f"The request could not be checked ({error!r:.200}): send plain numbers."
+
+
+def _server_args() -> Any:
+    from sglang.srt.runtime_context import get_server_args
+
+    return get_server_args()
 
 
 def problem(request: Any, input_ids: Sequence[int] | None, vocab_size: int) -> str | None:

@@ -99,6 +99,9 @@ class DecodeLaunch(Launch):
     """How many of each request's drafts are verified; None for all of them."""
     may_stop: bool = False
     """The device decides how many drafts it makes, and the payload says it."""
+    exact: Sequence[str | None] = ()
+    """Per request the parameter for which it took no drafts, None where it speculated; empty where
+    all of them did."""
     settles: tuple[FinishedRound, ...] = ()
 
     @property
@@ -131,13 +134,15 @@ class DecodeLaunch(Launch):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedRound:
-    """``outcome`` has live requests only; ``live`` are their rows in ``launch``, ``context_lens``
-    their lengths in tokens when the round began."""
+    """``outcome`` has live requests only, and of them those that speculated; ``live`` are their
+    rows in ``launch``, ``context_lens`` their lengths in tokens when the round began. ``exact``: of
+    each live request that did not speculate, for which parameter."""
 
     outcome: Round
     launch: DecodeLaunch
     live: Sequence[int]
     context_lens: Sequence[int]
+    exact: Sequence[str] = ()
 
 
 class RoundTracker:
@@ -178,13 +183,15 @@ class RoundTracker:
 
     # -- launches
 
-    def next_batch(self, reqs: Sequence[Any]) -> Batch:
-        """What is known of ``reqs`` before their round."""
+    def next_batch(self, reqs: Sequence[Any], exact: Sequence[int] = ()) -> Batch:
+        """What is known of ``reqs`` before their round; no draft will be accepted of those in the
+        rows ``exact``."""
         if self.waits_for_signals:
             for launch in self._flying:
                 if launch.early:
                     launch.tell()
         firsts = np.array([getattr(req, FIRST_PROB, math.nan) for req in reqs])
+        firsts[list(exact)] = 0.0
         return Batch(len(reqs), firsts, [self._number_of(req) for req in reqs])
 
     def _number_of(self, req: Any) -> int:
@@ -223,6 +230,7 @@ class RoundTracker:
         asleep: bool = False,
         widths: np.ndarray | None = None,
         made: Tensor | None = None,
+        exact: Sequence[str | None] = (),
     ) -> DecodeLaunch:
         """A decode round was launched; ``signals`` [bs, num_steps + 1, 2]. ``digest``: at most 24
         bits that differ where ``decision`` or what it followed from does. ``made`` []: how many
@@ -244,6 +252,7 @@ class RoundTracker:
             asleep=asleep,
             widths=widths,
             may_stop=made is not None,
+            exact=exact,
             settles=settles,
         )
         self._last_was_decode = True
@@ -332,6 +341,10 @@ class RoundTracker:
         live = [
             row for row, req in enumerate(launch.reqs) if not (req.is_retracted or req.finished())
         ]
+        names, exact = launch.exact, []
+        if names:
+            exact = [name for row in live if (name := names[row]) is not None]
+            live = [row for row in live if names[row] is None]
         whole = len(live) == len(launch.reqs)
         # Results come in order and this one's tokens are appended after this: what the requests
         # hold now is what they held when the round began.
@@ -357,7 +370,7 @@ class RoundTracker:
             launch.cut,
             launch.made,
         )
-        return FinishedRound(outcome, launch, live, [lens[row] for row in live])
+        return FinishedRound(outcome, launch, live, [lens[row] for row in live], exact)
 
     def _settle(self, launch: DecodeLaunch) -> list[FinishedRound]:
         """Of the rounds that rode in ``launch`` only the newest has a shared time."""

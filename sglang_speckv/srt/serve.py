@@ -200,6 +200,7 @@ def _resolved(server_args: Any) -> dict[str, Any]:
         "policy": config.policy if config else None,
         "candidate_steps": list(config.candidate_steps) if config else None,
         "launch_steps": cfg.speculative_num_steps,
+        "exact": config.exact if config else None,
         "stops": on_or_off(no_stops) if adaptive else None,
         "widths": on_or_off(no_widths) if adaptive else None,
         "memory_of_further_depths_gib": _gib(taken.further_device_mib),

@@ -170,6 +170,8 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
     outcome, launch = done.outcome, done.launch
     decision = launch.decision
     signals = np.zeros((0,)) if outcome.signals is None else outcome.signals
+    # An exact round's time is also of requests that have no record.
+    seconds = None if launch.exact else _time(outcome.seconds)
     for i, row in enumerate(done.live):
         req = launch.reqs[row]
         yield Record(
@@ -182,7 +184,7 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
             top1_prob=_probs(signals[i, :, 0]),
             entropy=_rounded(signals[i, :, 1] * log_vocab),
             first_prob=_known(outcome.first_probs, i),
-            seconds=_time(outcome.seconds),
+            seconds=seconds,
             sampled=req.sampling_params.temperature > 0 and req.sampling_params.top_k != 1,
             asleep=outcome.asleep,
             stopped=outcome.stopped,

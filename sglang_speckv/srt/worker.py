@@ -16,6 +16,7 @@ from sglang_speckv.srt import (
     arguments,
     carrier,
     compat,
+    exact,
     graph_stop,
     identity,
     in_round,
@@ -24,6 +25,7 @@ from sglang_speckv.srt import (
 )
 from sglang_speckv.srt.controller import on_or_off
 from sglang_speckv.srt.graph_stop import GraphStop
+from sglang_speckv.srt.kv_reserve import RESERVE
 from sglang_speckv.srt.metrics import Metrics
 from sglang_speckv.srt.rounds import TROUBLE, DecodeLaunch, Launch, RoundTracker
 from sglang_speckv.srt.signals import SignalTap
@@ -47,16 +49,16 @@ def create_worker(original: Callable[..., type], self: Any, server_args: Any) ->
     worker_class = original(self, server_args)
     if not arguments.is_active(server_args):
         return worker_class
-    _hook_scheduler()
+    _hook_scheduler(exact.is_on(server_args))
     return type(f"SpecKV{worker_class.__name__}", (SpecKVMixin, worker_class), {})
 
 
-def _hook_scheduler() -> None:
+def _hook_scheduler(exactly: bool) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt import request_checks, state, usage
+    from sglang_speckv.srt import finish, kv_reserve, penalties, request_checks, state, usage
 
-    for target, hook, kind in (
+    hooks: list[tuple[compat.HookTarget, Callable[..., Any], HookType]] = [
         (compat.RESULT_DECODE, note_result, HookType.BEFORE),
         (compat.RESULT_PREFILL, note_prefill, HookType.AFTER),
         (compat.COPY_TO_CPU, copy_launch, HookType.BEFORE),
@@ -64,11 +66,20 @@ def _hook_scheduler() -> None:
         (compat.UPDATE_HANDLERS, state.add_handlers, HookType.AFTER),
         (compat.VALIDATE_LENGTH, request_checks.reason_to_abort, HookType.AFTER),
         (compat.SELECT_RUNNERS, weights.select_runners, HookType.AROUND),
+        (compat.DECODE_MEM, kv_reserve.check_decode_mem, HookType.AROUND),
+        (compat.DECODE_RESERVE, kv_reserve.reserve_per_decode, HookType.AROUND),
         (compat.FINISH_STATE, usage.bound_reasoning, HookType.AFTER),
-    ):
+    ]
+    if exactly:
+        hooks += [
+            (compat.VERIFY_SAMPLE, exact.sample, HookType.AROUND),
+            (compat.FINISH_STATE, finish.update_finish_state, HookType.AROUND),
+            (compat.SAMPLING_INFO, penalties.go_on_counting, HookType.AFTER),
+        ]
+    for target, hook, kind in hooks:
         HookRegistry.register(target.path, hook, kind)
     HookRegistry.apply_hooks()
-    compat.check_applied(compat.SCHEDULER_HOOKS)
+    compat.check_applied(target for target, _, _ in hooks)
 
 
 class SpecKVMixin(_Worker):
@@ -88,7 +99,7 @@ class SpecKVMixin(_Worker):
         self._captured = graph_stop.drafts_are_captured()
         reasons = in_round.found(config, self.device, self._captured)
         self.speckv.watch_rounds(*reasons, on_device=self._captured)
-        self._config = config
+        self._config, self._overlap = config, overlap
         self.draft_weights_are_its_own = weights.draft_has_its_own(self.server_args)
         self.adaptive_controller = AdaptiveController(self, self.speckv)
         # Read for batches that mix prefill in under attention DP, which SpecKV refuses;
@@ -103,6 +114,8 @@ class SpecKVMixin(_Worker):
         self._fuse = self.speckv.fuse
         self._fuse.blown = self._rounds.distrust
         self._reqs: list[Any] = []
+        self._lane: exact.ExactLane | None = None
+        self._exact = exact.NOBODY
         self._round_slots: Tensor | None = None
         self._widths: np.ndarray | None = None
         self._result: Any = None
@@ -113,6 +126,8 @@ class SpecKVMixin(_Worker):
     def init_cuda_graphs(self) -> None:
         self._tap = self._install_tap()
         self._graph_stop: GraphStop | None = None
+        if self._config.exact == "on":
+            self._lane = exact.ExactLane.of(self, self._fuse)
         self._sleep = DraftSleep(self, self._slots()) if DraftSleep.suits(self) else None
         self.speckv.draft_sleeps = self._sleep is not None
         if self.speckv.no_stops is None and self._captured:
@@ -141,6 +156,7 @@ class SpecKVMixin(_Worker):
         self._set_depth(self.speculative_num_steps)
         recapture.for_every_depth(self)
         self._observe_from_outside()
+        RESERVE.serve(self.speckv.candidate_steps, self._overlap)
         self._fuse.armed = True
         logger.info(
             "SpecKV is on: policy %s, candidate steps %s, launch steps %d; rounds that stop: %s; "
@@ -197,7 +213,11 @@ class SpecKVMixin(_Worker):
     def _round_begins(self, batch: Any) -> None:
         # Kept: what the batch holds changes while it is run.
         self._round_slots, self._reqs = batch.req_pool_indices, batch.reqs
-        self._widths = None
+        self._widths, self._exact = None, exact.NOBODY
+        if self._lane is not None:
+            with self._fuse.guard("finding exact requests", holds=False):
+                self._exact = self._lane.rows(batch.reqs)
+        self.speckv.short_of_kv, self.speckv.undrafted = RESERVE.short, self._exact.alone
         self._rounds.waits_for_signals = self.speckv.lag.waits
         with self._fuse.guard("preparing a round"):
             self._tap.begin_round(self._round_slots, _newcomers(batch.reqs))
@@ -226,6 +246,7 @@ class SpecKVMixin(_Worker):
             asleep=self._sleep is not None and self._sleep.slept,
             widths=self._widths,
             made=None if self._graph_stop is None else self._graph_stop.decided(),
+            exact=self._exact.names,
         )
 
     def _drafted(self, drafts: int) -> None:
@@ -233,7 +254,7 @@ class SpecKVMixin(_Worker):
         with self._fuse.guard("stopping a round"):
             if self.speckv.asks_after(drafts):
                 assert self._round_slots is not None
-                probs = self._tap.made(len(self._round_slots), drafts).numpy()
+                probs = self._exact.blanked(self._made(len(self._round_slots), drafts))
                 if not self.speckv.goes_on(probs):
                     in_round.stop_here(self, drafts)
                     self.speckv.num_steps = drafts
@@ -241,10 +262,16 @@ class SpecKVMixin(_Worker):
     def _choose_widths(self, size: int) -> np.ndarray | None:
         """After the last draft of a round: how many of each request's are to be verified?"""
         assert self._round_slots is not None
-        drafts = self.speculative_num_steps
-        if not drafts or len(self._round_slots) != size or not self.speckv.watches:
+        drafts, widths = self.speculative_num_steps, None
+        if not drafts or len(self._round_slots) != size:
             return None
-        return self.speckv.widths(self._tap.made(size, drafts).numpy())
+        if self.speckv.watches:
+            widths = self.speckv.widths(self._exact.blanked(self._made(size, drafts)))
+        return self._exact.narrowed(widths, drafts)
+
+    def _made(self, size: int, drafts: int) -> np.ndarray:
+        probs: np.ndarray = self._tap.made(size, drafts).numpy()
+        return probs
 
     def _note_widths(self, widths: np.ndarray) -> None:
         self._widths = widths
@@ -253,11 +280,15 @@ class SpecKVMixin(_Worker):
         """Called by SGLang first thing in a decode round."""
         self.speckv.coming = None
         with self._fuse.guard("describing the coming batch"):
-            self.speckv.coming = self._rounds.next_batch(self._reqs)
+            self.speckv.coming = self._rounds.next_batch(self._reqs, self._exact.rows)
         super().activate_step_by_batch(batch_size)
         if self._graph_stop is not None:
             with self._fuse.guard("telling the device when to stop"):
                 self._graph_stop.begin(self.speckv.stop_rule())
+
+    def verify(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        self._exact.mark(batch.spec_info)
+        return super().verify(batch, *args, **kwargs)
 
     def draft_caught_up(self, batch: Any) -> None:
         """The draft read what it had slept through: there is a new first-draft signal, and this
@@ -297,6 +328,7 @@ class SpecKVMixin(_Worker):
         self._rounds.log_vocab = math.log(max(self._tap.draft_vocab_size, 2))
         profiling = self.speckv.profiling
         for done in self._rounds.finished(launch, num_correct_drafts, self._waited):
+            self.speckv.counters.count_exact(done.exact)
             self.speckv.observe(done.outcome, done.launch.host_waits)
             if self._trace is not None and not profiling:
                 with self._fuse.guard("tracing a round", holds=False):

@@ -131,10 +131,11 @@ class Serving:
         return sum(self.speckv()["rounds"].values())
 
     @contextmanager
-    def forced_rounds(self) -> Iterator[None]:
+    def forced_rounds(self, depths: bool = False) -> Iterator[None]:
         """Where the plugin of ``tests/engine/stops`` is loaded: while the block runs, rounds of the
-        policy `throughput` make and verify as many drafts as fixed sequences say."""
-        self.stops_file.touch()
+        policy `throughput` make and verify as many drafts as fixed sequences say, and with
+        ``depths`` at most as many as another one says."""
+        self.stops_file.write_text(stops.MOVING if depths else "")
         try:
             yield
         finally:
@@ -205,6 +206,7 @@ def flags(models: dict[str, str], algorithm: str | None = None, draft: str = "")
     """Launch flags for the tiny target, with a draft where an algorithm is named."""
     args = ["--model-path", models["target"], "--max-total-tokens", "4096", "--random-seed", "1"]
     args += ["--constrained-json-disable-any-whitespace"]  # else it writes nothing but that
+    args += ["--enable-custom-logit-processor"]
     if algorithm is not None:
         args += [
             "--speculative-algorithm",

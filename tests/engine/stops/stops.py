@@ -16,6 +16,9 @@ GOES_ON = (True, False, True, True, False, True, True, True, False, False)
 WIDTHS = (5, 0, 3, 1, 5, 2, 4)
 MADE = (3, 1, 5, 2, 4, 1, 5)
 """Where the device stops rounds."""
+DEPTHS = (5, 0, 5, 1, 5, 3, 5)
+MOVING = "depths"
+"""What the file holds where the deepest depth of a round is to move too."""
 
 
 def register() -> None:
@@ -28,12 +31,15 @@ def register() -> None:
     rule = ThroughputPolicy.stop_rule
     answers, drafts = itertools.cycle(GOES_ON), itertools.cycle(WIDTHS)
     stops, sizes = itertools.cycle(MADE), {}
+    depths = itertools.cycle(DEPTHS)
 
     def choose(self: Any, batch: Batch) -> Decision:
         if not asked.exists():
             return honest[0](self, batch)
         sizes[self] = batch.size
-        return Decision(self.candidate_steps[-1], "best", watched=True)
+        moving = asked.read_text() == MOVING
+        deepest = next(depths) if moving else self.candidate_steps[-1]
+        return Decision(deepest, "best", watched=True)
 
     def goes_on(self: Any, probs: np.ndarray) -> bool:
         return next(answers) if asked.exists() else honest[1](self, probs)

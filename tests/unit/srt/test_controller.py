@@ -317,3 +317,15 @@ def test_a_policy_is_told_what_rounds_may_do() -> None:
     assert off.snapshot()["stops"] == "off: somebody said so"
     assert isinstance(off.policy, ThroughputPolicy)
     assert (off.policy._stops, off.policy._cuts) == (False, True)
+
+
+def test_the_shallowest_depth_where_nothing_else_is_of_use_or_has_room() -> None:
+    engine = controller()
+    engine.undrafted = True
+    assert engine.get_steps_for_batch(1) == engine.num_steps == engine.candidate_steps[0]
+    assert engine.decision is not None and engine.decision.reason == "exact"
+    engine.pin(3)
+    assert engine.get_steps_for_batch(1) == 3
+    engine.short_of_kv = True
+    assert engine.get_steps_for_batch(1) == engine.candidate_steps[0]
+    assert engine.decision is not None and engine.decision.reason == "kv"

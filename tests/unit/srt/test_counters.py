@@ -155,3 +155,10 @@ def _until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_rounds_without_drafts_are_counted_by_parameter() -> None:
+    counters = Counters((0, 1))
+    for names in (["min_p"], [], ["min_p", "presence_penalty"]):
+        counters.count_exact(names)
+    assert counters.snapshot()["exact_rounds"] == {"min_p": 2, "presence_penalty": 1}

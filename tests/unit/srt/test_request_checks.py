@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sglang_speckv.srt import exact, request_checks
 from sglang_speckv.srt.request_checks import (
     MOST_SAMPLES,
     problem,
     reason_to_abort,
     refuse,
     refuse_samples,
+    reserved_tokens,
 )
 
 
@@ -26,7 +28,9 @@ def test_every_token_of_the_model_may_be_sent(ids: list[int] | None) -> None:
     assert problem(request(), ids, 10) is None  # an embedding request has no such field
 
 
-MANAGER = SimpleNamespace(model_config=SimpleNamespace(vocab_size=10, hidden_size=4))
+MANAGER = SimpleNamespace(
+    model_config=SimpleNamespace(vocab_size=10, hidden_size=4), server_args=SimpleNamespace()
+)
 
 
 def test_images_write_ids_of_their_own() -> None:
@@ -73,3 +77,23 @@ def test_the_schedulers_own_reason_comes_first() -> None:
 def test_a_request_that_cannot_be_checked_is_the_only_one_that_ends() -> None:
     req = request(multimodal_inputs=None, origin_input_ids=["one", 2], vocab_size=10)
     assert "could not be checked" in (reason_to_abort(None, req) or "")
+
+
+@pytest.mark.parametrize("asked", [True, "last"])
+def test_hidden_states_are_refused_where_they_would_be_others(
+    monkeypatch: pytest.MonkeyPatch, asked: bool | str
+) -> None:
+    server_args = SimpleNamespace()
+    manager = SimpleNamespace(model_config=MANAGER.model_config, server_args=server_args)
+    monkeypatch.setattr(request_checks, "_server_args", lambda: server_args)
+    sent = request(mm_inputs=None, input_ids=[1], return_hidden_states=asked)
+    req = request(multimodal_inputs=None, origin_input_ids=[1], vocab_size=10)
+    req.return_hidden_states = asked
+    refuse(sent, manager)
+    assert reason_to_abort(None, req) is None and reserved_tokens(8) == 8
+    exact.switch_on(server_args)
+    with pytest.raises(ValueError, match="return_hidden_states cannot be served"):
+        refuse(sent, manager)
+    assert "--speckv-exact off" in (reason_to_abort(None, req) or "") and reserved_tokens(8) == 0
+    sent.return_hidden_states = False
+    refuse(sent, manager)

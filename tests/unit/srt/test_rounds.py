@@ -377,3 +377,15 @@ def test_what_a_decision_saw_comes_back_with_its_outcome() -> None:
     setattr(reqs[0], FIRST_PROB, 0.75)  # newer, but not known when the depth was decided
     assert finish(tracker, flying)[0].outcome.first_probs.tolist() == [0.25]
     assert isinstance(flying.batch, Batch)
+
+
+def test_requests_without_drafts_are_counted_and_not_learned_from() -> None:
+    tracker, reqs = RoundTracker(), [Req(), Req(), Req()]
+    batch = tracker.next_batch(reqs, exact=[0, 2])
+    assert batch.first_probs is not None and batch.first_probs[[0, 2]].tolist() == [0.0, 0.0]
+    names = ("min_p", None, "presence_penalty")
+    flying = tracker.launched(reqs, 2, signals(2, 0.5, 0.6, 0.7), batch, exact=names)
+    reqs[2].done = True
+    (done,) = tracker.finished(flying, [0, 1, 0])
+    assert (done.exact, list(done.live), done.outcome.num_correct_drafts) == (["min_p"], [1], [1])
+    assert done.outcome.batch_size == 3 and done.outcome.requests == [1]
