@@ -9,13 +9,14 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test rehearse unit faults soak check bench clean
+.PHONY: help setup demo test rehearse exact unit faults soak check bench clean
 
 help:
 	@echo "make setup     build .venv: SGLang and CUDA libraries, about 10 GB"
 	@echo "make demo      a real model under a moving load: an A/B table and a report; QUICK=1 is shorter"
 	@echo "make test      every test, the real engine included; ARGS go to pytest"
 	@echo "make rehearse  the tests for a GPU on the CPU, with more kinds of servers than make test has"
+	@echo "make exact     every feature of docs/exactness.md on every kind of draft, against a server without one"
 	@echo "make unit      the package's tests that start no engine; ARGS go to pytest"
 	@echo "make faults    what goes wrong, at length: dying processes, ten thousand aborts, odd requests"
 	@echo "make soak      half an hour of mixed requests, audited; MINUTES=, TP=2, ALGORITHM=EAGLE3"
@@ -43,7 +44,7 @@ demo: $(STAMP)
 SHARED := --dist loadgroup --no-loadscope-reorder
 # Hundreds of processes import the same modules: compile them once, even where the caller's
 # environment forbids it.
-test rehearse unit faults: export PYTHONDONTWRITEBYTECODE :=
+test rehearse exact unit faults: export PYTHONDONTWRITEBYTECODE :=
 
 test: export SPECKV_REHEARSE ?= 1
 test: $(STAMP)
@@ -52,6 +53,10 @@ test: $(STAMP)
 rehearse: export SPECKV_REHEARSE := all
 rehearse: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/gpu tests/rehearsal $(ARGS)
+
+exact: export SPECKV_EXACT := all
+exact: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/engine/test_exact.py $(ARGS)
 
 unit: $(STAMP)
 	@$(BIN)/python -m pytest -n 3 $(SHARED) tests/unit $(ARGS)

@@ -79,9 +79,9 @@ class HeadReference:
         return torch.stack(logits, 1).softmax(-1)
 
 
-def sampled(server: Serving, top_p: float) -> list[list[int]]:
+def sampled(server: Serving, top_p: float, **more: float) -> list[list[int]]:
     """Three tokens behind PROMPT, many times over."""
-    sampling = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": top_p}
+    sampling = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": top_p, **more}
     answers = server.generate([PROMPT] * SAMPLES, max_new_tokens=3, **sampling)
     return [answer["output_ids"] for answer in answers]
 

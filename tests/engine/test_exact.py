@@ -4,19 +4,23 @@ gives while the depth and every request's width move from round to round."""
 from __future__ import annotations
 
 import os
+from itertools import zip_longest
 from typing import Any
 
 import pytest
 
-from tests.engine.conftest import PAIRS, Serving, flags, on_pairs, serving
-from tests.exact.features import FEATURES
+from tests.engine.conftest import PAIRS, STEPS, TOKENS, Serving, flags, on_pairs, serving
+from tests.engine.reference import Reference, follows_target, sampled
+from tests.exact.features import FEATURES, together
 
 ALL = os.environ.get("SPECKV_EXACT") == "all"
-"""Every feature on every kind of draft; else on a head and on a draft model."""
-pytestmark = [
-    pytest.mark.engine,
-    on_pairs(*(PAIRS if ALL else ("eagle3", "standalone-self"))),
-]
+"""Every feature on every kind of draft; else each on a head or on a draft model."""
+DRAFTS = tuple(PAIRS) if ALL else ("eagle3", "standalone-self")
+NAMES = list(FEATURES)
+TWO = zip_longest(NAMES[::2], NAMES[1::2], fillvalue=NAMES[0])
+ROWS: list[tuple[str, ...]] = [(name,) for name in NAMES] if ALL else list(TWO)
+"""Features: for each of the drafts, or one for each of the two."""
+pytestmark = [pytest.mark.engine, on_pairs(*DRAFTS)]
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +32,39 @@ def alone(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
         return {name: feature(plain) for name, feature in FEATURES.items()}
 
 
-@pytest.mark.parametrize("name", FEATURES)
-def test_feature(server: Serving, alone: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("row", ROWS, ids="-".join)
+def test_feature(server: Serving, alone: dict[str, Any], row: tuple[str, ...]) -> None:
+    name = row[DRAFTS.index(server.pair) % len(row)]
     server.select("throughput")
     with server.forced_rounds(depths=True):
-        assert alike(FEATURES[name](server), alone[name])
+        assert alike(FEATURES[name](server), alone[name]), name
     assert not server.speckv()["failures"]
+
+
+@pytest.mark.skipif(not ALL, reason="takes long: make exact")
+@pytest.mark.parametrize("sampling", [{}, {"frequency_penalty": 1e-6}], ids=["drafts", "none"])
+def test_sampled_text_follows_the_target(
+    server: Serving, models: dict[str, str], sampling: dict[str, float]
+) -> None:
+    """A penalty of nothing keeps a request from drafts and changes no distribution."""
+    server.select("throughput")
+    with server.forced_rounds(depths=True):
+        answers = sampled(server, 0.9, **sampling)
+    assert follows_target(answers, Reference(models["target"]), 0.9)
+
+
+def test_rounds_without_drafts_are_counted_and_told_once(server: Serving) -> None:
+    """While the other requests of the batch speculate."""
+    before = server.speckv()
+    server.select(f"static:{STEPS[-1]}")
+    together(server, presence_penalty=1.0)
+    together(server, presence_penalty=1.0)
+    after = server.speckv()
+    counts = [shown["exact_rounds"].get("presence_penalty", 0) for shown in (before, after)]
+    assert counts[1] - counts[0] == 2 * 2 * (TOKENS - 1)
+    drafted = [shown["drafted_tokens"] for shown in (before, after)]
+    assert drafted[1] > drafted[0]
+    assert server.log.read_text(errors="replace").count("requests with presence_penalty") == 1
 
 
 def alike(left: Any, right: Any) -> bool:

@@ -33,6 +33,9 @@ def test_ranks_with_different_signals_agree(
     with serving(tmp_path, *flags(models, "STANDALONE", "alike"), *ASKED) as server:
         for _ in range(3):
             assert server.tokens(PROMPTS) == plain_answers["batch"]
+        likeliest = server.generate(PROMPTS, temperature=1.0, min_p=1.0)  # by SGLang's sampler
+        assert [answer["output_ids"] for answer in likeliest] == plain_answers["batch"]
+        server.generate(PROMPTS, temperature=1.0, presence_penalty=0.1)
         shown = server.speckv()
         server.select("ema")
         assert server.tokens(PROMPTS) == plain_answers["batch"]

@@ -14,8 +14,8 @@ from sglang_speckv.policy.prior import OFF
 from sglang_speckv.srt.memory import MIB, PINNED_MIB, WRAPPER_MIB, depth_mib, wrappers
 from tests import operators
 from tests.engine.conftest import PROMPTS, Serving
-from tests.engine.test_features import SHARED
 from tests.engine.test_signals import compare_with_transformers, doze, records_of, shuffle
+from tests.exact.features import SHARED
 from tests.gpu.conftest import (
     DTYPE,
     KINDS,

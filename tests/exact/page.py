@@ -1,0 +1,74 @@
+"""``docs/exactness.md``: ``python -m tests.exact.page > docs/exactness.md``."""
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from sglang_speckv.srt.exact import TABLE
+from tests.exact.features import FEATURES
+
+PAGE = """\
+# The text does not change
+
+Made by `python -m tests.exact.page` from the tables that serve and test it.
+
+SGLang's own speculation changes some texts: it counts penalties once per round instead of once per token, leaves
+some parameters out of verification, and looks at the end of an answer once per round. With `--speckv-exact on`,
+the default, SpecKV serves the text that the target has without speculation, whatever the depth.
+
+## Requests that take no drafts
+
+A request with one of these parameters gets one token per round, drawn by SGLang's own sampler from the target's
+logits. Other requests of its batch speculate. `exact_rounds` in `/server_info` and `speckv:exact_rounds` in `/metrics`
+count such rounds of requests by parameter; of several the first one here is named.
+
+| parameter | in SGLang's verification |
+|---|---|
+{parameters}
+
+`min_new_tokens` keeps a request from drafts until the minimum is reached, `min_p` only where the temperature is not
+0, and `sampling_seed` where `--enable-deterministic-inference` makes SGLang follow it.
+
+## What else is done
+
+- An answer ends at the token that ends it in plain decoding: every token of an accepted run is looked at by itself.
+- Penalties of a request that was retracted go on counting. (SGLang starts anew, without speculation too.)
+- Where the KV cache is nearly full, rounds do not draft, and no request is retracted or aborted for the room that
+  drafts would take. An answer may use the whole context. (The first holds with `--speckv-exact off` as well.)
+- `return_hidden_states` is refused with HTTP 400: verification has other states than decoding, or none.
+
+## What is compared
+
+Each row is asked of a server without speculation and of one whose depth and widths are made to move from round to
+round, on tiny models in float32 (`tests/exact/features.py`): ids, texts, token counts, finish reasons and usage have
+to be equal, log-probabilities within 1e-3. `make test` compares every row on an EAGLE-3 head or a STANDALONE draft,
+`make exact` all of them on EAGLE-3, EAGLE-2 and two STANDALONE drafts.
+
+| feature | |
+|---|---|
+{features}
+
+## What is not
+
+- Requests that are sampled without a parameter of the first table follow the target's distribution; single texts
+  differ, as they do between two runs without speculation.
+- Under the overlap scheduler SGLang counts a token for penalties one round late, without speculation too. The CPU
+  engine does not overlap where it speculates: there a penalised text is that of `--disable-overlap-schedule`.
+- Log-probabilities in streamed chats: SGLang drops those of a piece that has no text, without speculation too, and
+  with it pieces are cut elsewhere.
+- Watermarked requests are left to SGLang's verification.
+- Ties: where two tokens are equally likely within rounding, the shape of a batch may decide.
+- CUDA: nothing of this has run on a device.
+"""
+
+
+def page() -> str:
+    parameters = (f"| `{parameter.name}` | {parameter.why} |" for parameter in TABLE)
+    features = (
+        f"| {name.replace('_', ' ')} | {' '.join((feature.__doc__ or '').split())} |"
+        for name, feature in FEATURES.items()
+    )
+    return PAGE.format(parameters="\n".join(parameters), features="\n".join(features))
+
+
+if __name__ == "__main__":
+    print(page(), end="")
