@@ -254,7 +254,8 @@ class SpecKVMixin(_Worker):
         with self._fuse.guard("stopping a round"):
             if self.speckv.asks_after(drafts):
                 assert self._round_slots is not None
-                probs = self._exact.blanked(self._made(len(self._round_slots), drafts))
+                made = self._tap.made(len(self._round_slots), drafts)
+                probs = self._exact.blanked(made.numpy())
                 if not self.speckv.goes_on(probs):
                     in_round.stop_here(self, drafts)
                     self.speckv.num_steps = drafts
@@ -266,12 +267,9 @@ class SpecKVMixin(_Worker):
         if not drafts or len(self._round_slots) != size:
             return None
         if self.speckv.watches:
-            widths = self.speckv.widths(self._exact.blanked(self._made(size, drafts)))
+            probs = self._exact.blanked(self._tap.made(size, drafts).numpy())
+            widths = self.speckv.widths(probs)
         return self._exact.narrowed(widths, drafts)
-
-    def _made(self, size: int, drafts: int) -> np.ndarray:
-        probs: np.ndarray = self._tap.made(size, drafts).numpy()
-        return probs
 
     def _note_widths(self, widths: np.ndarray) -> None:
         self._widths = widths

@@ -77,6 +77,7 @@ BAD = {
         *ask(text="abc", positional_embed_overrides=5),
         "positional_embed_overrides",
     ),
+    "hidden states": (*ask(text="abc", return_hidden_states=True), "return_hidden_states"),
     "narrow embeddings": (*ask(input_embeds=[[0.5, 0.5]]), "input_embeds"),
     "ragged embeddings": (*ask(input_embeds=[[0.5] * 128, [0.5]]), "input_embeds"),
     "release of memory": ("/release_memory_occupation", {}, "The CPU engine keeps its memory"),
@@ -94,6 +95,7 @@ def met(
     if request.param == "speculative":
         args = [*flags(models, "STANDALONE", "alike"), "--speckv-profile", "0"]
         args += ["--disable-radix-cache"]  # which lets embeddings in
+        args += ["--return-hidden-states-mode", "full"]  # the plain one refuses them itself
     with serving(tmp_path_factory.mktemp(request.param), *args) as running:
         yield running
 

@@ -92,6 +92,10 @@ def test_defaults() -> None:
         ({"polcy": "ema"}, "unknown speckv setting 'polcy'; the settings are policy"),
         ({"policy": "fast"}, "unknown policy 'fast'; choose from throughput, ema, .*static:K"),
         ({"policy": None}, "unknown policy None"),
+        ({"exact": "yes"}, "exact 'yes' is not one of on, off"),
+        ({"exact": ["on"]}, r"exact \['on'\] is not one of on, off"),
+        ({"stop": "on"}, "stop 'on' is not one of auto, off"),
+        ({"width": 3}, "width 3 is not one of auto, off"),
         (
             {"policy": "static:4", "candidate_steps": [0, 1]},
             "add 4 to the candidate steps 0,1",
