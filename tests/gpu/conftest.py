@@ -84,7 +84,7 @@ DEVICE_KINDS = [
 """EAGLE3, EAGLE and STANDALONE on every attention backend."""
 REHEARSED_KINDS = [Kind(pair, "flashinfer") for pair in ("eagle3", "standalone-self")]
 if WHOLE:
-    REHEARSED_KINDS += [Kind("standalone-self", backend) for backend in ("triton", "fa3")]
+    REHEARSED_KINDS.append(Kind("standalone-self", "triton"))
 KINDS = REHEARSED_KINDS if REHEARSAL else DEVICE_KINDS
 PROFILE_S = "3" if REHEARSAL else "20"
 COMMAND = serve.COMMAND if REHEARSAL else None
