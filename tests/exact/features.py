@@ -198,8 +198,8 @@ def chunked_prefill(server: Serving) -> Any:
 
 
 def retraction(server: Serving) -> Any:
-    """More tokens than the KV cache holds: requests are put back and prefilled again. For
-    answers that may end early SGLang reserves seven tenths of their length, so it admits all."""
+    """More tokens than the KV cache holds: requests are put back and prefilled again."""
+    # For answers that may end early SGLang reserves seven tenths of their length: it admits all.
     server.flush_cache()
     before = retracted(server)
     prompts = [f"{n}: {SHARED[:180]}" for n in range(16)]
@@ -209,8 +209,8 @@ def retraction(server: Serving) -> Any:
 
 
 def retraction_with_penalty(server: Serving) -> Any:
-    """Penalised requests that are put back: their tokens stay counted, as if they never were. (What
-    SGLang does without speculation is not: there the KV cache must hold them.)"""
+    """Penalised requests that are put back go on as if they never were. (Without speculation SGLang
+    forgets their tokens, so there the KV cache has to hold them.)"""
     server.flush_cache()
     before = retracted(server)
     prompts, speculates = [f"{n}: {SHARED[:180]}" for n in range(16)], bool(server.pair)
@@ -308,7 +308,7 @@ def stop_token_and_string(server: Serving) -> Any:
     """A stop token and, a few tokens later, a stop string: the first one ends the answer."""
     whole = server.generate(PROMPTS[3:])[0]
     found = []
-    for at in range(4, 16, 2):
+    for at in range(4, 16, 3):
         text = server.generate(PROMPTS[3:], at + 1)[0]["text"]
         string = whole["text"][len(text) :][:1]
         if (
@@ -320,7 +320,7 @@ def stop_token_and_string(server: Serving) -> Any:
             answers = together(server, ignore_eos=False, **stops)
             assert answers[3]["meta_info"]["completion_tokens"] == at + 1
             found.append(ends(answers))
-    assert len(found) > 2
+    assert len(found) > 1
     return found
 
 
@@ -358,14 +358,14 @@ def streamed_chat(server: Serving, **asked: Any) -> Any:
     body = {
         "messages": [{"role": "user", "content": "Count from one to twenty in words."}],
         "temperature": 0,
-        "max_tokens": 40,
+        "max_tokens": TOKENS,
         "stream_options": {"include_usage": True},
     }
     events = list(stream(server, "/v1/chat/completions", body | asked))
     choices = [choice for event in events for choice in event["choices"]]
     text = "".join(choice["delta"].get("content") or "" for choice in choices)
     usage = next(event["usage"] for event in reversed(events) if event.get("usage"))
-    assert usage["completion_tokens"] == 40 and len(events) > 3
+    assert usage["completion_tokens"] == TOKENS and len(events) > 3
     return text, choices[-1]["finish_reason"], usage
 
 
@@ -393,7 +393,7 @@ def another_turn(server: Serving) -> Any:
 
 def pause(server: Serving) -> Any:
     """A request that waits while the server is paused."""
-    sampling = {"temperature": 0, "max_new_tokens": 200, "ignore_eos": True}
+    sampling = {"temperature": 0, "max_new_tokens": 80, "ignore_eos": True}
     events = stream(server, "/generate", {"text": PROMPTS[0], "sampling_params": sampling})
     next(events)
     server.command("/pause_generation", {"mode": "in_place"})
@@ -448,7 +448,7 @@ def hang_up(server: Serving) -> Any:
     events = stream(server, "/generate", {"text": PROMPTS[0], "sampling_params": sampling})
     next(events)
     with ThreadPoolExecutor(1) as pool:
-        others = pool.submit(server.tokens, PROMPTS, 64)
+        others = pool.submit(server.tokens, PROMPTS)
         events.close()
         return others.result()
 
