@@ -77,7 +77,7 @@ BAD = {
         *ask(text="abc", positional_embed_overrides=5),
         "positional_embed_overrides",
     ),
-    "hidden states": (*ask(text="abc", return_hidden_states=True), "return_hidden_states"),
+    "hidden states": (*ask(text="abc", return_hidden_states=True), "hidden"),
     "narrow embeddings": (*ask(input_embeds=[[0.5, 0.5]]), "input_embeds"),
     "ragged embeddings": (*ask(input_embeds=[[0.5] * 128, [0.5]]), "input_embeds"),
     "release of memory": ("/release_memory_occupation", {}, "The CPU engine keeps its memory"),
