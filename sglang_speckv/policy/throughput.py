@@ -283,8 +283,8 @@ class ThroughputPolicy:
     def _probe(self, load: Load, weighed: Weighed, best: int) -> int:
         """The best tier, or the one beside it, deeper and shallower by turns, where that is due."""
         load.to_probe -= 1
-        worth = weighed.worth
-        if load.to_probe > 0 or len(worth) == 1:
+        worth, wakes = weighed.worth, load.asleep and best > 0
+        if load.to_probe > 0 or len(worth) == 1 or wakes:
             return best
         load.deeper = best == 0 or (not load.deeper and best + 1 < len(worth))
         aside = best + (1 if load.deeper else -1)
