@@ -37,18 +37,25 @@ are joined and packed, and where the draft slept its missed token is noted; view
 most of them."""
 MOST_PER_DRAFT = 2
 """Of each draft forward that runs in no graph: views of where its reduction goes."""
-_LINE = "of depth {} with {} requests: {} operators, {} of SpecKV, {} reductions; in graphs {}, {}"
+MOST_IN_GRAPHS = 4
+"""SpecKV's in the graph of a draft, without its reductions and its decisions whether to go on, one
+kernel each: what the drafts said before is forgotten, and views of where these look."""
+_LINE = (
+    "of depth {} with {} requests: {} operators, {} of SpecKV, {} reductions; in graphs {}, {}, {}"
+)
 
 
 @dataclass
 class Counts:
-    """Of one round. ``in_graphs`` and ``reductions_in_graphs``: SpecKV's in what was replayed."""
+    """Of one round. ``in_graphs``, ``reductions_in_graphs`` and ``decisions_in_graphs``: SpecKV's in
+    what was replayed."""
 
     operators: int = 0
     ours: int = 0
     reductions: int = 0
     in_graphs: int = 0
     reductions_in_graphs: int = 0
+    decisions_in_graphs: int = 0
 
 
 class Operators(TorchDispatchMode):
@@ -158,33 +165,38 @@ def count_rounds() -> None:
 
 def count_graphs() -> None:
     """Once in every process whose graphs are tapes."""
-    from sglang_speckv.srt import signals
+    from sglang_speckv.srt import graph_stop, signals
     from tests.rehearsal.tape import Tape
 
-    add, replay, reduce_logits = Tape.add, Tape.replay, signals.reduce_logits
-    reducing = []
+    add, replay = Tape.add, Tape.replay
+    inside = []
 
-    def reduce(*args: Any) -> None:
-        if Tape.capturing is not None:
-            _of(Tape.capturing).reductions_in_graphs += 1
-        reducing.append(1)
-        try:
-            reduce_logits(*args)
-        finally:
-            reducing.pop()
+    def one_kernel(original: Callable[..., None], name: str) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            if Tape.capturing is not None:
+                counts = _of(Tape.capturing)
+                setattr(counts, name, getattr(counts, name) + 1)
+            inside.append(1)
+            try:
+                original(*args)
+            finally:
+                inside.pop()
 
-    def add_step(self: Tape, step: Any) -> None:
-        _of(self).in_graphs += not reducing and nearest_code() == OURS
-        add(self, step)
+        return call
+
+    def add_step(self: Tape, step: Any, *memory: Any) -> None:
+        _of(self).in_graphs += not inside and nearest_code() == OURS
+        add(self, step, *memory)
 
     def note(tape: Tape, counts: Counts) -> None:
-        counts.in_graphs += _of(tape).in_graphs
-        counts.reductions_in_graphs += _of(tape).reductions_in_graphs
+        for name in ("in_graphs", "reductions_in_graphs", "decisions_in_graphs"):
+            setattr(counts, name, getattr(counts, name) + getattr(_of(tape), name))
 
     def replay_apart(self: Tape) -> None:
         _apart(replay, partial(note, self))(self)
 
-    signals.reduce_logits = reduce
+    signals.reduce_logits = one_kernel(signals.reduce_logits, "reductions_in_graphs")
+    graph_stop.decide_torch = one_kernel(graph_stop.decide_torch, "decisions_in_graphs")
     Tape.add, Tape.replay = add_step, replay_apart  # type: ignore[method-assign]
 
 

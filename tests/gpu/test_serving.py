@@ -157,7 +157,8 @@ def test_speckv_adds_no_more_operators_than_stated(gpu_server: Pair) -> None:
         assert 0 < counts.ours <= operators.most(num_steps, captured=True)
         assert counts.reductions <= 1
         assert counts.reductions_in_graphs == steps
-        assert counts.in_graphs == 0
+        assert counts.decisions_in_graphs <= num_steps
+        assert counts.in_graphs <= operators.MOST_IN_GRAPHS
 
 
 @needs_device
