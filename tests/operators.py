@@ -47,8 +47,7 @@ _LINE = (
 
 @dataclass
 class Counts:
-    """Of one round. ``in_graphs``, ``reductions_in_graphs`` and ``decisions_in_graphs``: SpecKV's in
-    what was replayed."""
+    """Of one round. ``in_graphs`` and what follows: SpecKV's in what was replayed."""
 
     operators: int = 0
     ours: int = 0
@@ -131,10 +130,13 @@ def count_reductions() -> None:
 
 
 def count_rounds() -> None:
-    """Once in every process that may be a scheduler's: a line of its log for a round now and then,
-    from its launch to the next result."""
+    """In every process that may be a scheduler's: a line of its log for a round now and then, from
+    its launch to the next result."""
     from sglang.srt.managers.scheduler import Scheduler
 
+    if getattr(Scheduler, _COUNTED, False):  # by another plugin
+        return
+    setattr(Scheduler, _COUNTED, True)
     count_reductions()
     launch, learn = Scheduler.run_batch, Scheduler.process_batch_result
     turn = itertools.count()
