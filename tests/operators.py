@@ -43,6 +43,7 @@ kernel each: what the drafts said before is forgotten, and views of where these 
 _LINE = (
     "of depth {} with {} requests: {} operators, {} of SpecKV, {} reductions; in graphs {}, {}, {}"
 )
+_COUNTED = "_speckv_counted"
 
 
 @dataclass
