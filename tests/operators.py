@@ -37,9 +37,6 @@ are joined and packed, and where the draft slept its missed token is noted; view
 most of them."""
 MOST_PER_DRAFT = 2
 """Of each draft forward that runs in no graph: views of where its reduction goes."""
-MOST_IN_GRAPHS = 4
-"""SpecKV's in the graph of a draft, without its reductions and its decisions whether to go on, one
-kernel each: what the drafts said before is forgotten, and views of where these look."""
 _LINE = (
     "of depth {} with {} requests: {} operators, {} of SpecKV, {} reductions; in graphs {}, {}, {}"
 )
