@@ -17,9 +17,10 @@ KINDS = [
     for lag in ("late", "0", "auto")
 ]
 if REHEARSAL:  # `auto` is served by test_serving, and two ranks by test_ranks
-    KINDS = [Kind("standalone-self", "flashinfer", lag="0", ranks=2)]
+    KINDS = []
 if WHOLE:
     KINDS += [
+        Kind("standalone-self", "flashinfer", lag="0", ranks=2),
         Kind("standalone-self", "fa3", lag="0"),
         *(Kind("standalone-self", "triton", lag=lag) for lag in ("late", "0", "auto")),
         Kind("standalone-self", "flashinfer", lag="0"),

@@ -120,6 +120,8 @@ def test_signals_are_the_drafts_own(gpu_server: Pair, models: dict[str, str]) ->
 
 def test_a_draft_that_slept_has_missed_nothing(gpu_server: Pair, models: dict[str, str]) -> None:
     kind, server = gpu_server
+    if REHEARSAL and not WHOLE and not kind.sleeps:
+        pytest.skip("make rehearse runs it")
     before = server.speckv()["draft_catch_ups"]
     answers = doze(server)
     woke = [r for r in records_of(server)[1] if r.request in answers and r.num_steps]
@@ -143,7 +145,7 @@ def test_decoding_runs_in_graphs(gpu_server: Pair) -> None:
     assert [line for line in decoding if " graph: True" not in line] == []
 
 
-@pytest.mark.skipif(not REHEARSAL, reason="counted with tapes")
+@pytest.mark.skipif(not WHOLE, reason="counted with tapes, by make rehearse")
 def test_speckv_adds_no_more_operators_than_stated(gpu_server: Pair) -> None:
     _, server = gpu_server
     for num_steps in STEPS:
