@@ -52,7 +52,7 @@ test: $(STAMP)
 
 rehearse: export SPECKV_REHEARSE := all
 rehearse: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/gpu tests/rehearsal $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/gpu tests/rehearsal tests/engine/test_gpu_scripts.py $(ARGS)
 
 exact: export SPECKV_EXACT := all
 exact: $(STAMP)

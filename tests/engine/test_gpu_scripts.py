@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from tests.forked import call
 
 pytestmark = pytest.mark.engine
 FOLDER = Path(__file__).parents[2] / "examples" / "gpu"
+at_length = pytest.mark.skipif(
+    os.environ.get("SPECKV_REHEARSE") == "1", reason="make rehearse runs it"
+)
 SHORT = ["--server-flag=--speckv-profile", "--server-flag=2"]
 FEWER = ["--server-flag=--speckv-candidate-steps", "--server-flag=0,1,3"]
 TINY = "--layers 2 --hidden 256 --vocab 1024 --dtype float32 --draft standalone --compression plain"
@@ -59,6 +63,7 @@ def test_smoke(models: dict[str, str], told_by: Callable[..., Any], forked_docto
     assert draft["switches"] > 0 and draft["signal_ages"]
 
 
+@at_length
 def test_overhead(models: dict[str, str], told_by: Callable[..., Any]) -> None:
     pair = ["--target", models["target"], "--draft", f"STANDALONE={models['alike']}"]
     told = told_by("overhead.py", *pair, *SHORT, "--batch-size", "1", "--tokens", "64")
@@ -66,6 +71,7 @@ def test_overhead(models: dict[str, str], told_by: Callable[..., Any]) -> None:
     assert 0 < row["host_share"] < 1 and told["switch_microseconds"] > 0
 
 
+@at_length
 def test_cost_curves(tmp_path: Path, told_by: Callable[..., Any]) -> None:
     cells = ["--batch-size", "2", "--context", "32", "--steps", "0,1", "--rounds", "8"]
     told = told_by("cost_curves.py", *TINY.split(), *cells, "--out", str(tmp_path / "cost.json"))
