@@ -32,9 +32,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sglang_speckv.config import SpecKVConfig
-from sglang_speckv.files import write_atomically
+from sglang_speckv.files import write_json
 from sglang_speckv.provenance import provenance
-from sglang_speckv.srt import compat, in_round
+from sglang_speckv.srt import compat, exact, in_round
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
@@ -103,6 +103,8 @@ class Worker(SpecKVMixin, Sglang):
         self._target_worker = SimpleNamespace(model_runner=SimpleNamespace())
         self._tap = SignalTap(self._draft_worker, max(STEPS), size, size, self._fuse)
         self._sleep = self._trace = self._result = self._widths = None
+        self._lane = exact.ExactLane(None, self._fuse)
+        self._graph_stop, self._exact = None, exact.NOBODY
         self._waited, self._chain_buffers = False, {}
         empty = dict.fromkeys(compat.RUNTIME_STATE_FIELDS)
         self.states = {k: SimpleNamespace(**empty | {"speculative_num_steps": k}) for k in STEPS}
@@ -147,6 +149,20 @@ class Clock:
             setattr(owner, name, self.timed(part, getattr(owner, name)))
 
 
+def request() -> SimpleNamespace:
+    """As SGLang keeps one, with the parameters that are looked at."""
+    plain = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+    plain |= {"min_new_tokens": 0, "min_p": 0.0, "top_k": 1}
+    return SimpleNamespace(
+        is_retracted=False,
+        finished=lambda: False,
+        origin_input_ids=[0] * 32,
+        output_ids=[],
+        sampling_params=SimpleNamespace(**plain, sampling_seed=None),
+        custom_logit_processor=None,
+    )
+
+
 def rounds(size: int, count: int) -> Iterator[dict[str, int]]:
     """What each part took in each round."""
     torch.manual_seed(0)
@@ -154,14 +170,8 @@ def rounds(size: int, count: int) -> Iterator[dict[str, int]]:
     worker, clock = Worker(size), Clock()
     clock.watch(worker)
     mode = SimpleNamespace(is_extend=lambda: False)
-    reqs = [
-        SimpleNamespace(
-            is_retracted=False, finished=lambda: False, origin_input_ids=[0] * 32, output_ids=[]
-        )
-        for _ in range(size)
-    ]
     batch = SimpleNamespace(
-        reqs=reqs,
+        reqs=[request() for _ in range(size)],
         req_pool_indices=torch.arange(size),
         forward_mode=mode,
         is_extend_in_batch=False,
@@ -216,9 +226,7 @@ def main() -> None:
     report(by_size)
     print(json.dumps(result))
     if args.out:
-        write_atomically(
-            args.out, lambda path: path.write_text(json.dumps(result, indent=1) + "\n")
-        )
+        write_json(args.out, result)
 
 
 def report(by_size: dict[int, dict[str, dict[str, float]]]) -> None:
