@@ -22,6 +22,11 @@ def is_time(seconds: Any) -> TypeGuard[float]:
     return isinstance(seconds, int | float | np.floating) and bool(1e-9 < seconds < 1e6)
 
 
+def is_share(values: Any) -> Any:
+    """Which of them (numpy's, torch's or one number) can be probabilities; NaN compares false."""
+    return (values >= 0.0) & (values <= MAX_SHARE)
+
+
 def is_tier(steps: Any, candidate_steps: tuple[int, ...]) -> bool:
     return (type(steps) is int or isinstance(steps, np.integer)) and steps in candidate_steps
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sglang_speckv.policy.checks import MAX_SHARE, numbers_of
+from sglang_speckv.policy.checks import is_share, numbers_of
 
 INTERCEPT, SLOPE = 0.4, 0.5
 """Of every position before any evidence: 6 of 10 drafts are accepted where the draft is as unsure
@@ -122,5 +122,5 @@ def log_odds(probs: object, shape: tuple[int, ...]) -> np.ndarray:
         return np.full(shape, np.nan)
     clipped = np.minimum(np.maximum(found, LEAST), 1.0 - LEAST)
     odds = np.log(clipped / (1.0 - clipped))
-    known = (found >= 0.0) & (found <= MAX_SHARE)
+    known = is_share(found)
     return odds if known.all() else np.where(known, odds, np.nan)

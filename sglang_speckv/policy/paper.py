@@ -23,7 +23,7 @@ import numpy as np
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.checks import MAX_SHARE, is_count, is_round, windows_of
+from sglang_speckv.policy.checks import is_count, is_round, is_share, windows_of
 from sglang_speckv.policy.cost import CostModel, TimedRound
 from sglang_speckv.policy.mlp import MlpWeights
 from sglang_speckv.policy.prior import CostPrior
@@ -105,7 +105,7 @@ class PaperPolicy:
         """``signals`` [live, depth, 2]; requests with anything unknown, or outside of 0..1, are
         left out."""
         windows = windows_of(signals)
-        windows = windows[((windows >= 0.0) & (windows <= MAX_SHARE)).all(axis=(1, 2))]
+        windows = windows[is_share(windows).all(axis=(1, 2))]
         if len(windows):
             self._windows += 1
             self._lengths = self._expected_lengths(windows)

@@ -283,7 +283,7 @@ class ThroughputPolicy:
     def _probe(self, load: Load, weighed: Weighed, best: int) -> int:
         """The best tier, or the one beside it, deeper and shallower by turns, where that is due."""
         load.to_probe -= 1
-        worth, wakes = weighed.worth, load.asleep and best > 0
+        worth, wakes = weighed.worth, load.asleep and best > 0  # drafting tells more than a probe
         if load.to_probe > 0 or len(worth) == 1 or wakes:
             return best
         load.deeper = best == 0 or (not load.deeper and best + 1 < len(worth))

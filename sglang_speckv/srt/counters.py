@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sglang_speckv.policy.base import Round
-from sglang_speckv.policy.checks import MAX_SHARE, is_time
+from sglang_speckv.policy.checks import is_share, is_time
 
 RECENT_ROUNDS = 1024
 
@@ -51,8 +51,7 @@ class Counters:
             self.outcomes[width][correct] += 1
         self.odd_times += outcome.seconds is not None and not is_time(outcome.seconds)
         if outcome.signals is not None:
-            probs = outcome.signals[..., 0]
-            known = (probs >= 0.0) & (probs <= MAX_SHARE)
+            known = is_share(outcome.signals[..., 0])
             self.odd_signals += known.size - int(np.count_nonzero(known))
         elapsed = time.perf_counter() - self._started
         self._recent.append((elapsed, outcome.num_steps, outcome.batch_size))

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sglang_speckv.policy.checks import MAX_SHARE
+from sglang_speckv.policy.checks import is_share
 from sglang_speckv.policy.logistic import LEAST, LIMIT
 from sglang_speckv.policy.stopping import StopRule
 from sglang_speckv.srt.signals import SignalTap
@@ -216,13 +216,11 @@ class GraphStop:
 
     def _decide(self, probs: Tensor, column: int) -> None:
         """Draft ``column`` (from 0) of each request has the probability ``probs`` [rows]."""
-        state = self._rule, self._survival, self._going, self.made
+        decide = decide_torch
         if probs.is_cuda:
-            from sglang_speckv.srt import graph_stop_triton
-
-            graph_stop_triton.launch(probs, *state, column, self._columns)
-        else:
-            decide_torch(probs, *state, column, self._columns)
+            from sglang_speckv.srt.graph_stop_triton import launch as decide
+        state = self._rule, self._survival, self._going, self.made
+        decide(probs, *state, column, self._columns)
 
 
 def decide_torch(
@@ -239,8 +237,7 @@ def decide_torch(
     rows = len(probs)
     price, own_at, own_by, coming_at, coming_by = rule[1:][: MODELS * columns].view(MODELS, -1)
     offsets = rule[1 + MODELS * columns :][:rows]
-    known = (probs >= 0.0) & (probs <= MAX_SHARE)
-    odds = torch.where(known, probs.clamp(LEAST, 1.0 - LEAST).logit(), math.nan)
+    odds = torch.where(is_share(probs), probs.clamp(LEAST, 1.0 - LEAST).logit(), math.nan)
     own = (own_at[column] + own_by[column] * odds + offsets).clamp(-LIMIT, LIMIT).sigmoid()
     if column > 0:
         own = own * survival[:rows]

@@ -27,7 +27,7 @@ import numpy as np
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.offline.records import Header, Record
-from sglang_speckv.policy.checks import MAX_SHARE, is_time
+from sglang_speckv.policy.checks import is_share, is_time
 from sglang_speckv.srt.rounds import FinishedRound
 
 logger = logging.getLogger(__name__)
@@ -205,9 +205,7 @@ def bounded_id(rid: str) -> str:
 
 def _probs(values: np.ndarray) -> tuple[float, ...]:
     """-1 at positions without a signal, and where it is no probability."""
-    return tuple(
-        round(min(v, 1.0), DIGITS) if 0.0 <= v <= MAX_SHARE else -1.0 for v in values.tolist()
-    )
+    return tuple(round(min(v, 1.0), DIGITS) if is_share(v) else -1.0 for v in values.tolist())
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:
