@@ -122,8 +122,7 @@ async def serve(draft: str, blocks: int, folder: Path) -> tuple[dict[int, float]
     pair = find_drafts([draft], target, screen)[0]
     flags = [
         *("--model-path", target),
-        *("--speculative-algorithm", pair.algorithm),
-        *("--speculative-draft-model-path", str(pair.path)),
+        *pair.flags,
         *("--speckv-policy", f"static:{STEPS}", "--speckv-candidate-steps", f"0,{STEPS}"),
         *server_flags(max(SIZES), default_dtype()),
     ]

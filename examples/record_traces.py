@@ -84,8 +84,7 @@ def main(
     pair = find_drafts([draft], found, Screen())[0]
     flags = [
         *("--model-path", found),
-        *("--speculative-algorithm", pair.algorithm),
-        *("--speculative-draft-model-path", str(pair.path)),
+        *pair.flags,
         *("--speckv", "--speckv-trace", str(out), "--speckv-policy", f"static:{DEEPEST}"),
         *("--speckv-profile", "0"),
         *server_flags(max(loads), default_dtype()),

@@ -12,21 +12,19 @@ first backend without SpecKV, with a 95 % interval; whole blocks are timed, pref
 from __future__ import annotations
 
 import asyncio
-import random
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from examples.gpu.observe import finish, log_path, machine, run
+from examples.gpu.blocks import Asked, answers, in_blocks
+from examples.gpu.observe import OutFile, Target, finish, log_path, machine, run
 from sglang_speckv.ab.client import Client
 from sglang_speckv.ab.comparison import (
     chat_tokenizer,
@@ -60,27 +58,17 @@ def arms(backends: Sequence[str], steps: int) -> dict[str, list[str]]:
 
 async def measure(
     clients: Sequence[Client],
-    prompts: Sequence[Sequence[int]],
+    prompts: Asked,
     requests: int,
     blocks: int,
     tokens: int,
     screen: Screen,
 ) -> Sample:
-    """The first block warms up and does not count."""
-    order = random.Random(requests)
-    seconds = np.zeros((len(clients), blocks + 1))
-    for block in range(blocks + 1):
-        screen.say(f"{requests} requests, block {block} of {blocks}")
-        asked = [prompts[(block * requests + i) % len(prompts)] for i in range(requests)]
-        for i in order.sample(range(len(clients)), len(clients)):
-            await clients[i].flush_cache()
-            started = time.perf_counter()
-            await asyncio.gather(*(clients[i].generate(ids, tokens) for ids in asked))
-            seconds[i, block] = time.perf_counter() - started
-    counted = np.repeat(seconds[:, 1:] / requests, requests, axis=1)
-    number = np.arange(blocks * requests)
-    prompt = (number + requests) % len(prompts)
-    return Sample(np.full(counted.shape, tokens), counted, number // requests, prompt)
+    async def turn(i: int, asked: Asked, counts: bool) -> float:
+        _, seconds = await answers(clients[i], asked, tokens)
+        return seconds
+
+    return await in_blocks(len(clients), turn, prompts, requests, blocks, tokens, screen)
 
 
 def rows_of(names: Sequence[str], sample: Sample) -> list[dict[str, Any]]:
@@ -95,7 +83,7 @@ def rows_of(names: Sequence[str], sample: Sample) -> list[dict[str, Any]]:
 
 async def compare(
     servers: Sequence[Server],
-    prompts: Sequence[Sequence[int]],
+    prompts: Asked,
     loads: Sequence[int],
     blocks: int,
     tokens: int,
@@ -126,14 +114,14 @@ def main(
         list[str] | None, typer.Option(help="Repeatable. [default: fa3, flashinfer, triton]")
     ] = None,
     draft: Annotated[str, typer.Option(help="eagle3, standalone or a folder.")] = "eagle3",
-    target: Annotated[str | None, typer.Option(help="[default: the demo's]")] = None,
+    target: Target = None,
     steps: Annotated[int, typer.Option(help="The depth of all servers.")] = 3,
     requests: Annotated[
         list[int] | None, typer.Option(help="At a time; repeatable. [default: 1 and 16]")
     ] = None,
     blocks: Annotated[int, typer.Option(help="That count, at each number of requests.")] = 8,
     tokens: Annotated[int, typer.Option(help="Output length of every request.")] = 256,
-    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+    out: OutFile = None,
 ) -> None:
     """Compare attention backends; the last line is one JSON object."""
     screen = Screen()
@@ -144,8 +132,7 @@ def main(
     longest = longest_prompt(asked, tokenize, tokens, context_len(found))
     common = [
         *("--model-path", found),
-        *("--speculative-algorithm", pair.algorithm),
-        *("--speculative-draft-model-path", pair.path),
+        *pair.flags,
         *server_flags(max(loads), default_dtype(), kv_tokens(max(loads), longest + tokens)),
     ]
     with tempfile.TemporaryDirectory() as scratch:

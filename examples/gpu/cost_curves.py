@@ -34,18 +34,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples.gpu import shapes
 from examples.gpu.curves import Cell, measure, replay_table, reserve
-from examples.gpu.observe import (
-    finish,
-    log_path,
-    machine,
-    memory_of,
-    run,
-    tier_memory,
-    write_json,
-)
+from examples.gpu.observe import OutFile, finish, log_path, machine, memory_of, run, tier_memory
 from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.process import Server, running
 from sglang_speckv.config import ConfigError, parse_steps
+from sglang_speckv.files import write_json
 from sglang_speckv.progress import Screen
 
 COMPRESSIONS = {
@@ -205,7 +198,7 @@ def save(result: dict[str, Any], out: Path | None) -> None:
     """The result, and beside it the tables of its newest server."""
     if out is None:
         return
-    write_json(result, out)
+    write_json(out, result)
     *before, found = result["servers"]
     if found["draft"] != OFF and found["cells"]:
         off = [one for one in before if one["draft"] == OFF][-1]
@@ -217,7 +210,7 @@ def write_tables(out: Path, name: str, cells: Sequence[Cell]) -> None:
     """One file per context beside ``out``, for ``speckv replay --cost``."""
     for context in sorted({cell.context_len for cell in cells}):
         table = replay_table(cell for cell in cells if cell.context_len == context)
-        write_json(table, out.with_suffix(f".{name}.{context}.json"))
+        write_json(out.with_suffix(f".{name}.{context}.json"), table)
 
 
 def _check_known(what: str, names: Sequence[str], known: dict[str, Any]) -> None:
@@ -254,7 +247,7 @@ def main(
     layers: Annotated[int | None, typer.Option(help="Of the target, instead of 32.")] = None,
     hidden: Annotated[int | None, typer.Option(help="Of the target, instead of 4096.")] = None,
     vocab: Annotated[int | None, typer.Option(help="Instead of 128256.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+    out: OutFile = None,
 ) -> None:
     """Measure round times with random weights; the last line is one JSON object."""
     default = Plan()

@@ -10,17 +10,23 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
 from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.config import ConfigError
-from sglang_speckv.files import write_atomically
+from sglang_speckv.files import write_json
 from sglang_speckv.offline.records import Record
 from sglang_speckv.provenance import provenance
 
 _TIER = re.compile(r"Built adaptive runtime state steps=(\d+): elapsed=([\d.]+)s, mem=(-?[\d.]+)GB")
+Target = Annotated[str | None, typer.Option(help="[default: the demo's]")]
+ServerFlags = Annotated[
+    list[str] | None, typer.Option(help="One more flag for the server; repeatable.")
+]
+OutFile = Annotated[Path | None, typer.Option(help="Result file.")]
 TEXT_DIGITS = 1e-5
 """Traces round probabilities to this."""
 
@@ -95,17 +101,13 @@ def machine() -> dict[str, Any]:
 def finish(result: dict[str, Any], out: Path | None) -> None:
     """Write ``result`` and print it as one line."""
     if out is not None:
-        write_json(result, out)
+        write_json(out, result)
     print(json.dumps(result))
 
 
 def log_path(out: Path | None, name: str, scratch: Path) -> Path:
     """Of a server's log: kept beside the result file, else gone with ``scratch``."""
     return scratch / f"{name}.log" if out is None else out.with_suffix(f".{name}.log")
-
-
-def write_json(value: Any, path: Path) -> None:
-    write_atomically(path, lambda place: place.write_text(json.dumps(value, indent=1) + "\n"))
 
 
 def run(app: Callable[[], object], name: str) -> None:

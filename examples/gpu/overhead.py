@@ -27,7 +27,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from examples.gpu.observe import finish, log_path, machine, pin, run
+from examples.gpu.observe import OutFile, ServerFlags, Target, finish, log_path, machine, pin, run
 from sglang_speckv.ab.client import Client
 from sglang_speckv.ab.comparison import chat_tokenizer, default_dtype, find_drafts, server_flags
 from sglang_speckv.ab.process import Server, running
@@ -167,7 +167,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     draft: Annotated[str, typer.Option(help="eagle3, standalone or a folder.")] = "eagle3",
-    target: Annotated[str | None, typer.Option(help="[default: the demo's]")] = None,
+    target: Target = None,
     steps: Annotated[int, typer.Option(help="Depth of the rounds that are compared.")] = 3,
     batch_size: Annotated[
         list[int] | None, typer.Option(help="Repeatable; the profile has 1, 4, 16 and 64.")
@@ -176,10 +176,8 @@ def main(
     tokens: Annotated[
         int, typer.Option(help="Output length of the four requests whose depth changes.")
     ] = 512,
-    server_flag: Annotated[
-        list[str] | None, typer.Option(help="One more flag for the server; repeatable.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+    server_flag: ServerFlags = None,
+    out: OutFile = None,
 ) -> None:
     """Measure the tap and the switches; the last line is one JSON object."""
     screen = Screen()
@@ -188,8 +186,7 @@ def main(
     pair = find_drafts([draft], found, screen)[0]
     flags = [
         *("--model-path", found),
-        *("--speculative-algorithm", pair.algorithm),
-        *("--speculative-draft-model-path", pair.path),
+        *pair.flags,
         *("--speckv-policy", f"static:{steps}", "--speckv-profile", "60"),
         *server_flags(max(sizes), default_dtype()),
         *(server_flag or ()),

@@ -20,7 +20,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from examples.gpu.observe import finish, machine, run
+from examples.gpu.observe import OutFile, finish, machine, run
 from sglang_speckv.ab.answer import shown
 from sglang_speckv.config import parse_steps
 from sglang_speckv.progress import Screen
@@ -71,7 +71,7 @@ def main(
     lag: Annotated[
         int, typer.Option(help="Decisions that results come late by: 1 under overlap.")
     ] = 1,
-    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+    out: OutFile = None,
 ) -> None:
     """Replay under given round times; the last line is one JSON object."""
     screen, projections = Screen(), []

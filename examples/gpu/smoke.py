@@ -23,6 +23,9 @@ import typer
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples.gpu.observe import (
+    OutFile,
+    ServerFlags,
+    Target,
     as_told,
     finish,
     log_path,
@@ -32,7 +35,6 @@ from examples.gpu.observe import (
     run,
     signal_ages,
     tier_memory,
-    write_json,
 )
 from sglang_speckv.ab.arms import Draft
 from sglang_speckv.ab.client import Client, ServerError
@@ -40,6 +42,7 @@ from sglang_speckv.ab.comparison import chat_tokenizer, default_dtype, find_draf
 from sglang_speckv.ab.process import COMMAND, Server, running
 from sglang_speckv.ab.prompts import DEMO_PROMPTS, in_turn, load_prompts
 from sglang_speckv.demo.target import resolve_target
+from sglang_speckv.files import write_json
 from sglang_speckv.offline.records import Record, read_trace, trace_files
 from sglang_speckv.progress import Screen
 
@@ -49,8 +52,7 @@ REQUESTS, TOKENS = 4, 48
 def flags_for(target: str, draft: Draft, trace: Path, more: Sequence[str]) -> list[str]:
     return [
         *("--model-path", target),
-        *("--speculative-algorithm", draft.algorithm),
-        *("--speculative-draft-model-path", draft.path),
+        *draft.flags,
         *("--speckv", "--speckv-trace", str(trace)),
         *server_flags(8, default_dtype()),
         *more,
@@ -151,14 +153,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
-    target: Annotated[str | None, typer.Option(help="[default: the demo's]")] = None,
+    target: Target = None,
     draft: Annotated[
         list[str] | None, typer.Option(help="eagle3, standalone or a folder; repeatable.")
     ] = None,
-    server_flag: Annotated[
-        list[str] | None, typer.Option(help="One more flag for the server; repeatable.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+    server_flag: ServerFlags = None,
+    out: OutFile = None,
 ) -> None:
     """Serve the demo pairs and check what can be seen; the last line is one JSON object."""
     screen = Screen()
@@ -170,7 +170,7 @@ def main(
         result["drafts"][pair.name] = tried
         result["ok"] &= all(tried["checks"].values())
         if out is not None:
-            write_json(result, out)
+            write_json(out, result)
     finish(result, None)
     raise typer.Exit(0 if result["ok"] else 1)
 

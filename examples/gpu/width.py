@@ -14,22 +14,20 @@ chain's is read back by the target. Exit code 0: rounds do stop here, and no tex
 from __future__ import annotations
 
 import asyncio
-import random
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from examples.gpu.observe import finish, log_path, machine, run
+from examples.gpu.blocks import Asked, answers, in_blocks
+from examples.gpu.observe import OutFile, ServerFlags, Target, finish, log_path, machine, run
 from sglang_speckv.ab.client import Client
 from sglang_speckv.ab.comparison import (
     chat_tokenizer,
@@ -65,34 +63,30 @@ def nodes() -> str:
 class Arms:
     """What each policy did in the blocks that count, one after another on the same server."""
 
-    def __init__(self, client: Client, names: Sequence[str], dtype: str) -> None:
+    def __init__(self, client: Client, names: Sequence[str], tokens: int) -> None:
         self.names = names
         self.counts: list[Counter[str]] = [Counter() for _ in names]
         self.texts: list[list[tuple[int, ...]]] = [[] for _ in names]
+        self.asked: list[Sequence[int]] = []
         self._client = client
-        self._allowed = tie_gap(dtype)
+        self._tokens = tokens
+        self._allowed = tie_gap(default_dtype())
 
-    async def block(self, i: int, asked: Sequence[Sequence[int]], tokens: int) -> float:
+    async def turn(self, i: int, asked: Asked, counts: bool) -> float:
         """Seconds that the policy ``i`` takes."""
         await self._client.set_policy(self.names[i])
-        await self._client.flush_cache()
         before = (await self._client.internal_state())["speckv"]
-        started = time.perf_counter()
-        found = await asyncio.gather(*(self._client.generate(ids, tokens) for ids in asked))
-        seconds = time.perf_counter() - started
+        found, seconds = await answers(self._client, asked, self._tokens)
         after = (await self._client.internal_state())["speckv"]
-        self.counts[i].update({name: after[name] - before[name] for name in COUNTS})
-        rounds = sum(after["rounds"].values()) - sum(before["rounds"].values())
-        self.counts[i].update(rounds=rounds, seconds=seconds)  # type: ignore[call-overload]
-        self.texts[i] += [answer.output_ids for answer in found]
+        if counts:
+            self.counts[i].update({name: after[name] - before[name] for name in COUNTS})
+            rounds = sum(after["rounds"].values()) - sum(before["rounds"].values())
+            self.counts[i].update(rounds=rounds, seconds=seconds)  # type: ignore[call-overload]
+            self.texts[i] += [answer.output_ids for answer in found]
+            self.asked += asked if i == 0 else []
         return seconds
 
-    def forget(self) -> None:
-        """The block that warmed up."""
-        for counts, texts in zip(self.counts, self.texts, strict=True):
-            counts.clear(), texts.clear()
-
-    async def rows(self, sample: Sample, asked: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    async def rows(self, sample: Sample) -> list[dict[str, Any]]:
         rows = []
         for i, name in enumerate(self.names):
             counts, over = self.counts[i], ratio([sample], i, 0)
@@ -107,15 +101,15 @@ class Arms:
                     "drafts_made": round(counts["drafted_tokens"] / each, 3),
                     "drafts_accepted": round(counts["correct_drafts"] / each, 3),
                     "stopped": round(counts["stopped_rounds"] / rounds, 4),
-                    **await self._text(i, asked),
+                    **await self._text(i),
                 }
             )
         return rows
 
-    async def _text(self, i: int, asked: Sequence[Sequence[int]]) -> dict[str, Any]:
+    async def _text(self, i: int) -> dict[str, Any]:
         """How many answers are the whole chain's, and how many others the target would not give."""
-        told = {"answers": len(asked), "identical": 0, "lost": 0}
-        for ids, answer, whole in zip(asked, self.texts[i], self.texts[0], strict=True):
+        told = {"answers": len(self.asked), "identical": 0, "lost": 0}
+        for ids, answer, whole in zip(self.asked, self.texts[i], self.texts[0], strict=True):
             if answer == whole:
                 told["identical"] += 1
             elif not max(await self._client.gaps(ids, answer)) <= self._allowed:
@@ -123,37 +117,9 @@ class Arms:
         return told
 
 
-async def measure(
-    client: Client,
-    names: Sequence[str],
-    prompts: Sequence[Sequence[int]],
-    requests: int,
-    blocks: int,
-    tokens: int,
-    screen: Screen,
-) -> list[dict[str, Any]]:
-    """The first block warms up and does not count."""
-    order, arms = random.Random(requests), Arms(client, names, default_dtype())
-    seconds, every = np.zeros((len(names), blocks + 1)), []
-    for block in range(blocks + 1):
-        screen.say(f"{requests} requests, block {block} of {blocks}")
-        asked = [prompts[(block * requests + i) % len(prompts)] for i in range(requests)]
-        for i in order.sample(range(len(names)), len(names)):
-            seconds[i, block] = await arms.block(i, asked, tokens)
-        if block == 0:
-            arms.forget()
-        else:
-            every += asked
-    counted = np.repeat(seconds[:, 1:] / requests, requests, axis=1)
-    number = np.arange(blocks * requests)
-    prompt = (number + requests) % len(prompts)
-    sample = Sample(np.full(counted.shape, tokens), counted, number // requests, prompt)
-    return await arms.rows(sample, every)
-
-
 async def compare(
     server: Server,
-    prompts: Sequence[Sequence[int]],
+    prompts: Asked,
     loads: Sequence[int],
     blocks: int,
     tokens: int,
@@ -168,7 +134,11 @@ async def compare(
             names = [f"static:{max(shown['candidate_steps'])}", STOPS, WHOLE]
             cells = []
             for requests in loads:
-                rows = await measure(client, names, prompts, requests, blocks, tokens, screen)
+                arms = Arms(client, names, tokens)
+                sample = await in_blocks(
+                    len(names), arms.turn, prompts, requests, blocks, tokens, screen
+                )
+                rows = await arms.rows(sample)
                 cells.append({"requests": requests, "blocks": blocks, "policies": rows})
             shown = (await client.internal_state())["speckv"]
     told = {key: shown[key] for key in ("stops", "widths", "candidate_steps", "failures")}
@@ -188,16 +158,14 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     draft: Annotated[str, typer.Option(help="eagle3, standalone or a folder.")] = "eagle3",
-    target: Annotated[str | None, typer.Option(help="[default: the demo's]")] = None,
+    target: Target = None,
     requests: Annotated[
         list[int] | None, typer.Option(help="At a time; repeatable. [default: 1, 2 and 4]")
     ] = None,
     blocks: Annotated[int, typer.Option(help="That count, at each number of requests.")] = 8,
     tokens: Annotated[int, typer.Option(help="Output length of every request.")] = 256,
-    server_flag: Annotated[
-        list[str] | None, typer.Option(help="One more flag for the server; repeatable.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+    server_flag: ServerFlags = None,
+    out: OutFile = None,
 ) -> None:
     """Compare rounds that stop with whole ones; the last line is one JSON object."""
     screen = Screen()
@@ -210,8 +178,7 @@ def main(
     longest = longest_prompt(asked, tokenize, tokens, context_len(found))
     flags = [
         *("--model-path", found),
-        *("--speculative-algorithm", pair.algorithm),
-        *("--speculative-draft-model-path", pair.path),
+        *pair.flags,
         "--speckv",
         *server_flags(max(loads), default_dtype(), kv_tokens(max(loads), longest + tokens)),
         *(server_flag or ()),

@@ -49,6 +49,14 @@ class Draft:
     algorithm: str
     artifact: str | None = None
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Let a server draft with it."""
+        return (
+            *("--speculative-algorithm", self.algorithm),
+            *("--speculative-draft-model-path", self.path),
+        )
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -179,18 +187,14 @@ def _drafting(draft: Draft, name: str) -> Arm:
 
 
 def _flags(draft: Draft, arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
-    speculative = (
-        *("--speculative-algorithm", draft.algorithm),
-        *("--speculative-draft-model-path", draft.path),
-    )
     if arm.policy is not None:
         artifact = (draft.artifact,) if draft.artifact else ()
-        return (*speculative, "--speckv", *artifact, *_candidates(arm.server, arms))
+        return (*draft.flags, "--speckv", *artifact, *_candidates(arm.server, arms))
     if arm.base == "ema":
-        return (*speculative, "--speculative-adaptive")
+        return (*draft.flags, "--speculative-adaptive")
     if arm.base.startswith("fresh:"):
-        return (*speculative, *_step_flags(int(arm.base.partition(":")[2])))
-    return speculative
+        return (*draft.flags, *_step_flags(int(arm.base.partition(":")[2])))
+    return draft.flags
 
 
 def _candidates(server: str, arms: Sequence[Arm]) -> tuple[str, ...]:
