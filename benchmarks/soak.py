@@ -31,10 +31,10 @@ import re
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.soak_checks import Soak, audit, compare, own_megabytes, set_state, slope, speckv
 from benchmarks.soak_requests import Mix, together
-from sglang_speckv.ab.client import ServerError
+from sglang_speckv.ab.client import Client, ServerError
 from sglang_speckv.ab.process import Server
 from sglang_speckv.files import write_json
 from sglang_speckv.progress import Screen
@@ -62,16 +62,14 @@ ODD_LINE = re.compile(r"Traceback|Error\b|Exception|SpecKV: .*(?:failed|serving|
 
 async def soak(run: Soak, mix: Mix, minutes: float, seed: int, screen: Screen) -> None:
     chance, started, cycle = random.Random(seed), time.monotonic(), 0
-    timeout = aiohttp.ClientTimeout(total=600)
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        run.exact = "exact" in await speckv(session, run.url)
+    async with run.server, run.alone:
+        run.exact = "exact" in await speckv(run.server)
         with screen.status("cycle 1") as report:
             while time.monotonic() - started < 60 * minutes or cycle < 4:
                 cycle += 1
                 try:
-                    await one_cycle(run, session, mix, chance)
-                except (aiohttp.ClientError, OSError, psutil.Error, TimeoutError) as error:
+                    await one_cycle(run, mix, chance)
+                except (ServerError, psutil.Error) as error:
                     run.wrong(f"cycle {cycle} broke off: {error!r:.200}")
                     return
                 hours = (time.monotonic() - started) / 3600
@@ -83,14 +81,12 @@ async def soak(run: Soak, mix: Mix, minutes: float, seed: int, screen: Screen) -
                 )
 
 
-async def one_cycle(
-    run: Soak, session: aiohttp.ClientSession, mix: Mix, chance: random.Random
-) -> None:
+async def one_cycle(run: Soak, mix: Mix, chance: random.Random) -> None:
     for at_once in AT_ONCE:
-        await steer(run, session, chance)
+        await steer(run, chance)
         asked = [mix.draw() for _ in range(EACH * at_once)]
-        turning = asyncio.ensure_future(keep_steering(run, session, chance))
-        answers = await together(session, run.url, asked, at_once)
+        turning = asyncio.ensure_future(keep_steering(run, chance))
+        answers = await together(run.server, asked, at_once)
         turning.cancel()
         (ended,) = await asyncio.gather(turning, return_exceptions=True)
         if not isinstance(ended, asyncio.CancelledError):
@@ -101,29 +97,29 @@ async def one_cycle(
             if answer.error:
                 run.wrong(answer.error)
             elif answer.whole and answer.asked.compared and chance.random() < SAMPLE:
-                await compare(run, session, answer)
-    await audit(run, session, mix)
+                await compare(run, answer)
+    await audit(run, mix)
 
 
-async def steer(run: Soak, session: aiohttp.ClientSession, chance: random.Random) -> None:
+async def steer(run: Soak, chance: random.Random) -> None:
     """Select a policy, or pin a depth until the next time; now and then forget the prefixes."""
-    shown = await speckv(session, run.url)
+    shown = await speckv(run.server)
     policies = [*shown["policies"], "throughput#2"]
     keys = {f"speckv_policy:{chance.choice(policies)}": 1}
     if chance.random() < 0.3:
         keys |= {"speckv_num_steps": chance.choice(STEPS)}
     for key, value in keys.items():
-        await set_state(run, session, key, value)
+        await set_state(run, key, value)
     if chance.random() < 0.1:
-        async with session.post(f"{run.url}/flush_cache"):
-            pass  # a busy server refuses
+        with suppress(ServerError):  # a busy server refuses
+            await run.server.flush_cache(attempts=1)
 
 
-async def keep_steering(run: Soak, session: aiohttp.ClientSession, chance: random.Random) -> None:
+async def keep_steering(run: Soak, chance: random.Random) -> None:
     """While requests run, pin and release depths every few rounds."""
     while True:
         await asyncio.sleep(chance.uniform(0.05, 0.5))
-        await set_state(run, session, "speckv_num_steps", chance.choice([-1, -1, *STEPS]))
+        await set_state(run, "speckv_num_steps", chance.choice([-1, -1, *STEPS]))
 
 
 def main() -> int:
@@ -143,7 +139,7 @@ def main() -> int:
                     one.start()
                 for one in (server, alone):
                     asyncio.run(one.wait_ready(600))
-            run = Soak(server.url, alone.url, family(server))
+            run = Soak(*(Client(one.name, one.url, 600) for one in (server, alone)), family(server))
             asyncio.run(soak(run, Mix(asked.seed), asked.minutes, asked.seed, screen))
             result = told(run, server.log, asked)
         except ServerError as error:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import numpy as np
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from scipy import stats
 
 from benchmarks.soak_requests import Answer, Asked, Mix, together
+from sglang_speckv.ab.client import Client, ServerError
 
 AUDITED = 6
 """Requests whose own counts are compared with the server's, after each cycle."""
@@ -33,8 +34,9 @@ COUNTS = (
 class Soak:
     """What was found so far."""
 
-    url: str
-    reference: str
+    server: Client
+    alone: Client
+    """The target without speculation."""
     processes: list[psutil.Process]
     errors: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -52,36 +54,34 @@ class Soak:
             self.errors.append(what)
 
 
-async def set_state(run: Soak, session: aiohttp.ClientSession, key: str, value: int) -> None:
-    body = {"server_args": {key: value}}
-    async with session.post(f"{run.url}/set_internal_state", json=body) as response:
-        answer = await response.json()
+async def set_state(run: Soak, key: str, value: int) -> None:
     run.counts["commands"] += 1
-    if answer != [True]:
-        run.wrong(f"{key}={value} was answered with {answer!r:.80}")
+    try:
+        await run.server.set_state(key, value, f"{key}={value}")
+    except ServerError as error:
+        run.wrong(str(error))
 
 
-async def speckv(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    async with session.get(f"{url}/server_info") as response:
-        found: dict[str, Any] = (await response.json())["internal_states"][0]["speckv"]
+async def speckv(client: Client) -> dict[str, Any]:
+    found: dict[str, Any] = (await client.internal_state())["speckv"]
     return found
 
 
-async def audit(run: Soak, session: aiohttp.ClientSession, mix: Mix) -> None:
+async def audit(run: Soak, mix: Mix) -> None:
     """Nothing else is running: what the server counts is what these requests say of themselves."""
-    await quiet(run, session)
-    await set_state(run, session, "speckv_policy:throughput", 1)
+    await quiet(run)
+    await set_state(run, "speckv_policy:throughput", 1)
     asked: list[Asked] = []
     while len(asked) < AUDITED:
         drawn = mix.draw()
         if not drawn.gives_up and drawn.kind != "exact":
             asked.append(drawn)
-    await settle(run, session)
-    before = await speckv(session, run.url)
-    answers = await together(session, run.url, asked, AUDITED)
-    await quiet(run, session)
-    await settle(run, session)
-    after = await speckv(session, run.url)
+    await settle(run)
+    before = await speckv(run.server)
+    answers = await together(run.server, asked, AUDITED)
+    await quiet(run)
+    await settle(run)
+    after = await speckv(run.server)
     run.kinds.update(answer.asked.kind for answer in answers)
     for answer in answers:
         if answer.error:
@@ -96,24 +96,22 @@ async def audit(run: Soak, session: aiohttp.ClientSession, mix: Mix) -> None:
             run.wrong(f"{ours} grew by {counted}, the requests' {theirs} are {told}")
     run.counts["audits"] += 1
     run.shown = {name: after[name] for name in (*COUNTS, "rounds", "failures", "alive")}
-    for problem in contradictions(after) + await told_otherwise(session, run.url, after):
+    for problem in contradictions(after) + await told_otherwise(run.server, after):
         run.wrong(problem)
 
 
-async def settle(run: Soak, session: aiohttp.ClientSession) -> None:
+async def settle(run: Soak) -> None:
     """One round without drafts: between ranks a round counts once the next one is launched."""
-    await set_state(run, session, "speckv_num_steps", 0)
-    sampling = {"temperature": 0, "max_new_tokens": 2, "ignore_eos": True}
-    await generate(session, run.url, {"input_ids": [2, 3], "sampling_params": sampling})
-    await set_state(run, session, "speckv_num_steps", -1)
+    await set_state(run, "speckv_num_steps", 0)
+    await run.server.generate([2, 3], 2)
+    await set_state(run, "speckv_num_steps", -1)
 
 
-async def quiet(run: Soak, session: aiohttp.ClientSession) -> None:
+async def quiet(run: Soak) -> None:
     """Until no request runs: those that were given up end a little later."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        async with session.get(f"{run.url}/v1/loads") as response:
-            loads = (await response.json())["loads"]
+        loads = json.loads(await run.server.call("GET", "/v1/loads"))["loads"]
         if not sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads):
             return
         await asyncio.sleep(0.1)
@@ -137,9 +135,7 @@ def contradictions(shown: dict[str, Any]) -> list[str]:
     return [problem for problem, holds in problems.items() if holds]
 
 
-async def told_otherwise(
-    session: aiohttp.ClientSession, url: str, shown: dict[str, Any]
-) -> list[str]:
+async def told_otherwise(client: Client, shown: dict[str, Any]) -> list[str]:
     """Where the metrics page, which follows within a second, says something else."""
     wanted = {
         "correct_drafts_total": shown["correct_drafts"],
@@ -148,8 +144,7 @@ async def told_otherwise(
         "rounds_total": sum(shown["rounds"].values()),
     }
     for _ in range(50):
-        async with session.get(f"{url}/metrics") as response:
-            page = await response.text()
+        page = (await client.call("GET", "/metrics")).decode()
         told: Counter[str] = Counter()
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
@@ -162,13 +157,13 @@ async def told_otherwise(
     return [f"the metrics page has {other}, /server_info {wanted}"]
 
 
-async def compare(run: Soak, session: aiohttp.ClientSession, answer: Answer) -> None:
+async def compare(run: Soak, answer: Answer) -> None:
     """With the target alone."""
     asked = answer.asked
     if asked.kind == "exact" and not run.exact:
         return
     body = {**asked.body, "stream": False, "rid": f"{asked.rid}:alone"}
-    theirs = (await generate(session, run.reference, body))["output_ids"]
+    theirs = (await generate(run.alone, body))["output_ids"]
     run.counts["compared"] += 1
     run.counts["exact_compared"] += asked.kind == "exact"
     ours = answer.output_ids
@@ -181,7 +176,7 @@ async def compare(run: Soak, session: aiohttp.ClientSession, answer: Answer) -> 
     body["input_ids"] = [*asked.body["input_ids"], *theirs[:at]]
     body |= {"rid": f"{asked.rid}:tie", "return_logprob": True, "top_logprobs_num": 2}
     body["sampling_params"] = {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True}
-    told = await generate(session, run.reference, body)
+    told = await generate(run.alone, body)
     (best, *_), (second, *_) = told["meta_info"]["output_top_logprobs"][0]
     if at < min(len(ours), len(theirs)) and best - second < TIE and asked.kind != "exact":
         run.counts["ties"] += 1
@@ -192,10 +187,8 @@ async def compare(run: Soak, session: aiohttp.ClientSession, answer: Answer) -> 
         )
 
 
-async def generate(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Any:
-    async with session.post(f"{url}/generate", json=body) as response:
-        response.raise_for_status()
-        return await response.json()
+async def generate(client: Client, body: dict[str, Any]) -> Any:
+    return json.loads(await client.call("POST", "/generate", body))
 
 
 def own_megabytes(processes: Sequence[psutil.Process]) -> float:

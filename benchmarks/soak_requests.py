@@ -6,10 +6,11 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
+from sglang_speckv.ab.client import Client, ServerError
 
 VOCABULARY = 320
 CONTEXT = 2048
@@ -109,43 +110,37 @@ class Mix:
         return {"temperature": 0, "stop_token_ids": self._ids(4)}
 
 
-async def ask(session: aiohttp.ClientSession, url: str, asked: Asked) -> Answer:
+async def ask(client: Client, asked: Asked) -> Answer:
     """The answer, or what was wrong with it. What a client gave up is no error."""
     answer = Answer(asked)
     try:
         if asked.body.get("stream"):
-            await _streamed(session, url, answer)
+            await _streamed(client, answer)
         else:
-            async with session.post(f"{url}/generate", json=asked.body) as response:
-                _take(answer, response.status, await response.read())
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            _take(answer, await client.call("POST", "/generate", asked.body))
+    except (ServerError, ValueError) as error:
         answer.error = f"{asked.kind}: {error!r:.200}"
     answer.error = answer.error or problem_of(answer)
     return answer
 
 
-async def _streamed(session: aiohttp.ClientSession, url: str, answer: Answer) -> None:
+async def _streamed(client: Client, answer: Answer) -> None:
     gives_up = answer.asked.gives_up
-    async with session.post(f"{url}/generate", json=answer.asked.body) as response:
-        async for line in response.content:
-            data = line.removeprefix(b"data:").strip()
-            if data == b"[DONE]":
-                break
-            if not data:
-                continue
-            _take(answer, response.status, data)
+    async with aclosing(client.events("/generate", answer.asked.body)) as events:
+        async for event in events:
+            _take(answer, event)
             if gives_up == "hang-up":
                 answer.meta = {}
                 return  # leaving the block closes the connection
             if gives_up == "abort":
                 gives_up = ""
-                await session.post(f"{url}/abort_request", json={"rid": answer.asked.rid})
+                await client.call("POST", "/abort_request", {"rid": answer.asked.rid})
 
 
-def _take(answer: Answer, status: int, raw: bytes) -> None:
+def _take(answer: Answer, raw: bytes) -> None:
     told = json.loads(raw)
-    if status != 200 or "meta_info" not in told:
-        raise ValueError(f"HTTP {status} {raw[:120]!r}")
+    if "meta_info" not in told:
+        raise ValueError(f"it answered {raw[:120]!r}")
     answer.meta = told["meta_info"]
     answer.output_ids = told.get("output_ids", answer.output_ids)
 
@@ -166,14 +161,12 @@ def problem_of(answer: Answer) -> str:
     return ""
 
 
-async def together(
-    session: aiohttp.ClientSession, url: str, requests: list[Asked], at_once: int
-) -> list[Answer]:
+async def together(client: Client, requests: list[Asked], at_once: int) -> list[Answer]:
     """All of ``requests``, so many at a time."""
     slots = asyncio.Semaphore(at_once)
 
     async def one(asked: Asked) -> Answer:
         async with slots:
-            return await ask(session, url, asked)
+            return await ask(client, asked)
 
     return list(await asyncio.gather(*map(one, requests)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from math import inf
 from typing import Any, Self, TypeVar
@@ -79,7 +79,7 @@ class Client:
             body["rid"] = request_id
         start = time.perf_counter()
         events = [
-            (time.perf_counter() - start, event) async for event in self._events("/generate", body)
+            (time.perf_counter() - start, event) async for event in self.events("/generate", body)
         ]
         e2e_s = time.perf_counter() - start
         last = events[-1][1] if events else b""
@@ -191,7 +191,7 @@ class Client:
                 f"server {self.name}: {path} answered something unexpected ({error})"
             ) from None
 
-    async def _events(self, path: str, body: Any) -> AsyncIterator[bytes]:
+    async def events(self, path: str, body: Any) -> AsyncGenerator[bytes]:
         """The data of each server-sent event, as it arrives, up to ``[DONE]``."""
         rest, total = b"", 0
         async with self._request("POST", path, body) as response:

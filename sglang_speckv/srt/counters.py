@@ -34,9 +34,9 @@ class Counters:
         self.draft_catch_ups = 0
         self.fallbacks = 0
         self.odd_signals = 0
-        """Drafts whose own probability is not known: no number, or none from 0 to 1."""
+        """Drafts whose own probability is unknown or impossible: no number from 0 to 1."""
         self.odd_times = 0
-        """Rounds whose time no sound clock tells: nothing, negative or many days."""
+        """Rounds whose measured time is impossible: zero, negative or many days."""
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT_ROUNDS)
         self._started = time.perf_counter()
 

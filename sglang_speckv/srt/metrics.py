@@ -50,8 +50,10 @@ class Metrics:
             "stopped": counter("stopped_rounds", "Rounds that their own drafts ended early"),
             "switches": counter("switches", "Changes of depth"),
             "fallbacks": counter("fallbacks", "Rounds on the launch depth for a policy failure"),
-            "odd_signals": counter("odd_signals", "Drafts whose own probability is not known"),
-            "odd_times": counter("odd_times", "Rounds whose time no sound clock tells"),
+            "odd_signals": counter(
+                "odd_signals", "Drafts whose own probability is unknown or impossible"
+            ),
+            "odd_times": counter("odd_times", "Rounds whose measured time is impossible"),
             "failures": counter("failures", "Faults of SpecKV that serving survived", "seam"),
             "dropped": counter("trace_dropped_rounds", "Rounds that the trace could not take"),
         }

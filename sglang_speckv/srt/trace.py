@@ -219,5 +219,5 @@ def _known(values: np.ndarray | None, i: int) -> float | None:
 
 
 def _time(seconds: float | None) -> float | None:
-    """None where no sound clock tells it: a reader would refuse the whole trace."""
+    """None where it is impossible: a reader would refuse the whole trace."""
     return (round(seconds, 6) or None) if is_time(seconds) else None
