@@ -36,8 +36,13 @@ _STEPS = re.compile(rf" *{_NUMBER} *(, *{_NUMBER} *)*")
 class ConfigError(ValueError):
     """A setting that cannot be served: one sentence with the bad value and the remedy.
 
-    Becomes exit code 2 at the command line's edge and stays a ``ValueError`` in Python.
+    Becomes exit code 2 at the command line's edge and stays a ``ValueError`` in Python. The bad
+    value may come from anyone's file, so what cannot be printed is written as its escape: the
+    sentence stays one line and steers no terminal.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
 
 
 def parse_steps(text: str) -> tuple[int, ...]:

@@ -69,7 +69,7 @@ class Kind:
     @property
     def sleeps(self) -> bool:
         """At depth 0. Under overlap Triton leaves lengths on the device."""
-        lengths_on_host = self.backend == "flashinfer" or not self.overlap
+        lengths_on_host = self.backend != "triton" or not self.overlap
         return self.pair.startswith("standalone") and lengths_on_host
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ DEVICE_KINDS = [
 """EAGLE3, EAGLE and STANDALONE on every attention backend."""
 REHEARSED_KINDS = [Kind(pair, "flashinfer") for pair in ("eagle3", "standalone-self")]
 if WHOLE:
-    REHEARSED_KINDS.append(Kind("standalone-self", "triton"))
+    REHEARSED_KINDS += [Kind("standalone-self", backend) for backend in ("fa3", "triton")]
 KINDS = REHEARSED_KINDS if REHEARSAL else DEVICE_KINDS
 PROFILE_S = "3" if REHEARSAL else "20"
 COMMAND = serve.COMMAND if REHEARSAL else None

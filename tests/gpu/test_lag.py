@@ -21,7 +21,8 @@ if REHEARSAL:  # `auto` is served by test_serving, and two ranks by test_ranks
 if WHOLE:
     KINDS += [
         Kind("standalone-self", "flashinfer", lag="0", ranks=2),
-        Kind("standalone-self", "fa3", lag="0"),
+        *(Kind("standalone-self", "flashinfer", lag=lag, ranks=2) for lag in ("late", "auto")),
+        *(Kind("standalone-self", "fa3", lag=lag) for lag in ("late", "0")),
         *(Kind("standalone-self", "triton", lag=lag) for lag in ("late", "0", "auto")),
         Kind("standalone-self", "flashinfer", lag="0"),
         Kind("standalone-self", "flashinfer", lag="late"),  # the next module's too

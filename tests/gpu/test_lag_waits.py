@@ -18,8 +18,6 @@ KINDS = [
     Kind("standalone-self", "flashinfer", lag="late"),
     Kind("eagle3", "flashinfer", lag="late"),
 ]
-if REHEARSAL:  # the kind of the module before: its server is still up
-    KINDS = KINDS[:1]
 whole = pytest.mark.skipif(REHEARSAL and not WHOLE, reason="make rehearse runs it")
 pytestmark = [*on_gpu, on_kinds(*KINDS), whole]
 

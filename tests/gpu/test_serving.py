@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from examples.gpu.observe import memory_of, tier_memory
+from sglang_speckv.offline.records import Record
 from sglang_speckv.policy.prior import OFF
 from sglang_speckv.srt.memory import MIB, PINNED_MIB, WRAPPER_MIB, depth_mib, wrappers
 from tests import operators
-from tests.engine.conftest import PROMPTS, Serving
+from tests.engine.conftest import PROMPTS, Serving, serving
 from tests.engine.test_signals import compare_with_transformers, doze, records_of, shuffle
 from tests.exact.features import SHARED
 from tests.gpu.conftest import (
+    COMMAND,
     DTYPE,
     KINDS,
     LARGEST_GRAPH,
@@ -29,6 +31,7 @@ from tests.gpu.conftest import (
     References,
     needs_device,
     on_gpu,
+    server_flags,
 )
 from tests.gpu.conftest import on_kinds as on
 from tests.rehearsal import inventory, serve
@@ -116,6 +119,41 @@ def test_signals_are_the_drafts_own(gpu_server: Pair, models: dict[str, str]) ->
     assert all(0 < p <= 1 for r in ours for p in r.top1_prob)
     if kind.pair == "standalone-self":
         compare_with_transformers(ours, answers, models["target"], *SIGNAL_TOLERANCE)
+
+
+@pytest.mark.skipif(not WHOLE, reason="compared with a server without tapes, by make rehearse")
+def test_signals_of_graphs_are_those_without(
+    gpu_server: Pair, models: dict[str, str], tmp_path: Path
+) -> None:
+    """At every depth and for every number of requests that is padded or is not."""
+    kind, server = gpu_server
+    args = server_flags(models, kind, tmp_path / "trace")
+    with serving(tmp_path, *args, *serve.EAGER, command=COMMAND) as eager:
+        eager.trace = tmp_path / "trace"
+        theirs = signals_by_round(eager)
+    ours = signals_by_round(server)
+    assert ours.keys() == theirs.keys() and len(ours) > 10 * len(STEPS)
+    for where, record in ours.items():
+        assert record.num_correct_drafts == theirs[where].num_correct_drafts
+        assert record.top1_prob == pytest.approx(theirs[where].top1_prob, abs=1e-3)
+        assert record.entropy == pytest.approx(theirs[where].entropy, abs=1e-2)
+
+
+def signals_by_round(server: Serving) -> dict[tuple[str, int], Record]:
+    """Of one, two and more requests that begin together, at every depth: by request and round."""
+    asked = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
+    first: dict[str, int] = {}
+    for num_steps in STEPS:
+        server.select(f"static:{num_steps}")
+        for size in range(1, len(PROMPTS) + 1):
+            rids = [f"{num_steps}-{size}-{n}" for n in range(size)]
+            body = {"text": PROMPTS[:size], "rid": rids, "sampling_params": asked}
+            server.post("/generate", body)
+            first |= dict.fromkeys(rids, 0)
+    found = [record for record in records_of(server)[1] if record.request in first]
+    for record in found:
+        first[record.request] = first[record.request] or record.round
+    return {(record.request, record.round - first[record.request]): record for record in found}
 
 
 def test_a_draft_that_slept_has_missed_nothing(gpu_server: Pair, models: dict[str, str]) -> None:

@@ -22,8 +22,10 @@ from tests.rehearsal.tree import with_prefix
 
 _AS_LONG_AS_IT_RUNS = ExitStack()
 COMMAND = (sys.executable, "-m", "tests.rehearsal.serve", "serve")
-GRAPH_SIZES = (1, 4)
-"""Two and three requests are padded to four; more than four are decoded eagerly."""
+GRAPH_SIZES = (1, 2, 4, 8) if os.environ.get("SPECKV_REHEARSE") == "all" else (1, 4)
+"""What is between two of them is padded; what is beyond is decoded eagerly."""
+EAGER = ("--cuda-graph-backend-decode", "disabled")
+"""After :data:`FLAGS`: no graphs."""
 FLAGS = (
     *("--cuda-graph-backend-prefill", "disabled", "--cuda-graph-backend-decode", "full"),
     *("--cuda-graph-bs-decode", *map(str, GRAPH_SIZES)),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_speckv.ab.options import options_from
 from sglang_speckv.config import (
     DEFAULT_CANDIDATE_STEPS,
     MAX_NUM_STEPS,
@@ -158,3 +159,10 @@ def test_static_steps(policy: str, expected: int | None) -> None:
 
 def test_a_config_error_is_a_value_error() -> None:
     assert issubclass(ConfigError, ValueError)
+
+
+def test_a_config_error_is_one_line_that_any_terminal_can_print() -> None:
+    error = ConfigError("the key 'a\n\x1b[2J\ud800é' is unknown")
+    assert str(error) == r"the key 'a\n\x1b[2J\ud800é' is unknown"
+    with pytest.raises(ConfigError, match=r"unknown field `\\n`"):
+        options_from({"\n": None}, "ab.yaml")
