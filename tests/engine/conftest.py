@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -176,16 +176,21 @@ def serving(tmp_path: Path, *args: str, command: Sequence[str] | None = None) ->
 
 
 @contextmanager
-def with_stops(folder: Path) -> Iterator[Path]:
-    """Servers that start inside of the block have the plugin of ``tests/engine/stops``, which obeys
-    the file that is returned, and that of ``tests/engine/counted``."""
-    with pytest.MonkeyPatch.context() as patch:
-        inherited = os.environ.get("PYTHONPATH", "")
-        plugins = [str(Path(plugin.__file__).parent) for plugin in (stops, counted)]
-        path = [*plugins, *filter(None, [inherited])]
-        patch.setenv("PYTHONPATH", os.pathsep.join(path))
-        patch.setenv(stops.FILE, str(folder / "stops"))
-        yield folder / "stops"
+def serving_with_stops(
+    folder: Path, *args: str, command: Sequence[str] | None = None
+) -> Iterator[Serving]:
+    """A server that has the plugin of ``tests/engine/stops``, which obeys a file of its own, and
+    that of ``tests/engine/counted``. Servers that start later do not have them."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            inherited = os.environ.get("PYTHONPATH", "")
+            plugins = [str(Path(plugin.__file__).parent) for plugin in (stops, counted)]
+            path = [*plugins, *filter(None, [inherited])]
+            patch.setenv("PYTHONPATH", os.pathsep.join(path))
+            patch.setenv(stops.FILE, str(folder / "stops"))
+            running = stack.enter_context(serving(folder, *args, command=command))
+        running.stops_file = folder / "stops"
+        yield running
 
 
 @pytest.fixture
@@ -244,8 +249,8 @@ def server(
     asked += ["--speckv-trace", str(folder / "trace"), "--speckv-profile", PROFILE_S]
     asked += ["--enable-metrics"]
     launch = flags(models, *PAIRS[request.param])
-    with with_stops(folder) as file, serving(folder, *launch, *asked) as running:
-        running.pair, running.trace, running.stops_file = request.param, folder / "trace", file
+    with serving_with_stops(folder, *launch, *asked) as running:
+        running.pair, running.trace = request.param, folder / "trace"
         yield running
 
 

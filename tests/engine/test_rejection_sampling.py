@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.conftest import PROMPTS, STEPS, Serving, flags, serving, with_stops
+from tests.engine.conftest import PROMPTS, STEPS, Serving, flags, serving_with_stops
 from tests.engine.reference import AT_A_TIME, Reference, follows_target, sampled
 from tests.engine.test_signals import records_of
 
@@ -24,8 +24,8 @@ def drawing(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     asked += ["--speckv-trace", str(folder), "--speckv-profile", "0"]
     asked += ["--speculative-use-rejection-sampling", "--max-running-requests", AT_A_TIME]
     launch = flags(models, "EAGLE", "eagle2")
-    with with_stops(folder) as file, serving(folder, *launch, *asked) as running:
-        running.trace, running.stops_file = folder, file
+    with serving_with_stops(folder, *launch, *asked) as running:
+        running.trace = folder
         yield running
 
 

@@ -27,7 +27,7 @@ from tests.engine.conftest import (
     flags,
     models,
     serving,
-    with_stops,
+    serving_with_stops,
 )
 from tests.rehearsal import serve
 
@@ -134,8 +134,8 @@ def gpu_server(
     kind: Kind = request.param
     folder = tmp_path_factory.mktemp(str(kind))
     args = server_flags(models, kind, folder / "trace")
-    with with_stops(folder) as file, serving(folder, *args, command=COMMAND) as running:
-        running.pair, running.trace, running.stops_file = kind.pair, folder / "trace", file
+    with serving_with_stops(folder, *args, command=COMMAND) as running:
+        running.pair, running.trace = kind.pair, folder / "trace"
         yield kind, running
 
 
