@@ -85,6 +85,7 @@ PARTS: dict[str, Variant] = {
     "drift": Variant([(logistic, "DRIFT", 0.0), (logistic, "SLOPE_DRIFT", 0.0)]),
     "drift of slopes": Variant([(logistic, "SLOPE_DRIFT", 0.0)]),
     "times while serving": Variant([(cost.CostModel, "update", _nothing)]),
+    "round times that drift together": Variant([(cost, "TOGETHER", 0.0)]),
     "what the load earns": Variant([(throughput.Load, "earn", _nothing)]),
     "sleep": Variant(may_sleep=False),
     "margin for sleep": Variant([(throughput, "STAY", 0.0)]),

@@ -1,41 +1,54 @@
 """What a round costs: seconds by batch size and depth, timed at start-up and while serving.
 
-A cell is one batch size at one depth. It keeps its newest times and stands for the mean of their
-middle half: a pause moves nothing, and a lasting change is believed by the time that all of them
-show it. What was never timed is told by a fit over all cells (k - 1 draft forwards, B (k + 1)
-verified tokens; a holds what every round pays, draft-extend included):
+The logarithms of the round times of one batch size, one for every depth and one for a round that
+the draft sleeps through, are the state of a Kalman filter. They drift together: a machine that does
+other work is slower at every depth, so a depth that was not chosen for a while stays comparable.
+They also drift a little apart. Both go faster the more rounds surprise. What was never timed is
+told by a fit over all sizes (k - 1 draft forwards, B (k + 1) verified tokens; a holds what every
+round pays, draft-extend included), on the scale of what was:
 
     T(B, k) = a + b max(k - 1, 0) + c B (k + 1)
 
-The fit counts as a few more times of every cell, so it matters where there are few. A cell that
-was not served for a while keeps but a few of its times, so that it is soon known again.
-
 A round that verifies only some of its drafts is kept as a whole one. What it saved follows from
-rounds of one cell in which more or less was cut, at first from c.
+rounds of one depth in which more or less was cut, at first from c.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from sglang_speckv.policy.acceptance import RECENT
 from sglang_speckv.policy.checks import is_count, is_time
 from sglang_speckv.policy.prior import CostPrior
 
 SIZES = (1, 2, 3, *(m << e for e in range(9) for m in (4, 5, 6, 7)))
 """Batch sizes that are told apart where the engine names none; the next larger one counts."""
-WINDOW = 32
-"""Times that a cell keeps. With 16, noise wakes drafts that should sleep (-1.2 %); with 64, a draft
-that became 12 times dearer is believed late (-4.6 %; benchmarks/ablation.py)."""
+NOISE = 0.07
+"""Standard deviation of a round's time before any evidence, in logs."""
+SPREAD = 0.15
+"""That of a depth's time from the fit before any evidence."""
 FEW = 3
-"""How many times these count as, so that what is served soon overrules them: the fit, a start-up
-profile, and what is left of a cell that was not served for :data:`WINDOW` rounds. A cell with as
-many is fitted to."""
+"""How many times one of a start-up profile counts as. A depth that was timed as often is fitted
+to: what was timed less may have been a pause."""
+FIT_ERROR = 0.05
+"""Relative error of the fit where all is known."""
+ANY_SCALE = 4.0
+"""Variance of all of them together: nothing is known of the machine."""
+TOGETHER, APART = 0.03, 0.001
+"""Variance that all times gain together and each gains alone, for every squared surprise."""
+CLIP = 3.0
+"""Standard deviations to which a surprise counts. Where the same depth surprises by more twice in a
+row, half of it is doubt about that depth and half about all: a pause moves little, and the same
+again is believed."""
 REFRESH = 16
-"""Rounds from one fit to the next."""
+"""Rounds from one look at the times to the next."""
+REFIT = 128
+"""The same for the fit, if rounds surprise by as much as they usually do; it is dear."""
 SAVING_PRIOR = 0.05
 """How much is known of what a cut saves before any was made: as much as five rounds say in which a
 tenth of the time was cut more, or less, than usual."""
@@ -44,8 +57,6 @@ SAVING_MEMORY = 512
 SHAPE = np.array([1.0, 0.06, 0.02])
 """a, b, c before any evidence, in units of a, each as likely nothing as twice that. From the demo
 pair on two CPU cores."""
-FIT_ERROR = 0.05
-"""Relative error of the fit where all is known."""
 
 
 class TimedRound(NamedTuple):
@@ -57,6 +68,44 @@ class TimedRound(NamedTuple):
     asleep: bool = False
 
 
+class Times:
+    """Of one batch size: logs of its round times, ``mean`` [columns], their ``covariance``, and
+    how often each was ``timed``. ``surprises``: the sum of all squared ones so far."""
+
+    def __init__(self, mean: np.ndarray, surprises: float) -> None:
+        columns = len(mean)
+        self.mean = mean
+        self.covariance = np.full((columns, columns), ANY_SCALE) + SPREAD**2 * np.eye(columns)
+        self.timed = np.zeros(columns, dtype=int)
+        self._surprises = surprises
+        self._beyond = np.zeros(columns)
+        """How far each one's last time was beyond what one time is believed."""
+        self._diagonal = self.covariance.ravel()[:: columns + 1]
+
+    def learn(
+        self, column: int, seconds: float, noise: float, surprises: float, profiled: bool
+    ) -> float:
+        """One time, of which ``noise`` is the variance; a profiled one stands for :data:`FEW`, and
+        is believed however far it is. Returns how far it was from what was expected."""
+        count, clip = (FEW, math.inf) if profiled else (1, CLIP)
+        drifted, self._surprises = surprises - self._surprises, surprises
+        self.covariance += min(TOGETHER * drifted, ANY_SCALE)
+        self._diagonal += APART * drifted
+        surprise = math.log(seconds) - float(self.mean[column])
+        variance = float(self.covariance[column, column]) + noise / count
+        most = clip * variance**0.5
+        along = self.covariance[:, column].copy()
+        self.mean += along * (min(max(surprise, -most), most) / variance)
+        self.covariance -= np.outer(along, along / variance)
+        beyond = surprise - min(max(surprise, -most), most)
+        again = min(max(beyond * float(self._beyond[column]), 0.0), 1.0)
+        self._beyond[column] = beyond
+        self.covariance += again / 2
+        self._diagonal[column] += again / 2
+        self.timed[column] += count
+        return surprise
+
+
 class CostModel:
     def __init__(self, max_steps: int, prior: CostPrior | None = None, padded: Sequence[int] = ()):
         """``padded``, ascending: the sizes that the engine pads batches to, up to the largest."""
@@ -65,24 +114,20 @@ class CostModel:
         self._depths = range(max_steps + 1)
         self._asleep = max_steps + 1
         """The column of rounds without the draft."""
-        self._times = np.zeros((len(sizes), max_steps + 2, WINDOW))
-        self._usual = np.zeros(self._times.shape[:2])
-        """What each cell stands for."""
-        self._count = self._usual.astype(int)
-        self._next = self._usual.astype(int)
-        self._served = self._usual.astype(int)
-        """The update that served it last."""
+        self._known: dict[int, Times] = {}
+        self._noise = NOISE**2
+        self._surprises = self._fitted = 0.0
+        """The sum of all squared ones, and what it was at the last fit."""
         steps, verified = np.arange(max_steps + 1), np.outer(sizes, np.arange(max_steps + 1) + 1)
         every, drafts = np.ones_like(verified), np.maximum(steps - 1, 0) + 0 * verified
         self._work = np.stack([every, drafts, verified], axis=-1).astype(float)
         """[sizes, depths, 3]: what a, b and c are multiplied by."""
+        self._fits: dict[int, np.ndarray] = {}
         self._told: dict[int, tuple[list[float], float | None, float]] = {}
-        self._cut_mean = np.zeros((*self._usual.shape, 2))
-        """Of each cell: share of its time that cut drafts should have saved, and that was saved."""
+        self._cut_mean = np.zeros((len(sizes), max_steps + 1, 2))
+        """Of each size and depth: the share of a round that cuts should save, and that they did."""
         self._saving = np.zeros((len(sizes), 2))
         """Decayed sums of squares of the one, and of products with the other, around these."""
-        self._per_token = np.zeros(len(sizes))
-        """By the fit."""
         self._updates = 0
         self.rounds = 0
         """Awake rounds that are known of, timed or profiled."""
@@ -106,22 +151,25 @@ class CostModel:
         """The lower quartile stands for all: other work on the machine makes rounds slower and none
         faster, and it may last for most of a profile."""
         usual = sorted(times)[(len(times) - 1) // 4]
-        for _ in range(FEW):
-            self._keep((self.row_of(size), column), usual)
-        self._told.clear()
+        self._learn(self.row_of(size), column, usual, profiled=True)
+        self._forget()
 
-    def _keep(self, cell: tuple[int, int], seconds: float) -> None:
-        if self._updates - self._served[cell] > WINDOW:
-            kept = min(self._count[cell], FEW)
-            newest = (self._next[cell] - kept + np.arange(kept)) % WINDOW
-            self._times[cell][:kept] = self._times[cell][newest]
-            self._count[cell] = self._next[cell] = kept
-        self._served[cell] = self._updates
-        self._times[cell][self._next[cell]] = seconds
-        self._next[cell] = (self._next[cell] + 1) % WINDOW
-        self._count[cell] = min(self._count[cell] + 1, WINDOW)
-        self._usual[cell] = _middle(self._own(cell))
-        self.rounds += cell[1] != self._asleep
+    def _learn(self, row: int, column: int, seconds: float, profiled: bool = False) -> None:
+        known = self._known.get(row)
+        if known is None:
+            expected = np.log(self._work[row] @ self._fit(row))
+            known = self._known[row] = Times(np.append(expected, expected[0]), self._surprises)
+        new = not known.timed[column]
+        surprise = known.learn(column, seconds, self._noise, self._surprises, profiled) ** 2
+        if not new:
+            self._surprises += min(surprise, 1.0)
+            self._noise += (min(surprise, CLIP**2 * self._noise) - self._noise) / RECENT
+        self.rounds += column != self._asleep
+
+    def _forget(self) -> None:
+        self._told.clear()
+        self._fits.clear()
+        self._fitted = self._surprises
 
     def row_of(self, batch_size: int) -> int:
         return min(bisect_left(self._sizes, batch_size), len(self._sizes) - 1)
@@ -139,29 +187,33 @@ class CostModel:
         if not is_time(seconds):
             return
         row = self.row_of(batch_size)
-        cell = row, self._asleep if asleep else num_steps
-        if not asleep and (cut or self._cut_mean[cell].any()):
-            seconds += self._saved(cell, cut, seconds)
+        if not asleep and (cut or self._cut_mean[row, num_steps].any()):
+            seconds += self._saved(row, num_steps, cut, seconds)
+        column = self._asleep if asleep else num_steps
+        self._learn(row, column, seconds)
         self._updates += 1
-        self._keep(cell, seconds)
-        if self._updates < REFRESH or self._updates % REFRESH == 0:
+        if self._updates < REFRESH or self._known[row].timed[column] <= FEW:
+            self._forget()
+        elif self._updates % REFRESH == 0:
             self._told.clear()
+            if self._surprises - self._fitted > REFIT * self._noise:
+                self._forget()
+        self._tell(row)  # here and not while a decision waits
 
-    def _saved(self, cell: tuple[int, int], cut: int, seconds: float) -> float:
-        """What a round of ``cell`` saved by ``cut`` drafts; learns it by how much shorter than a
-        whole one the round was."""
-        times, _, token = self._tell(cell[0])
-        whole = times[cell[1]]
-        mean = self._cut_mean[cell]
-        apart = np.array([cut * self._per_token[cell[0]], whole - seconds]) / whole - mean
-        mean += apart / WINDOW
-        saving = self._saving[cell[0]]
+    def _saved(self, row: int, num_steps: int, cut: int, seconds: float) -> float:
+        """What a round saved by ``cut`` drafts; learns it by how much shorter than a whole one the
+        round was."""
+        times, _, token = self._tell(row)
+        known, fit = self._known.get(row), self._fit(row)
+        whole = times[num_steps] if known is None else math.exp(known.mean[num_steps])
+        should = cut * float(fit[2]) / float(self._work[row, num_steps] @ fit)
+        most = CLIP * self._noise**0.5
+        did = min(max(1.0 - seconds / whole, -most), should + most)
+        mean, saving = self._cut_mean[row, num_steps], self._saving[row]
+        apart = np.array([should, did]) - mean
+        mean += apart / RECENT
         saving += apart[0] * apart - saving / SAVING_MEMORY
         return cut * token
-
-    def _own(self, cell: tuple[int, int]) -> list[float]:
-        own: list[float] = self._times[cell][: self._count[cell]].tolist()
-        return own
 
     def times(self, batch_size: int) -> list[float]:
         """T(B, 0..max_steps), in seconds."""
@@ -185,45 +237,54 @@ class CostModel:
 
     def _tell(self, row: int) -> tuple[list[float], float | None, float]:
         if row not in self._told:
-            times = self._blended(row)
-            slept = self._count[:, self._asleep].nonzero()[0]
+            times, fit = self._blended(row), self._fit(row)
+            slept = [other for other, known in self._known.items() if known.timed[self._asleep]]
             asleep = None
-            if len(slept) and self.rounds:
-                near = int(slept[np.abs(slept - row).argmin()])
+            if slept and self.rounds:
+                near = min(slept, key=lambda other: abs(other - row))
                 awake = times if near == row else self._blended(near)
-                asleep = float(self._usual[near, self._asleep]) / awake[0] * times[0]
-            self._per_token[row] = self._fit(row)[2]
+                asleep = math.exp(self._known[near].mean[self._asleep]) / awake[0] * times[0]
             squares, products = self._saving[row] + SAVING_PRIOR
             real = min(max(float(products / squares), 0.0), 2.0)
-            self._told[row] = times, asleep, real * float(self._per_token[row])
+            scale = sum(times) / float((self._work[row] @ fit).sum())
+            self._told[row] = times, asleep, real * scale * float(fit[2])
         return self._told[row]
 
     def _blended(self, row: int) -> list[float]:
-        fitted = (self._work[row] @ self._fit(row)).tolist()
-        return [_middle([*self._own((row, k)), *FEW * [fitted[k]]]) for k in self._depths]
+        """T(B, 0..max_steps): what was timed, and the fit on any scale."""
+        fitted, known = self._work[row] @ self._fit(row), self._known.get(row)
+        if known is None:
+            alone: list[float] = fitted.tolist()
+            return alone
+        mean, covariance = known.mean[:-1], known.covariance[:-1, :-1]
+        error = ANY_SCALE + FIT_ERROR**2 * np.eye(len(mean))
+        weight = np.linalg.solve(covariance + error, np.log(fitted) - mean)
+        both: list[float] = np.exp(mean + covariance @ weight).tolist()
+        return both
 
     def _fit(self, row: int) -> np.ndarray:
-        """a, b, c: ridge regression of relative times; a cell of another batch size weighs less by
+        if row not in self._fits:
+            self._fits[row] = self._fit_anew(row)
+        return self._fits[row]
+
+    def _fit_anew(self, row: int) -> np.ndarray:
+        """a, b, c: ridge regression of relative times; those of another batch size weigh less by
         the square of how many times it is larger or smaller."""
-        count = self._count[:, : self._asleep]
-        known = count >= min(FEW, max(1, count.max()))
-        if not known.any():
+        rows = [other for other, known in self._known.items() if known.timed[:-1].any()]
+        if not rows:
             return SHAPE
-        sizes = np.array(self._sizes)
-        apart = np.maximum(sizes / sizes[row], sizes[row] / sizes) ** -2.0
-        weight = np.broadcast_to(apart[:, None], known.shape)[known]
-        own = self._usual[:, : self._asleep][known]
-        usual = self._work[known] @ SHAPE
+        counts = np.stack([self._known[other].timed[:-1] for other in rows])
+        timed = counts >= min(FEW, int(counts.max()))
+        sizes, size = np.array(self._sizes)[rows], self._sizes[row]
+        apart = np.maximum(sizes / size, size / sizes) ** -2.0
+        weight = np.broadcast_to(apart[:, None], timed.shape)[timed]
+        own = np.exp(np.stack([self._known[other].mean[:-1] for other in rows])[timed])
+        work = self._work[rows][timed]
+        usual = work @ SHAPE
         scale = float(weight @ (own / usual) / weight.sum())
-        share = self._work[known] * SHAPE / usual[:, None]
+        share = work * SHAPE / usual[:, None]
         weighted = share.T * weight
         change = np.linalg.solve(
             weighted @ share + FIT_ERROR**2 * np.eye(3), weighted @ (own / usual / scale - 1.0)
         )
         return scale * SHAPE * np.maximum(1.0 + change, [0.1, 0.0, 0.0])
-
-
-def _middle(times: list[float]) -> float:
-    """The mean of the middle half: nearly as steady as a mean, and deaf to pauses as a median."""
-    inner = sorted(times)[len(times) // 4 : len(times) - len(times) // 4]
-    return sum(inner) / len(inner)

@@ -160,6 +160,21 @@ def test_a_depth_that_was_left_for_a_while_is_soon_known_again() -> None:
     assert model.times(1)[5] == pytest.approx(2 * TRUTH.seconds(1, 5), rel=0.1)
 
 
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_machine_that_becomes_slower_is_slower_at_every_depth(asleep: bool) -> None:
+    """A depth that is not chosen meanwhile keeps its share of the others' times."""
+    model = CostModel(7)
+    rows = [TimedRound(1, k, TRUTH.seconds(1, k)) for k in range(8)]
+    model.profiled([*rows, TimedRound(1, 0, 0.9 * TRUTH.seconds(1, 0), asleep=True)])
+    rng = np.random.default_rng(0)
+    for n in range(300):
+        speed = 1.0 + 0.5 * min(n / 100, 1.0)
+        steps, seconds = (0, 0.9 * TRUTH.seconds(1, 0)) if asleep else (3, TRUTH.seconds(1, 3))
+        model.update(1, steps, seconds * speed * float(np.exp(rng.normal(0, 0.03))), asleep)
+    assert model.times(1)[5] == pytest.approx(1.5 * TRUTH.seconds(1, 5), rel=0.08)
+    assert model.asleep_time(1) == pytest.approx(1.5 * 0.9 * TRUTH.seconds(1, 0), rel=0.08)
+
+
 def test_a_depth_that_is_only_probed_is_known_after_some_probes() -> None:
     """A disturbed profile found depth 0 slow; each probe of it stands alone among other rounds."""
     model = CostModel(3)
@@ -222,7 +237,7 @@ def test_a_cost_table_is_where_it_starts() -> None:
 def test_asleep_rounds_are_learned_where_there_are_no_others() -> None:
     model = CostModel(7)
     model.profiled([TimedRound(4, 0, 0.03, True), TimedRound(4, 0, 0.04), TimedRound(4, 3, 0.05)])
-    assert model.asleep_time(4) == pytest.approx(0.03)
+    assert model.asleep_time(4) == pytest.approx(0.03, rel=0.05)
     for _ in range(64):
         model.update(4, 0, 0.05, asleep=True)
-    assert model.asleep_time(4) == pytest.approx(0.05)
+    assert model.asleep_time(4) == pytest.approx(0.05, rel=0.05)
