@@ -85,7 +85,6 @@ PARTS: dict[str, Variant] = {
     "drift": Variant([(logistic, "DRIFT", 0.0), (logistic, "SLOPE_DRIFT", 0.0)]),
     "drift of slopes": Variant([(logistic, "SLOPE_DRIFT", 0.0)]),
     "times while serving": Variant([(cost.CostModel, "update", _nothing)]),
-    "round times that drift together": Variant([(cost, "TOGETHER", 0.0)]),
     "what the load earns": Variant([(throughput.Load, "earn", _nothing)]),
     "sleep": Variant(may_sleep=False),
     "margin for sleep": Variant([(throughput, "STAY", 0.0)]),
@@ -94,11 +93,12 @@ PARTS: dict[str, Variant] = {
 }
 
 
-WITHIN_ROUNDS: dict[str, Variant] = {
+NEWER: dict[str, Variant] = {
     "stops": Variant(stops=False),
     "widths": Variant(widths=False),
     "stops and widths": Variant(stops=False, widths=False),
     "what a cut saves": Variant([(cost, "SAVING_PRIOR", NEVER)]),
+    "round times that drift together": Variant([(cost, "TOGETHER", 0.0)]),
     "expected labels": Variant(
         [
             (module, "imputed", lambda judged, accepted, *_: (1.0 * judged, accepted))
@@ -106,7 +106,7 @@ WITHIN_ROUNDS: dict[str, Variant] = {
         ]
     ),
 }
-"""Parts that came with stops and widths; the committed table is older than they are."""
+"""Parts that are newer than the committed table."""
 
 
 def constants() -> dict[str, Variant]:
@@ -336,7 +336,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write all figures here.")] = None,
 ) -> None:
     """tok/s of the default policy without a part, or with another constant, over the whole."""
-    names = [name for name in (*PARTS, *WITHIN_ROUNDS, *constants()) if re.search(only, name)]
+    names = [name for name in (*PARTS, *NEWER, *constants()) if re.search(only, name)]
     cases: list[Case | str] = [*STRESSES, *WALKS]
     found = []
     with Screen().status("replaying") as say, ProcessPoolExecutor(jobs) as pool:
@@ -353,11 +353,11 @@ def main(
 
 def _by_name(case: Case | str, names: Sequence[str], seeds: int, passes: int) -> list[Any]:
     """Constants are tried at one and sixteen requests, and on fewer kinds of machines."""
-    every = PARTS | WITHIN_ROUNDS | constants()
+    every = PARTS | NEWER | constants()
     if isinstance(case, str):
         return run_stress(case, {name: every[name] for name in names}, STRESS_SEEDS)
     few = case.requests in (1, 16) and case.machine in ("as profiled", "half as fast", "pauses")
-    tried = {name: every[name] for name in names if few or name in PARTS | WITHIN_ROUNDS}
+    tried = {name: every[name] for name in names if few or name in PARTS | NEWER}
     return run_case(case, tried, seeds, passes)
 
 
