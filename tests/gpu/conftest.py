@@ -68,8 +68,8 @@ class Kind:
 
     @property
     def sleeps(self) -> bool:
-        """At depth 0. Under overlap Triton leaves lengths on the device."""
-        lengths_on_host = self.backend != "triton" or not self.overlap
+        """At depth 0. Under overlap FA3 and Triton leave lengths on the device."""
+        lengths_on_host = self.backend == "flashinfer" or not self.overlap
         return self.pair.startswith("standalone") and lengths_on_host
 
     def __str__(self) -> str:
