@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 EVERY = 4
 """Rounds of which one is counted."""
 ENOUGH = 20
-"""Rounds of one depth and size that are counted: it makes them several times as slow."""
+"""Rounds of one depth and size that are counted: counting slows a round down."""
 OURS = "sglang_speckv."
 ENGINE = "sglang_speckv.srt.cpu."
 """The CPU engine, which serves without SpecKV too."""

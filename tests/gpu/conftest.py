@@ -36,6 +36,8 @@ __all__ = ["models"]
 CUDA = torch.cuda.is_available()
 REHEARSAL = not CUDA and os.environ.get("SPECKV_REHEARSE") in ("1", "all")
 WHOLE = REHEARSAL and os.environ["SPECKV_REHEARSE"] == "all"
+SHORT = REHEARSAL and not WHOLE
+at_length = pytest.mark.skipif(SHORT, reason="make rehearse runs it")
 needs_engine = pytest.mark.skipif(not (CUDA or REHEARSAL), reason="needs a CUDA device")
 on_gpu = [pytest.mark.gpu, needs_engine, pytest.mark.timeout(1800)]
 """What every module here says of itself: the first start on a GPU compiles for minutes."""

@@ -16,12 +16,11 @@ KINDS = [
     for overlap in (True, False)
     for lag in ("late", "0", "auto")
 ]
-if REHEARSAL:  # `auto` is served by test_serving, and two ranks by test_ranks
+if REHEARSAL:
     KINDS = []
-if WHOLE:
-    KINDS += [
-        Kind("standalone-self", "flashinfer", lag="0", ranks=2),
-        *(Kind("standalone-self", "flashinfer", lag=lag, ranks=2) for lag in ("late", "auto")),
+if WHOLE:  # `auto` of one rank is served by test_serving
+    KINDS = [
+        *(Kind("standalone-self", "flashinfer", lag=lag, ranks=2) for lag in ("0", "late", "auto")),
         *(Kind("standalone-self", "fa3", lag=lag) for lag in ("late", "0")),
         *(Kind("standalone-self", "triton", lag=lag) for lag in ("late", "0", "auto")),
         Kind("standalone-self", "flashinfer", lag="0"),

@@ -12,14 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, serving
-from tests.gpu.conftest import COMMAND, REHEARSAL, WHOLE, Kind, on_gpu, on_kinds, second_flags
+from tests.gpu.conftest import (
+    COMMAND,
+    REHEARSAL,
+    Kind,
+    at_length,
+    on_gpu,
+    on_kinds,
+    second_flags,
+)
 
 KINDS = [
     Kind("standalone-self", "flashinfer", lag="late"),
     Kind("eagle3", "flashinfer", lag="late"),
 ]
-whole = pytest.mark.skipif(REHEARSAL and not WHOLE, reason="make rehearse runs it")
-pytestmark = [*on_gpu, on_kinds(*KINDS), whole]
+pytestmark = [*on_gpu, on_kinds(*KINDS), at_length]
 
 STEPS = 3
 WAITS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import PROMPTS, Serving
-from tests.gpu.conftest import REHEARSAL, WHOLE, Kind, References, on_gpu, on_kinds
+from tests.gpu.conftest import REHEARSAL, Kind, References, at_length, on_gpu, on_kinds
 
 pytestmark = [
     *on_gpu,
@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.skipif(
         not REHEARSAL and torch.cuda.device_count() < 2, reason="needs two CUDA devices"
     ),
-    pytest.mark.skipif(REHEARSAL and not WHOLE, reason="make rehearse runs it"),
+    at_length,
 ]
 
 

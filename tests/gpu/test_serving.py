@@ -19,17 +19,18 @@ from tests.engine.test_signals import compare_with_transformers, doze, records_o
 from tests.exact.features import SHARED
 from tests.gpu.conftest import (
     COMMAND,
-    CUDA,
     DTYPE,
     KINDS,
     LARGEST_GRAPH,
     PREFILL_TOKENS,
     REHEARSAL,
+    SHORT,
     SIGNAL_TOLERANCE,
     STEPS,
     WHOLE,
     Kind,
     References,
+    at_length,
     needs_device,
     on_gpu,
     server_flags,
@@ -41,7 +42,7 @@ pytestmark = [*on_gpu, on(*KINDS)]
 Pair = tuple[Kind, Serving]
 
 
-@pytest.mark.parametrize("num_steps", STEPS if CUDA or WHOLE else (STEPS[0], STEPS[-1]))
+@pytest.mark.parametrize("num_steps", (STEPS[0], STEPS[-1]) if SHORT else STEPS)
 def test_a_fixed_depth_is_lossless(
     gpu_server: Pair, references: References, num_steps: int
 ) -> None:
@@ -53,7 +54,7 @@ def test_a_fixed_depth_is_lossless(
     assert {step for step in after if after[step] > before[step]} == {str(num_steps)}
 
 
-@pytest.mark.parametrize("policy", ["throughput", "ema"] if CUDA or WHOLE else ["throughput"])
+@pytest.mark.parametrize("policy", ["throughput"] if SHORT else ["throughput", "ema"])
 def test_policies_are_lossless(gpu_server: Pair, references: References, policy: str) -> None:
     kind, server = gpu_server
     server.select(policy)
@@ -77,7 +78,7 @@ def test_long_prompts_and_cached_ones_are_lossless(
 ) -> None:
     """Prefilled in chunks, and behind a prefix of the cache."""
     kind, server = gpu_server
-    if not (CUDA or WHOLE) and kind.pair != "eagle3":
+    if SHORT and kind.pair != "eagle3":
         pytest.skip("make rehearse runs it")
     long = SHARED * (PREFILL_TOKENS // len(SHARED) + 1)
     prompts = [long + prompt for prompt in PROMPTS]
@@ -90,7 +91,7 @@ def test_long_prompts_and_cached_ones_are_lossless(
     assert references[kind.backend].losses(tokens, prompts) == []
 
 
-@pytest.mark.skipif(not (CUDA or WHOLE), reason="make rehearse runs it")
+@at_length
 def test_graphs_captured_again_are_those_of_every_depth(
     gpu_server: Pair, references: References, models: dict[str, str]
 ) -> None:
@@ -161,7 +162,7 @@ def signals_by_round(server: Serving) -> dict[tuple[str, int], Record]:
 
 def test_a_draft_that_slept_has_missed_nothing(gpu_server: Pair, models: dict[str, str]) -> None:
     kind, server = gpu_server
-    if not (CUDA or WHOLE) and not kind.sleeps:
+    if SHORT and not kind.sleeps:
         pytest.skip("make rehearse runs it")
     before = server.speckv()["draft_catch_ups"]
     answers = doze(server)
@@ -175,7 +176,7 @@ def test_a_draft_that_slept_has_missed_nothing(gpu_server: Pair, models: dict[st
 
 def test_decoding_runs_in_graphs(gpu_server: Pair) -> None:
     kind, server = gpu_server
-    if not (CUDA or WHOLE) and kind.pair == "eagle3":
+    if SHORT and kind.pair == "eagle3":
         pytest.skip("make rehearse runs it")
     for num_steps in STEPS:
         server.pin(num_steps)
