@@ -74,7 +74,7 @@ class _Never:
 
 PARTS: dict[str, Variant] = {
     "probes": Variant([(throughput, "PROBE_ROUNDS", NEVER)]),
-    "probes at once again": Variant([(throughput.Load, "pays", _Never())]),
+    "probes at once again": Variant([(throughput.Load, "probe_cost", _Never())]),
     "own acceptance": Variant(
         [(logistic.OwnAcceptance, "of", lambda _, requests: [0.0] * len(requests))]
     ),
@@ -133,6 +133,8 @@ class Case:
     machine: str = "as profiled"
 
 
+DISTURBED = "a disturbed profile"
+"""Other work made every round with the draft eight times as long in it."""
 MACHINES = (
     "half as fast",
     "long contexts",
@@ -141,6 +143,7 @@ MACHINES = (
     "slow by turns",
     "wavering",
     "pauses",
+    DISTURBED,
 )
 WALKS = [
     *(
@@ -207,6 +210,12 @@ def price_on(machine: str, price: Price) -> Price:
     asleep = None if price.asleep is None else change(0, price.asleep)
     token = 2.0 * price.token if machine == "half as fast" else price.token
     return Price({k: change(k, t) for k, t in own.items()}, asleep, token)
+
+
+def profile_on(machine: str, rows: Sequence[cost.TimedRound]) -> list[cost.TimedRound]:
+    """What the start-up profile told there."""
+    slower = 8.0 if machine == DISTURBED else 1.0
+    return [row if row.asleep else row._replace(seconds=slower * row.seconds) for row in rows]
 
 
 class Disturbed:
@@ -314,7 +323,7 @@ def _earned(variant: Variant, case: Case, at: Setting, options: ReplayOptions) -
         for seed in range(options.seeds):
             policy = _policy(variant, at.tiers)
             if variant.profiled:
-                policy.profiled(at.profile(size))
+                policy.profiled(profile_on(case.machine, at.profile(size)))
             noise = np.random.default_rng([seed, 1])
             told = Disturbed(policy, case.machine, np.random.default_rng([seed, 2]))
             walks.append(play(told, walk_of(at, options, size, seed), price, noise=noise))

@@ -19,7 +19,7 @@ import numpy as np
 
 from sglang_speckv.policy.acceptance import RECENT, Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round, windows_of
+from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round, is_time, windows_of
 from sglang_speckv.policy.cost import CostModel, TimedRound
 from sglang_speckv.policy.logistic import log_odds
 from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
@@ -50,13 +50,26 @@ class Load:
     asleep: bool = False
     deeper: bool = False
     """Which way the last one went."""
-    pays: float = np.inf
-    """Tokens that would pay for the newest probe from depth 0: where it brings more, it is repeated
-    at once."""
+    price: float = 0.0
+    probe_cost: float = np.inf
+    """Tokens that would pay for the newest probe from depth 0, at that price, by what it was
+    believed to take; infinite where its result has come."""
 
     def earn(self, tokens: float, seconds: float) -> None:
         self.tokens += tokens - self.tokens / RECENT
         self.seconds += seconds - self.seconds / RECENT
+
+    def probe(self, lost: float) -> None:
+        """A probe that loses as much as so many rounds bring: when is the next one?"""
+        self.to_probe = max(PROBE_ROUNDS, lost / PROBE_SHARE)
+
+    def probed(self, size: int, tokens: int, seconds: float) -> None:
+        """The probe from depth 0 brought ``tokens``. It may have cost less than was believed, which
+        nothing else would tell."""
+        waits, lost = self.to_probe, min(self.probe_cost, self.price * seconds) - tokens
+        self.probe(lost / size)
+        self.to_probe = min(waits, self.to_probe) if lost >= 0.0 else 0
+        self.probe_cost = np.inf
 
 
 class Weighed(NamedTuple):
@@ -117,6 +130,8 @@ class ThroughputPolicy:
         self._observed = self._ignored = 0
         self._last_size = 1
         self._may_sleep = True
+        self._slept = False
+        """In the last round that was observed."""
         self._stopping: Stopping | None = None
         self._stops = self._cuts = self._on_device = False
         self._requests: Sequence[int] | None = None
@@ -289,8 +304,9 @@ class ThroughputPolicy:
         load.deeper = best == 0 or (not load.deeper and best + 1 < len(worth))
         aside = best + (1 if load.deeper else -1)
         lost = (worth[best] - worth[aside]) / (weighed.price * weighed.times[best])
-        load.to_probe = max(PROBE_ROUNDS, lost / PROBE_SHARE)
-        load.pays = weighed.price * weighed.times[aside] if best == 0 else np.inf
+        load.probe(lost)
+        load.price = weighed.price
+        load.probe_cost = weighed.price * weighed.times[aside] if best == 0 else np.inf
         return aside
 
     def observe(self, outcome: Round) -> None:
@@ -302,8 +318,10 @@ class ThroughputPolicy:
         self._last_size = size
         widths, signals = _widths_of(outcome, steps), outcome.signals
         cut = outcome.cut if widths is not None and is_count(outcome.cut) else 0
+        wakes, self._slept = self._slept and not outcome.asleep, outcome.asleep
         if outcome.made is None:
-            self._cost.update(size, steps, outcome.seconds, outcome.asleep, cut)
+            seconds = None if wakes else outcome.seconds  # it takes longer than others of its depth
+            self._cost.update(size, steps, seconds, outcome.asleep, cut)
         elif is_count(outcome.made, steps):  # it took less time than its tier, nobody knows by what
             steps = int(outcome.made)
             signals = windows_of(signals)[:, :steps]
@@ -317,10 +335,10 @@ class ThroughputPolicy:
             firsts = windows_of(signals)[:, 0, 0]
             self._by_age[False].learn(steps, correct, firsts, None, widths, expected)
         load = self._loads.get(self._cost.row_of(size))
-        if load is not None and load.pays < np.inf:
+        if load is not None and steps and load.probe_cost < np.inf:
             right, _ = correct_drafts_of(correct, steps)
-            if size + int(right.sum()) > load.pays:
-                load.to_probe, load.pays = 0, np.inf
+            took = outcome.seconds if is_time(outcome.seconds) else np.inf
+            load.probed(size, size + int(right.sum()), took)
 
     def explain(self) -> dict[str, object]:
         """The newest decision and why, as JSON builtins: the tokens that every depth was expected
