@@ -74,7 +74,7 @@ class _Never:
 
 PARTS: dict[str, Variant] = {
     "probes": Variant([(throughput, "PROBE_ROUNDS", NEVER)]),
-    "probes at once again": Variant([(throughput.Load, "probe_cost", _Never())]),
+    "what a probe from depth 0 brought": Variant([(throughput.Load, "probe_cost", _Never())]),
     "own acceptance": Variant(
         [(logistic.OwnAcceptance, "of", lambda _, requests: [0.0] * len(requests))]
     ),

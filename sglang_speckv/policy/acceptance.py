@@ -48,7 +48,8 @@ class Acceptance:
         self._seen = np.zeros(SIGNAL_BINS)
         """Share of recent signals in each bin."""
         self._seen[SIGNAL_BINS // 2] = 1.0
-        self._table = np.ones((SIGNAL_BINS + 1, max_steps + 1))
+        self._by_bin = np.ones((SIGNAL_BINS + 1, max_steps))
+        """What survives of requests whose signal is in each bin, at last of a usual one."""
         if prior is not None:
             self._start_from(prior)
         self._believe()
@@ -71,12 +72,6 @@ class Acceptance:
         return AcceptancePrior(mean, covariance.copy(), self._seen.copy(), self.labels.copy())
 
     def tokens(
-        self, size: int, first_probs: np.ndarray | None, requests: Sequence[int] | None = None
-    ) -> list[float]:
-        """Expected tokens of the batch at depths 0..max_steps, bonus included."""
-        return self.verified(size, first_probs, requests)[0]
-
-    def verified(
         self,
         size: int,
         first_probs: np.ndarray | None,
@@ -86,9 +81,11 @@ class Acceptance:
         """Expected tokens of the batch at depths 0..max_steps, bonus included, and how many drafts
         are not verified where those are that survive with a probability above ``least``."""
         count, survival = self._survivals(size, first_probs, requests)
-        kept = survival > least
-        tokens = size + (count @ np.where(kept, survival, 0.0)).cumsum()
-        cut = (count @ ~kept).cumsum()
+        cut = np.zeros(self.depth)
+        if least > 0.0:
+            kept = survival > least
+            survival, cut = np.where(kept, survival, 0.0), (count @ ~kept).cumsum()
+        tokens = size + (count @ survival).cumsum()
         return [float(size), *tokens.tolist()], [0.0, *cut.tolist()]
 
     def _survivals(
@@ -99,7 +96,7 @@ class Acceptance:
         x = log_odds(first_probs, (size,))
         if size > SMALL:
             bins = np.bincount(self._bins_of(x), minlength=SIGNAL_BINS + 1)
-            return bins, np.diff(self._table)
+            return bins, self._by_bin
         own = np.array(self._offsets(size, requests))
         unknown = np.isnan(x)
         survival = self._model.probability(np.where(unknown, self._usual_x, x)[:, None], own)
@@ -110,14 +107,17 @@ class Acceptance:
     def survival(self, first_probs: np.ndarray) -> np.ndarray:
         """[requests, max_steps]: P(the first i drafts are all accepted), i = 1..max_steps, of new
         requests with these signals; of a usual one where a signal is NaN."""
-        return np.diff(self._table[self._bins_of(log_odds(first_probs, (len(first_probs),)))])
+        bins = self._bins_of(log_odds(first_probs, (len(first_probs),)))
+        survival: np.ndarray = self._by_bin[bins]
+        return survival
 
     def worth_of_signals(self, size: int, costs: Sequence[float] | np.ndarray) -> float:
         """Tokens per round that it earns to choose the depth of ``size`` requests by their signals
         and not by what is usual. ``costs`` [max_steps + 1]: the price of each depth's time, in
         tokens; infinite where there is no such tier."""
         drawn = np.random.default_rng(0).choice(SIGNAL_BINS, (DRAWS, size), p=self._seen)
-        worth = self._table[drawn].sum(axis=1) - costs
+        drafts = self._by_bin[drawn].sum(axis=1).cumsum(axis=1)
+        worth = np.insert(drafts, 0, 0.0, axis=1) - costs
         return float(worth.max(axis=1).mean() - worth.mean(axis=0).max())
 
     def learn(
@@ -162,10 +162,9 @@ class Acceptance:
     def _believe(self) -> None:
         """Lay out what :meth:`tokens` asks for."""
         survival = self._model.probability(self._middles[:, None]).cumprod(axis=1)
-        usual = self._seen @ survival
-        self._table[:, 1:] = 1.0 + np.concatenate([survival, usual[None]]).cumsum(axis=1)
-        self._usual = usual
-        self.usual: list[float] = self._table[-1].tolist()
+        self._usual = self._seen @ survival
+        self._by_bin = np.concatenate([survival, self._usual[None]])
+        self.usual: list[float] = [1.0, *(1.0 + self._usual.cumsum()).tolist()]
         """A(0)..A(max_steps): tokens of a usual request at every depth, bonus included."""
 
     def _bins_of(self, x: np.ndarray) -> np.ndarray:

@@ -269,7 +269,7 @@ class ThroughputPolicy:
     def _expected(self, batch: Batch, least: float = 0.0) -> tuple[list[float], list[float]]:
         """Tokens expected at every depth, and how many drafts are not verified."""
         size, firsts = int(batch.size), batch.first_probs
-        return self._acceptance.verified(size, firsts, batch.requests, least)
+        return self._acceptance.tokens(size, firsts, batch.requests, least)
 
     def _weigh(self, batch: Batch, load: Load) -> Weighed:
         size = int(batch.size)

@@ -59,7 +59,7 @@ def test_nothing_grows(case: Case) -> None:
     rng = np.random.default_rng(0)
     sizes = []
     for n in range(1500):
-        size = int(rng.integers(1, 300))
+        size = int(rng.integers(1, 100))
         firsts = rng.random(size)
         steps = policy.decide(Batch(size, firsts)).num_steps
         correct = rng.integers(0, steps + 1, size).tolist()

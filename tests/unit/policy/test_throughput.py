@@ -312,7 +312,7 @@ def test_a_draft_wakes_when_it_became_good(seed: int) -> None:
 def test_a_draft_that_a_disturbed_profile_made_dear_is_found(seed: int) -> None:
     """Its probes take less than is believed. (They once came a thousand rounds apart.)"""
     disturbed = [row if row.asleep else row._replace(seconds=8 * row.seconds) for row in SLEEPS]
-    decisions, earned = with_a_draft_that_sleeps((0.8, 0.8), 1800, disturbed, seed=seed)
+    _, earned = with_a_draft_that_sleeps((0.8, 0.8), 1800, disturbed, seed=seed)
     assert earned > 0.97 * 1.8 / DRAFTED_S
 
 
