@@ -64,6 +64,18 @@ def test_decode(attention: Any) -> None:
         torch.testing.assert_close(out[i : i + 1], plain(q[i : i + 1], k[at], v[at], every))
 
 
+def test_a_kernel_reads_past_the_end_of_a_tensor() -> None:
+    """In a replay the tensors of slots are as long as those of the captured batch."""
+    k, v, slots = pool(LENS)
+    q = torch.randn(len(LENS), HEADS, WIDTH)
+    outs = torch.empty(2, *q.shape)
+    every = torch.cat(slots)
+    for out, indices in zip(outs, (every, every[:1]), strict=True):
+        told = indptr(LENS), indices, q, q, indptr(LENS), 1
+        triton_attention.decode_attention_fwd(q, k, v, out, *told, WIDTH**-0.5, 1.0, 1.0)
+    torch.testing.assert_close(outs[0], outs[1])
+
+
 @pytest.mark.parametrize("rows", [[5, 1, 40], [4, 4, 4]], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["causal", "tree"])
 def test_extend(attention: Any, rows: list[int], masked: bool) -> None:

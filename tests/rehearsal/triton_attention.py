@@ -11,6 +11,13 @@ from tests.rehearsal.kernels import CAUSAL, NON_CAUSAL, allowed_by, attend
 from tests.rehearsal.tape import launch
 
 
+def memory_from(tensor: Tensor) -> Tensor:
+    """All that lies behind a pointer to it: a kernel does not know where the tensor ends, and in a
+    graph it ends where the captured batch did."""
+    end = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.as_strided((end - tensor.storage_offset(),), (1,))
+
+
 def extend_attention_fwd(
     q: Tensor,
     k: Tensor,
@@ -36,9 +43,9 @@ def extend_attention_fwd(
     the columns of the new rows only."""
 
     def kernel() -> None:
-        rows, before = qo_indptr.tolist(), kv_indptr.tolist()
+        rows, before, indices = qo_indptr.tolist(), kv_indptr.tolist(), memory_from(kv_indices)
         for i in range(len(rows) - 1):
-            own, slots = slice(rows[i], rows[i + 1]), kv_indices[before[i] : before[i + 1]].long()
+            own, slots = slice(rows[i], rows[i + 1]), indices[before[i] : before[i + 1]].long()
             keys, values = (
                 torch.cat([k_buffer[slots], k[own]]),
                 torch.cat([v_buffer[slots], v[own]]),
@@ -47,7 +54,8 @@ def extend_attention_fwd(
             allowed = allowed_by(CAUSAL if is_causal else NON_CAUSAL, count, columns, -1, None)
             if custom_mask is not None and mask_indptr is not None:
                 start = int(mask_indptr[i])
-                mask = custom_mask[start : start + count * columns].view(count, columns).bool()
+                mask = memory_from(custom_mask)[start : start + count * columns]
+                mask = mask.view(count, columns).bool()
                 allowed[:, columns - count :] &= mask[:, columns - count :]
             out, _ = attend(q[own], keys, values, allowed, sm_scale, logit_cap)
             o[own] = out.to(o.dtype)
@@ -75,9 +83,9 @@ def decode_attention_fwd(
     """q and o [requests, heads, dim]."""
 
     def kernel() -> None:
-        starts = kv_indptr.tolist()
+        starts, indices = kv_indptr.tolist(), memory_from(kv_indices)
         for i in range(len(q)):
-            slots = kv_indices[starts[i] : starts[i + 1]].long()
+            slots = indices[starts[i] : starts[i + 1]].long()
             seen = torch.ones(1, len(slots), dtype=torch.bool)
             row = q[i : i + 1]
             out, _ = attend(row, k_buffer[slots], v_buffer[slots], seen, sm_scale, logit_cap)
