@@ -112,7 +112,7 @@ def _run(steps: list[Step]) -> None:
 
 
 def _run_if(condition: Tensor, body: Body) -> None:
-    if condition.numpy():  # a device sees it without the host, so no operator may say that it waited
+    if condition.numpy():  # by no operator: a device sees it without the host
         _run(body)
     else:
         _spoil(body.memory)
