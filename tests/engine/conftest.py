@@ -211,7 +211,8 @@ def flags(models: dict[str, str], algorithm: str | None = None, draft: str = "")
     """Launch flags for the tiny target, with a draft where an algorithm is named."""
     args = ["--model-path", models["target"], "--max-total-tokens", "4096", "--random-seed", "1"]
     args += ["--constrained-json-disable-any-whitespace"]  # else it writes nothing but that
-    args += ["--enable-custom-logit-processor"]
+    args += ["--enable-custom-logit-processor", "--enable-priority-scheduling"]
+    args += ["--tool-call-parser", "hermes"]
     if algorithm is not None:
         args += [
             "--speculative-algorithm",

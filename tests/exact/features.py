@@ -369,6 +369,89 @@ def streamed_chat(server: Serving, **asked: Any) -> Any:
     return text, choices[-1]["finish_reason"], usage
 
 
+TOOL = {
+    "name": "look_up",
+    "strict": True,
+    "parameters": {
+        "type": "object",
+        "properties": {"word": {"type": "string", "pattern": "^[a-z]{8}$"}},
+        "required": ["word"],
+        "additionalProperties": False,
+    },
+}
+
+
+def tool_call(server: Serving) -> Any:
+    """A chat that has to call a tool, whole and as a stream, and one that may."""
+    body = {
+        "messages": [{"role": "user", "content": "Look up a word."}],
+        "temperature": 0,
+        "max_tokens": 128,
+        "tools": [{"type": "function", "function": TOOL}],
+    }
+    must = body | {"tool_choice": {"type": "function", "function": {"name": TOOL["name"]}}}
+    answers = [chat(server, asked) for asked in (must, body)]
+    events = stream(server, "/v1/chat/completions", must)
+    deltas = [choice["delta"] for event in events for choice in event["choices"]]
+    pieces = [call["function"] for delta in deltas for call in delta.get("tool_calls") or []]
+    (call,) = answers[0]["message"]["tool_calls"]
+    del call["id"]  # a random one
+    assert re.fullmatch("[a-z]{8}", json.loads(call["function"]["arguments"])["word"])
+    streamed = "".join(piece.get("arguments") or "" for piece in pieces)
+    assert json.loads(streamed) == json.loads(call["function"]["arguments"])
+    return answers, streamed
+
+
+def chat(server: Serving, body: dict[str, Any]) -> Any:
+    """The one choice of an answer."""
+    asked = {"model": "default", **body}
+    (choice,) = server.post("/v1/chat/completions", asked)["choices"]
+    return choice
+
+
+def priority(server: Serving) -> Any:
+    """A request that goes before others, which wait for room in the KV cache."""
+    server.flush_cache()
+    with ThreadPoolExecutor(1) as pool:
+        many = [f"{n}: {SHARED[:180]}" for n in range(28)]
+        waiting = pool.submit(generate_with_priority, server, many, 0)
+        time.sleep(0.3)
+        first = generate_with_priority(server, [f"now: {SHARED}"], 9)
+        assert not waiting.done()
+        return ids(first), ids(waiting.result())
+
+
+def generate_with_priority(server: Serving, prompts: list[str], value: int) -> list[Any]:
+    sampling = {"temperature": 0, "max_new_tokens": 92, "ignore_eos": True}
+    body = {"text": prompts, "sampling_params": sampling, "priority": value}
+    answers: list[Any] = server.post("/generate", body)
+    return answers
+
+
+def flush(server: Serving) -> Any:
+    """The same prompts before and after the cache is flushed."""
+    first = server.tokens(PROMPTS)
+    server.flush_cache()
+    answers = server.generate(PROMPTS)
+    assert {answer["meta_info"]["cached_tokens"] for answer in answers} == {0}
+    assert ids(answers) == first
+    return first
+
+
+def streamed_log_probabilities(server: Serving) -> Any:
+    """One log-probability for every streamed token, with a penalty and without."""
+    found = []
+    for own in ({}, {"frequency_penalty": 1.0}):
+        sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True} | own
+        body = {"text": PROMPTS[1], "sampling_params": sampling, "return_logprob": True}
+        *_, last = stream(server, "/generate", body)
+        entries = last["meta_info"]["output_token_logprobs"]
+        assert [token for _, token, _ in entries] == last["output_ids"]
+        assert len(entries) == TOKENS
+        found.append(entries)
+    return found
+
+
 def session(server: Serving) -> Any:
     """Two turns of a session, the second one with a penalty."""
     name = server.post("/open_session", {"capacity_of_str_len": 1000})
@@ -486,7 +569,8 @@ FEATURES: dict[str, Callable[[Serving], Any]] = {
         *(stop_regex, frequency_penalty, presence_penalty, repetition_penalty, three_penalties),
         *(min_new_tokens, min_p, custom_logit_processor, everything_at_once, several_answers),
         *(json_schema, regex, regex_to_the_end, regex_and_penalty, ebnf, log_probabilities),
-        *(streaming, streamed_usage, cached_prefix, another_turn, session, chunked_prefill),
+        *(tool_call, priority, flush, streamed_log_probabilities, streaming, streamed_usage),
+        *(cached_prefix, another_turn, session, chunked_prefill),
         *(retraction, retraction_with_penalty, abort, abort_all, hang_up, pause),
         *(end_of_the_context, full_kv),
     )
