@@ -11,6 +11,7 @@ import typer
 from sglang_speckv import __version__
 from sglang_speckv.ab.command import ab_command, demo_command
 from sglang_speckv.config import ConfigError
+from sglang_speckv.ctl import ctl
 from sglang_speckv.offline.train_command import train_command
 from sglang_speckv.replay.command import replay_command
 
@@ -55,6 +56,7 @@ app.command("ab")(ab_command)
 app.command("demo")(demo_command)
 app.command("replay")(replay_command)
 app.command("train")(train_command)
+app.add_typer(ctl, name="ctl")
 
 
 @app.command(context_settings=_PASS_THROUGH, add_help_option=False)

@@ -49,18 +49,23 @@ class _Answer(_Event):
 
 
 class Client:
-    """Speaks to one SGLang server; use as an async context manager."""
+    """Speaks to one SGLang server, which may want a ``key``; use as an async context manager."""
 
-    def __init__(self, name: str, url: str, timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, name: str, url: str, timeout_s: float = 300.0, key: str | None = None
+    ) -> None:
         self.name = name
         self.url = url.rstrip("/")
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def __aenter__(self) -> Self:
         # No limit on connections: the load's concurrency is the limit. An idle one is given up
         # before a server gives it up (after 5 s by default) just as a request is sent on it.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
-        self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
+        self._session = aiohttp.ClientSession(
+            timeout=self._timeout, connector=connector, headers=self._headers
+        )
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -122,17 +127,19 @@ class Client:
         pairs = zip(best, values, strict=True)
         return [inf if b is None or value is None else b - value for b, value in pairs]
 
-    async def internal_state(self) -> dict[str, Any]:
-        """``internal_states[0]`` of ``/server_info``: live, where the top level is start-up.
-
-        Raises:
-            ServerError: there is none, or each of several data-parallel ranks has its own.
-        """
+    async def internal_states(self) -> list[dict[str, Any]]:
+        """Those of ``/server_info``, one per data-parallel rank: live, where the top level is
+        start-up. Raises :class:`ServerError` where there is none."""
         raw = await self.call("GET", "/server_info")
         info = self.decode(raw, dict[str, Any], "/server_info")
         states = info.get("internal_states")
         if not isinstance(states, list) or not states or not isinstance(states[0], dict):
             raise ServerError(f"server {self.name}: /server_info has no internal_states")
+        return states
+
+    async def internal_state(self) -> dict[str, Any]:
+        """That of the only rank. Raises :class:`ServerError` where there is another number."""
+        states = await self.internal_states()
         if len(states) > 1:
             raise ServerError(
                 f"server {self.name} has {len(states)} data-parallel ranks, which are not measured "

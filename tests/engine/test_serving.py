@@ -8,6 +8,7 @@ import pytest
 import requests
 from scipy import stats
 
+from sglang_speckv.cli import main
 from tests.engine.conftest import PROMPTS, STEPS, Serving, on_pairs
 
 pytestmark = [pytest.mark.engine, on_pairs("eagle3", "standalone-self")]
@@ -99,6 +100,19 @@ def test_steering_refuses_what_is_not_there(server: Serving) -> None:
     assert not server.set_state(**{"speckv_policy:ema": 2})
     after = server.speckv()
     assert (after["policy"], after["pinned"]) == (before["policy"], before["pinned"])
+
+
+def test_speckv_ctl_steers_by_names(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ctl(*words: str) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", ["speckv", "ctl", server.url, *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        return server.speckv()
+
+    assert ctl("policy", "ema")["policy"] == "ema"
+    assert [ctl(*words)["pinned"] for words in (["pin", "3"], ["off"], ["release"])] == [3, 0, None]
+    assert ctl("policy", "throughput")["policy"] == "throughput"
 
 
 def test_server_info_shows_what_was_chosen(server: Serving) -> None:
