@@ -203,9 +203,7 @@ class ThroughputPolicy:
         watched = steps > 0 and weighed.watchable
         if watched:
             self._requests = batch.requests
-            if self._on_device:
-                steps = self._tier_to_stop_in(tier, weighed)
-            else:
+            if not self._on_device:
                 steps = self._deepest_worth_starting(steps, batch)
         return Decision(steps, "best", None if watched else length, awake, weighed.price, watched)
 
@@ -218,17 +216,6 @@ class ThroughputPolicy:
         if 1 in self.candidate_steps and not self.goes_on(firsts):
             return 1
         return self.candidate_steps[-1]
-
-    def _tier_to_stop_in(self, best: int, weighed: Weighed) -> int:
-        """Where a tier is verified in full, however many of its drafts are made: from the best tier
-        on, the one with the most worth if drafts that are not worth their time are not made. Of one
-        request the drafts themselves say which those are; of a batch this averages out."""
-        if not self._stops or self.candidate_steps[best] <= 1:
-            return self.candidate_steps[best]
-        spared = weighed.price * self._cost.draft_time(weighed.batch_size) / weighed.batch_size
-        deeper = self.candidate_steps[best:]
-        worth = [w + spared * (k - 1) for k, w in zip(deeper, weighed.worth[best:], strict=True)]
-        return deeper[worth.index(max(worth))]
 
     def stop_rule(self) -> StopRule | None:
         """How many drafts the round makes that was decided last, where a device sees to it; None

@@ -75,10 +75,15 @@ def names_of(wanted: Sequence[str], tiers: Sequence[int], knows_off: bool, mlp: 
 
 
 def policy_of(
-    name: str, tiers: Sequence[int], prior: Prior, profile: Sequence[TimedRound]
+    name: str,
+    tiers: Sequence[int],
+    prior: Prior,
+    profile: Sequence[TimedRound],
+    captured: bool = False,
 ) -> StepPolicy:
-    """A policy as it serves, told what a server would tell it before its first round. Only an
-    ``in-round`` arm is shown the coming window."""
+    """A policy as it serves, told what a server would tell it before its first round; ``captured``:
+    one that drafts in graphs, which cut nothing. Only an ``in-round`` arm is shown the coming
+    window."""
     if name == NONE:
         return StaticPolicy("static:0", (0,))
     if (steps := static_steps(name)) is not None:
@@ -88,7 +93,7 @@ def policy_of(
     if not name.endswith(IN_ROUND) and hasattr(policy, "foresee"):
         policy.foresee = None
     if base == "throughput":
-        policy.watch(stops, widths)
+        policy.watch(stops, widths and not captured, on_device=captured)
     if profile and hasattr(policy, "profiled"):
         policy.profiled(profile)
     found: StepPolicy = policy

@@ -58,6 +58,12 @@ def replay_command(
         int,
         typer.Option(min=0, max=8, help="Decisions that results and signals come late by."),
     ] = 0,
+    captured: Annotated[
+        bool,
+        typer.Option(
+            help="Draft in graphs, as on CUDA: the device stops, nothing is cut. Add --lag 1."
+        ),
+    ] = False,
     jobs: Annotated[int, typer.Option(min=0, max=1024, help="Processes; 0: one per core.")] = 0,
     explain: Annotated[
         int | None, typer.Option(help="Say why the policy chose what it did in this round.")
@@ -94,6 +100,7 @@ def replay_command(
         lag=lag,
         artifact=artifact,
         profiled=profile,
+        captured=captured,
         jobs=jobs,
     )
     if explain is not None:

@@ -21,7 +21,8 @@ def explain(options: ReplayOptions, number: int) -> dict[str, Any]:
     as it did. Raises :class:`ConfigError`."""
     name, size = (options.policies or ("throughput",))[0], options.requests[0]
     at = prepare(options)
-    policy: Any = policy_of(name, at.tiers, at.prior, at.profile(size) if options.profiled else ())
+    profile = at.profile(size) if options.profiled else ()
+    policy: Any = policy_of(name, at.tiers, at.prior, profile, options.captured)
     price = at.price(size)
     seen: dict[str, Any] = {}
 
@@ -56,6 +57,7 @@ def explain(options: ReplayOptions, number: int) -> dict[str, Any]:
         np.random.default_rng([0, 1]),
         number + 1,
         witness,
+        options.captured,
     )
     if not seen:
         raise ConfigError(f"--explain {number}: the replay has rounds 0..{len(played.seconds) - 1}")

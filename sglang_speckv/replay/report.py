@@ -110,6 +110,7 @@ def to_json(replay: Replay) -> dict[str, Any]:
             "seeds": options.seeds,
             "passes": options.passes,
             "lag": options.lag,
+            "captured": options.captured,
             "artifact": options.artifact and shown_path(str(options.artifact)),
             "profiled": options.profiled,
             "files": trace_hashes(options.paths),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -53,6 +53,7 @@ class ReplayOptions:
     lag: int = 0
     artifact: Path | None = None
     profiled: bool = True
+    captured: bool = False
     jobs: int = 1
 
 
@@ -68,8 +69,17 @@ class Setting:
     def price(self, size: int) -> Price:
         """Of a round of ``size`` requests."""
         times = self.cost.times(np.array([size]), self.tiers)[0].tolist()
-        asleep = self.off(size) if self.sleeps else None
-        return Price(dict(zip(self.tiers, times, strict=True)), asleep, self.cost.token)
+        asleep, token = self.off(size) if self.sleeps else None, self.cost.token
+        seconds = dict(zip(self.tiers, times, strict=True))
+        return Price(seconds, asleep, token, self._draft(seconds, size))
+
+    def _draft(self, seconds: Mapping[int, float], size: int) -> float:
+        """A draft forward: what further drafts take without their verification."""
+        first, last = min((k for k in self.tiers if k), default=0), self.tiers[-1]
+        if first == last:
+            return 0.0
+        verified = size * (last - first) * self.cost.token
+        return max(seconds[last] - seconds[first] - verified, 0.0) / (last - first)
 
     @property
     def sleeps(self) -> bool:
@@ -224,9 +234,10 @@ def _walk_once(name: str, at: Setting, options: ReplayOptions, size: int, seed: 
     price = at.price(size)
     if name == NONE:
         price = Price({0: at.off(size) or 0.0})
-    policy = policy_of(name, at.tiers, at.prior, at.profile(size) if options.profiled else ())
-    noise = np.random.default_rng([seed, 1])
-    return play(policy, walk_of(at, options, size, seed), price, options.lag, noise)
+    profile = at.profile(size) if options.profiled else ()
+    policy = policy_of(name, at.tiers, at.prior, profile, options.captured)
+    noise, walk = np.random.default_rng([seed, 1]), walk_of(at, options, size, seed)
+    return play(policy, walk, price, options.lag, noise, captured=options.captured)
 
 
 def _foreseen(at: Setting, options: ReplayOptions, size: int, rate: float, seed: int) -> Played:

@@ -83,16 +83,26 @@ class Walk:
 @dataclass(frozen=True)
 class Price:
     """Seconds of a round by num_steps, at one batch size; ``asleep`` is a round without the draft,
-    None where there is none or the draft cannot sleep. ``token``: of one verified token."""
+    None where there is none or the draft cannot sleep. ``token``: of one verified token; ``draft``:
+    of one forward of the draft."""
 
     seconds: dict[int, float]
     asleep: float | None = None
     token: float = 0.0
+    draft: float = 0.0
 
-    def of(self, num_steps: int, sleeps: bool = False, slept: bool = False, cut: int = 0) -> float:
-        """Of a round in which ``cut`` drafts are not verified. A draft that ``slept`` through the
-        round before reads up what it missed: one pass more, as much as sleeping had saved."""
-        seconds = self.seconds[num_steps] - cut * self.token
+    def of(
+        self,
+        num_steps: int,
+        sleeps: bool = False,
+        slept: bool = False,
+        cut: int = 0,
+        spared: int = 0,
+    ) -> float:
+        """Of a round in which ``cut`` drafts are not verified, or the last ``spared`` ones not
+        made. A draft that ``slept`` through the round before reads up what it missed: one pass
+        more, as much as sleeping had saved."""
+        seconds = self.seconds[num_steps] - cut * self.token - spared * self.draft
         if self.asleep is None or not (sleeps or slept):
             return seconds
         return self.asleep if sleeps else seconds + self.seconds[0] - self.asleep
@@ -122,8 +132,10 @@ def play(
     noise: np.random.Generator | None = None,
     stop: int | None = None,
     witness: Witness | None = None,
+    captured: bool = False,
 ) -> Played:
-    """Decide, look up, observe, until the walk is over or for ``stop`` rounds.
+    """Decide, look up, observe, until the walk is over or for ``stop`` rounds. ``captured``: a
+    graph drafts and stops by itself, and the whole depth is verified.
 
     Results reach the policy ``lag`` decisions late. A policy with a ``foresee`` method is shown
     the coming drafts' signals first: what stopping inside of the round would know.
@@ -142,15 +154,21 @@ def play(
         decision = policy.decide(batch)
         if witness is not None:
             witness(len(steps), batch, decision, walk)
-        k, widths = drafted(policy, decision, walk.signals()[:, :, 0])
+        probs = walk.signals()[:, :, 0]
+        if captured:
+            k, widths = decision.num_steps, None
+            made = drafted_in_graph(policy, decision, probs)
+        else:
+            k, widths = drafted(policy, decision, probs)
+            made = k
         cut = 0 if widths is None else int(k * size - widths.sum())
         sleeps = k == 0 and price.asleep is not None and not decision.awake
-        took = price.of(k, sleeps, slept, cut)
+        took = price.of(k, sleeps, slept, cut, k - made)
         told = took if noise is None else took * float(np.exp(noise.normal(0.0, NOISE)))
-        correct = np.minimum(walk.correct(), k if widths is None else widths)
+        correct = np.minimum(walk.correct(), made if widths is None else widths)
         signals = walk.signals()[:, :k] if k else None
         firsts = batch.first_probs
-        early = k < decision.num_steps
+        early = made < decision.num_steps
         late.append(
             Round(
                 k,
@@ -164,6 +182,7 @@ def play(
                 stopped=early,
                 widths=widths,
                 cut=cut,
+                made=made if made < k else None,
             )
         )
         if len(late) > lag:
@@ -193,6 +212,13 @@ def drafted(policy: Any, decision: Decision, probs: np.ndarray) -> tuple[int, np
     between = (k for k in policy.candidate_steps if 2 <= k < decision.num_steps)
     steps = next((k for k in between if not policy.goes_on(probs[:, :k])), decision.num_steps)
     return steps, policy.widths(probs[:, :steps])
+
+
+def drafted_in_graph(policy: Any, decision: Decision, probs: np.ndarray) -> int:
+    """How many drafts a device makes by the policy's rule."""
+    rule = policy.stop_rule() if decision.watched else None
+    made: int = decision.num_steps if rule is None else rule.drafts(probs[:, : decision.num_steps])
+    return made
 
 
 def order_of(

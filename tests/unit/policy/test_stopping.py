@@ -308,20 +308,11 @@ def test_a_draft_costs_a_device_the_time_of_its_forward() -> None:
         assert rule.price == pytest.approx(made._weighed.price * 0.01, rel=0.1)
 
 
-def test_one_request_may_go_as_deep_as_verifying_pays_and_a_batch_hardly_deeper_than_best() -> None:
-    def depths(size: int, token_seconds: float) -> tuple[int, int]:
-        made = device_policy(size, 0.03, token_seconds)
-        decision = made.decide(Batch(size, np.full(size, 0.9)))
-        assert decision.watched and made._weighed is not None
-        worth = made._weighed.worth
-        return worth.index(max(worth)), decision.num_steps
-
-    best, chosen = depths(1, 0.0)
-    assert best < chosen == DEPTH
-    best, chosen = depths(1, 0.02)
-    assert best <= chosen < DEPTH
-    best, chosen = depths(16, 0.0)
-    assert best <= chosen <= best + 1
+def test_a_device_verifies_the_best_depth() -> None:
+    made = device_policy(1, 0.03)
+    decision = made.decide(Batch(1, np.array([0.9])))
+    assert decision.watched and made._weighed is not None
+    assert decision.num_steps == EVERY[np.argmax(made._weighed.worth)]
 
 
 def test_where_nothing_may_stop_a_device_has_no_rule() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sglang_speckv.policy import Batch, Decision, Round
+from sglang_speckv.policy.stopping import StopRule
 from sglang_speckv.replay.walk import Price, Walk, order_of, play
 from tests.unit.replay.answers import positions
 
@@ -180,3 +181,33 @@ def test_a_round_changes_as_its_drafts_say(last: int, made: int) -> None:
         widths = np.array([1, made, 1, made])
         assert outcome.num_correct_drafts == np.minimum(at.correct[row], widths).tolist()
         assert outcome.stopped == (made < 7) and outcome.cut == 2 * (made - 1)
+
+
+class Ruled(Changing):
+    """The device makes ``last`` drafts."""
+
+    def stop_rule(self) -> StopRule:
+        price = np.where(np.arange(7) < self.last, -1.0, 9.0)
+        model = np.zeros((2, 7))
+        return StopRule(model, model, np.zeros(4), price)
+
+
+@pytest.mark.parametrize("last", [1, 4, 7])
+def test_in_a_graph_the_device_stops_and_the_whole_depth_is_verified(last: int) -> None:
+    at, policy = positions(), Ruled(last, 1)
+    price = replace(PRICE, token=0.01, draft=0.02)
+    rows: list[np.ndarray] = []
+    played = play(
+        policy,
+        Walk(at, list(range(12)), 4),
+        price,
+        witness=lambda i, b, d, w: rows.append(w.row.copy()),
+        captured=True,
+    )
+    assert policy.asked == [], "the host"
+    assert set(played.num_steps) == {7}
+    assert set(played.seconds) == {price.seconds[7] - (7 - last) * 0.02}
+    for (_, outcome), row in zip(policy.outcomes, rows, strict=True):
+        assert outcome.num_correct_drafts == np.minimum(at.correct[row], last).tolist()
+        assert outcome.made == (last if last < 7 else None)
+        assert outcome.stopped == (last < 7) and outcome.widths is None
