@@ -159,6 +159,11 @@ class Acceptance:
             self._seen += (seen / seen.sum() - self._seen) / RECENT
             self._usual_x = float(self._seen @ self._middles)
 
+    @property
+    def unexpected_drafts(self) -> float:
+        """Drafts accepted so far beyond those that were expected to be."""
+        return self._model.surprise
+
     def _believe(self) -> None:
         """Lay out what :meth:`tokens` asks for."""
         survival = self._model.probability(self._middles[:, None]).cumprod(axis=1)

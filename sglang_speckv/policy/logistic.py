@@ -53,6 +53,8 @@ class Logistic:
         own = SLOPE_DRIFT * np.eye(positions)
         self._drift = np.block([[nothing + DRIFT, nothing], [nothing, own]])
         self._unit = np.eye(2 * positions)
+        self.surprise = 0.0
+        """Accepted less expected, of everything that was judged so far."""
 
     def probability(self, x: np.ndarray, own: np.ndarray | float = 0.0) -> np.ndarray:
         """[requests, positions]. ``x`` has that shape or one column; ``own`` [requests]."""
@@ -69,7 +71,9 @@ class Logistic:
         expected = self.probability(x, own)
         surprise = judged * (accepted - expected)
         weight = judged * expected * (1.0 - expected)
-        gradient = np.concatenate([surprise.sum(axis=0), (x * surprise).sum(axis=0)])
+        by_position = surprise.sum(axis=0)
+        self.surprise += float(by_position.sum())
+        gradient = np.concatenate([by_position, (x * surprise).sum(axis=0)])
         weighted = x * weight
         information = np.zeros((2 * k, 2 * k))
         information[at, at] = weight.sum(axis=0)

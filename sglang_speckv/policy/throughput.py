@@ -327,6 +327,11 @@ class ThroughputPolicy:
             took = outcome.seconds if is_time(outcome.seconds) else np.inf
             load.probed(size, size + int(right.sum()), took)
 
+    @property
+    def unexpected_drafts(self) -> float:
+        """Drafts accepted so far beyond those that were expected to be: for metrics."""
+        return self._acceptance.unexpected_drafts
+
     def explain(self) -> dict[str, object]:
         """The newest decision and why, as JSON builtins: the tokens that every depth was expected
         to bring, the milliseconds that it takes, and its worth in tokens, which are those expected

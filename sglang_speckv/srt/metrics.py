@@ -60,6 +60,9 @@ class Metrics:
         self._active = gauge("active", "1 where SpecKV chooses the depth")
         self._num_steps = gauge("num_steps", "Depth of the newest round")
         self._held = gauge("held", "1 where the launch depth is held, for what decides is in doubt")
+        self._unexpected = gauge(
+            "unexpected_drafts", "Drafts accepted beyond those that the policy expected, so far"
+        )
         self._active.set(1)
 
     def start(self) -> None:
@@ -76,6 +79,7 @@ class Metrics:
         """Bring the metrics up to date."""
         self._num_steps.set(self._policy.num_steps)
         self._held.set(self._policy.held)
+        self._unexpected.set(getattr(self._policy.policy, "unexpected_drafts", 0.0))
         for (name, *labels), value in self._totals():
             self._carry(name, labels, value)
 

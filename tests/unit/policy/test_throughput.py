@@ -214,6 +214,18 @@ def test_the_newest_decision_can_be_explained(probs: np.ndarray | None) -> None:
         assert of_chosen["worth"] == max(depth["worth"] for depth in told["depths"].values())
 
 
+@pytest.mark.parametrize(("correct", "sign"), [(3, 1), (0, -1)])
+def test_what_was_not_expected_is_summed_up(correct: int, sign: int) -> None:
+    policy = ThroughputPolicy(TIERS, 3)
+    assert policy.unexpected_drafts == 0.0
+    found = []
+    for _ in range(200):
+        policy.observe(Round(3, 1, [correct], 0.05))
+        found.append(policy.unexpected_drafts)
+    assert sign * found[0] > 0.3 and sign * found[-1] > sign * found[0]
+    assert abs(found[-1] - found[-2]) < 0.1 * abs(found[0]), "by and by it is expected"
+
+
 def test_the_first_look_is_short_and_spread() -> None:
     policy = throughput()
     decisions = [policy.decide(Batch(1)) for _ in range(3)]
