@@ -56,6 +56,8 @@ class EnginePolicy:
         """The coming round has KV memory for the shallowest depth alone."""
         self.undrafted = False
         """No request of the coming batch takes drafts."""
+        self.most_steps: int | None = None
+        """How deep the coming batch's requests let the round be; None for any depth."""
         self.coming: Batch | None = None
         """What the worker knows of the batch that :meth:`get_steps_for_batch` is about to see."""
         self.decision: Decision | None = None
@@ -381,8 +383,16 @@ class EnginePolicy:
             self._fall_back("decide", error)
             return self._launch_depth()
         self.counters.decided(time.perf_counter() - started)
-        self.decision = decision
-        return decision.num_steps
+        self.decision = self._bounded(decision)
+        return self.decision.num_steps
+
+    def _bounded(self, decision: Decision) -> Decision:
+        """No deeper than the coming round's requests allow."""
+        most = self.most_steps
+        if most is None or decision.num_steps <= most:
+            return decision
+        allowed = [steps for steps in self.candidate_steps if steps <= most]
+        return Decision(max(allowed, default=self.candidate_steps[0]), "bounded")
 
     def _shallowest(self, reason: str) -> int:
         self.decision = Decision(self.candidate_steps[0], reason)

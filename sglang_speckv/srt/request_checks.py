@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
-from sglang_speckv.srt import compat, cpu, exact
+from sglang_speckv.srt import bounds, compat, cpu, exact
 
 INT32_MAX = 2**31 - 1
 MOST_SAMPLES = 4096
@@ -115,6 +115,9 @@ def problem(request: Any, input_ids: Sequence[int] | None, vocab_size: int) -> s
                     f"{name} has token id {token}, which the model lacks: send ids from 0 to "
                     f"{vocab_size - 1}."
                 )
+    reason = bounds.problem(getattr(request.sampling_params, "custom_params", None))
+    if reason is not None:
+        return reason
     wanted = getattr(request, "top_logprobs_num", None) or 0
     if not isinstance(wanted, int) or wanted > vocab_size:
         return f"top_logprobs_num is {wanted!r:.40}: send a number up to {vocab_size}."

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_speckv.srt import (
     arguments,
+    bounds,
     carrier,
     compat,
     exact,
@@ -116,6 +117,7 @@ class SpecKVMixin(_Worker):
         self._reqs: list[Any] = []
         self._lane: exact.ExactLane | None = None
         self._exact = exact.NOBODY
+        self._bounds = bounds.NO_BOUNDS
         self._round_slots: Tensor | None = None
         self._widths: np.ndarray | None = None
         self._result: Any = None
@@ -213,11 +215,14 @@ class SpecKVMixin(_Worker):
     def _round_begins(self, batch: Any) -> None:
         # Kept: what the batch holds changes while it is run.
         self._round_slots, self._reqs = batch.req_pool_indices, batch.reqs
-        self._widths, self._exact = None, exact.NOBODY
+        self._widths, self._exact, self._bounds = None, exact.NOBODY, bounds.NO_BOUNDS
         if self._lane is not None:
             with self._fuse.guard("finding exact requests", holds=False):
                 self._exact = self._lane.rows(batch.reqs)
+        with self._fuse.guard("reading requests' bounds", holds=False):
+            self._bounds = bounds.Bounds.of(batch.reqs, self._exact.rows)
         self.speckv.short_of_kv, self.speckv.undrafted = RESERVE.short, self._exact.alone
+        self.speckv.most_steps = self._bounds.most
         self._rounds.waits_for_signals = self.speckv.lag.waits
         with self._fuse.guard("preparing a round"):
             self._tap.begin_round(self._round_slots, _newcomers(batch.reqs))
@@ -255,7 +260,7 @@ class SpecKVMixin(_Worker):
             if self.speckv.asks_after(drafts):
                 assert self._round_slots is not None
                 made = self._tap.made(len(self._round_slots), drafts)
-                probs = self._exact.blanked(made.numpy())
+                probs = self._bounds.blanked(self._exact.blanked(made.numpy()))
                 if not self.speckv.goes_on(probs):
                     in_round.stop_here(self, drafts)
                     self.speckv.num_steps = drafts
@@ -268,8 +273,8 @@ class SpecKVMixin(_Worker):
             return None
         if self.speckv.watches:
             probs = self._exact.blanked(self._tap.made(size, drafts).numpy())
-            widths = self.speckv.widths(probs)
-        return self._exact.narrowed(widths, drafts)
+            widths = self.speckv.widths(self._bounds.blanked(probs))
+        return self._bounds.narrowed(self._exact.narrowed(widths, drafts), drafts)
 
     def _note_widths(self, widths: np.ndarray) -> None:
         self._widths = widths

@@ -77,6 +77,19 @@ BAD = {
         *ask(text="abc", positional_embed_overrides=5),
         "positional_embed_overrides",
     ),
+    "bounds of a number": (*sample(custom_params={"speckv": 3}), "is 3: send"),
+    "less than no drafts": (
+        *sample(custom_params={"speckv": {"max_steps": -1}}),
+        "is -1: send a number from 0 on",
+    ),
+    "bounds that are unknown": (
+        *ask(
+            "/v1/chat/completions",
+            messages=[{"role": "user", "content": "a"}],
+            custom_params={"speckv": {"max_step": 2}},
+        ),
+        "max_steps",
+    ),
     "hidden states": (*ask(text="abc", return_hidden_states=True), "hidden"),
     "narrow embeddings": (*ask(input_embeds=[[0.5, 0.5]]), "input_embeds"),
     "ragged embeddings": (*ask(input_embeds=[[0.5] * 128, [0.5]]), "input_embeds"),

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import PAIRS, STEPS, TOKENS, Serving, flags, on_pairs, serving
+from tests.engine.conftest import PAIRS, PROMPTS, STEPS, TOKENS, Serving, flags, on_pairs, serving
 from tests.engine.reference import Reference, follows_target, sampled
-from tests.exact.features import FEATURES, together
+from tests.exact.features import FEATURES, together, unlike
 
 ALL = os.environ.get("SPECKV_EXACT") == "all"
 """Every feature on every kind of draft; else each on a head or on a draft model."""
@@ -65,6 +65,26 @@ def test_rounds_without_drafts_are_counted_and_told_once(server: Serving) -> Non
     drafted = [shown["drafted_tokens"] for shown in (before, after)]
     assert drafted[1] > drafted[0]
     assert server.log.read_text(errors="replace").count("requests with presence_penalty") == 1
+
+
+def test_requests_take_no_more_drafts_than_they_say(server: Serving) -> None:
+    server.select(f"static:{STEPS[-1]}")
+    asked: list[dict[str, Any]] = [
+        {} if most is None else {"custom_params": {"speckv": {"max_steps": most}}}
+        for most in (None, 0, 1, 2)
+    ]
+    answers = [answer["meta_info"] for answer in unlike(server, asked)]
+    rounds, correct = (
+        [answer[key] for answer in answers] for key in ("spec_verify_ct", "spec_num_correct_drafts")
+    )
+    assert correct[0] > 0 and correct[1] == 0
+    assert all(
+        0 < n <= most * k for most, n, k in zip((1, 2), correct[2:], rounds[2:], strict=True)
+    )
+    before = server.speckv()["rounds"]
+    assert unlike(server, [asked[2]] * len(PROMPTS))
+    after = server.speckv()["rounds"]
+    assert {steps for steps in after if after[steps] > before[steps]} == {"1"}, "all of them ask"
 
 
 def alike(left: Any, right: Any) -> bool:

@@ -199,8 +199,19 @@ def check_curl(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("POST" if "-d" in words else "GET") in methods[path]
     if "-d" in words:
         body = json.loads(words[words.index("-d") + 1])
-        assert path == "/set_internal_state", "no other body is known here"
-        check_state(body)
+        check_body = {"/set_internal_state": check_state, "/generate": check_generate}
+        check_body[path](body)
+
+
+def check_generate(body: dict[str, Any]) -> None:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    from sglang_speckv.srt.bounds import Bounds, problem
+
+    asked = SamplingParams(**GenerateReqInput(**body).sampling_params)
+    assert problem(asked.custom_params) is None
+    assert Bounds.of([SimpleNamespace(sampling_params=asked)]).most is not None
 
 
 def check_state(body: dict[str, Any]) -> None:

@@ -428,6 +428,13 @@ def generate_with_priority(server: Serving, prompts: list[str], value: int) -> l
     return answers
 
 
+def bounds_of_its_own(server: Serving) -> Any:
+    """Requests that say how many drafts they take, beside others and all of them."""
+    bounds = [{"custom_params": {"speckv": {"max_steps": steps}}} for steps in (0, 2)]
+    some, every = [{}, *bounds, {}], [*bounds, *bounds]
+    return ids(unlike(server, some)), ids(unlike(server, every))
+
+
 def flush(server: Serving) -> Any:
     """The same prompts before and after the cache is flushed."""
     first = server.tokens(PROMPTS)
@@ -569,7 +576,15 @@ FEATURES: dict[str, Callable[[Serving], Any]] = {
         *(stop_regex, frequency_penalty, presence_penalty, repetition_penalty, three_penalties),
         *(min_new_tokens, min_p, custom_logit_processor, everything_at_once, several_answers),
         *(json_schema, regex, regex_to_the_end, regex_and_penalty, ebnf, log_probabilities),
-        *(tool_call, priority, flush, streamed_log_probabilities, streaming, streamed_usage),
+        *(
+            tool_call,
+            priority,
+            bounds_of_its_own,
+            flush,
+            streamed_log_probabilities,
+            streaming,
+            streamed_usage,
+        ),
         *(cached_prefix, another_turn, session, chunked_prefill),
         *(retraction, retraction_with_penalty, abort, abort_all, hang_up, pause),
         *(end_of_the_context, full_kv),
