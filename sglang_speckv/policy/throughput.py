@@ -64,11 +64,13 @@ class Load:
         self.to_probe = max(PROBE_ROUNDS, lost / PROBE_SHARE)
 
     def probed(self, size: int, tokens: int, seconds: float) -> None:
-        """The probe from depth 0 brought ``tokens``. It may have cost less than was believed, which
-        nothing else would tell."""
-        waits, lost = self.to_probe, min(self.probe_cost, self.price * seconds) - tokens
-        self.probe(lost / size)
-        self.to_probe = min(waits, self.to_probe) if lost >= 0.0 else 0
+        """The probe from depth 0 brought ``tokens``. Where it took less than half of what it was
+        believed to, that is what it cost: nothing else would tell, or be in time."""
+        if self.price * seconds < self.probe_cost / 2:
+            self.probe_cost = self.price * seconds
+            self.probe((self.probe_cost - tokens) / size)
+        if tokens > self.probe_cost:
+            self.to_probe = 0
         self.probe_cost = np.inf
 
 
