@@ -24,6 +24,7 @@ from sglang_speckv.policy.ema import EmaPolicy
 from sglang_speckv.policy.stopping import StopRule
 from sglang_speckv.policy.throughput import ThroughputPolicy
 from sglang_speckv.srt.counters import Counters
+from sglang_speckv.srt.fit import DraftFit
 from sglang_speckv.srt.fuse import Fuse
 from sglang_speckv.srt.lag import SETTLE_ROUNDS, SignalLag
 from sglang_speckv.srt.policy_checks import checked_decision, checked_widths
@@ -70,6 +71,7 @@ class EnginePolicy:
         self.draft_sleeps = False
         """Whether the draft can sleep at depth 0 at all."""
         self.counters = Counters(config.candidate_steps)
+        self._fit = DraftFit(self.counters)
         self.lag = SignalLag(config.signal_lag, overlap)
         self.trace: TraceWriter | None = None
         self._profile: ProfileRun | None = None
@@ -210,6 +212,7 @@ class EnginePolicy:
                 self.finish_profile()
             return
         self.counters.count(outcome)
+        self._fit.round_done()
         if self.pinned is not None:
             return
         try:
