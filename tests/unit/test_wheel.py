@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,7 +72,7 @@ def test_the_command_line(site: Path) -> None:
     assert run(site, speckv, "--version").stdout == f"speckv {__version__}\n"
     shown = run(site, speckv, "--help").stdout
     assert set(re.findall(r"^  (\w+)  ", shown, re.MULTILINE)) == {
-        *("serve", "ab", "demo", "replay", "train", "doctor"),
+        *("serve", "ab", "ctl", "demo", "replay", "train", "doctor"),
     }
     assert "--quick" in run(site, speckv, "demo", "--help").stdout
 
@@ -116,3 +118,29 @@ def test_a_repository_around_it_is_not_its_own(site: Path) -> None:
         "print(p()['versions']['sglang-speckv'])"
     )
     assert said(site, code).split() == ["None", __version__]
+
+
+DISTRIBUTIONS = {"yaml": "pyyaml", "prometheus_client": "prometheus-client"}
+OWN = {"sglang_speckv", "sgl_kernel"}
+"""The second is the CPU engine's own shim."""
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Not left to what other packages happen to bring."""
+    imported: set[str] = set()
+    for path in (ROOT / "sglang_speckv").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module or "")
+    packages = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) - OWN
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[<>=;]", asked)[0] for asked in project["dependencies"]}
+    assert {DISTRIBUTIONS.get(name, name) for name in packages} == declared
+    locked = set(re.findall(r"^([\w-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert declared <= locked
+
+
+def test_it_says_that_it_is_typed(site: Path) -> None:
+    assert (site / "sglang_speckv" / "py.typed").exists()
