@@ -14,7 +14,10 @@ from sglang_speckv.provenance import code_digest
 from sglang_speckv.replay.report import of_best
 
 ROOT = Path(__file__).parents[2]
-COMPUTED_AGAIN = {"signals.json", "paper.json", "coverage.json", "ablation.json"}
+COMPUTED_AGAIN = {
+    *("signals.json", "paper.json", "coverage.json", "ablation.json"),
+    *("replay-eagle3.json", "replay-standalone.json"),
+}
 """By a test of their own, from what is committed or by the digest of what decides."""
 RESULTS = ROOT / "examples" / "results"
 
@@ -99,6 +102,22 @@ def test_the_replayed_table(draft: str) -> None:
         ratios = " | ".join(f"{row['arms'][arm]['vs_best_fixed']:.3f}" for arm in others)
         start = f"| {draft} | {row['requests']} | {row['traffic']} | {best} | "
         assert f"{start}{of_best(row['arms']['throughput'])} | {ratios} |" in lines
+
+
+@pytest.mark.parametrize("draft", ["eagle3", "standalone"])
+def test_the_table_of_captured_rounds(draft: str) -> None:
+    """Of the policy as it is: else run the command again that the file records."""
+    lines = (ROOT / "docs" / "offline.md").read_text().splitlines()
+    found = json.loads((RESULTS / f"replay-captured-{draft}.json").read_text())
+    assert found["provenance"]["code"]["policy"] == code_digest("policy")
+    for cell in found["cells"]:
+        arms = {arm["arm"]: arm for arm in cell["arms"]}
+        told = []
+        for name in ("throughput", "throughput,stop=off"):
+            low, high = arms[name]["interval"]
+            told.append(f"{arms[name]['vs_best_fixed']:.3f} [{low:.3f}, {high:.3f}]")
+        best = cell["best_fixed"].removeprefix("static:")
+        assert f"| {draft}, captured | {cell['requests']} | {best} | {' | '.join(told)} |" in lines
 
 
 def test_the_ablation_table() -> None:
