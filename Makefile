@@ -16,7 +16,7 @@ help:
 	@echo "make demo      a real model under a moving load: an A/B table and a report; QUICK=1 is shorter"
 	@echo "make test      every test, the real engine included; ARGS go to pytest"
 	@echo "make rehearse  the tests for a GPU on the CPU, with more kinds of servers than make test has"
-	@echo "make exact     every feature of docs/exactness.md on every kind of draft, against a server without one"
+	@echo "make exact     every feature of docs/exactness.md and every depth on every kind of draft, against a server without one"
 	@echo "make unit      the package's tests that start no engine; ARGS go to pytest"
 	@echo "make faults    what goes wrong, at length: dying processes, ten thousand aborts, odd requests"
 	@echo "make soak      half an hour of mixed requests, audited; MINUTES=, TP=2, ALGORITHM=EAGLE3"
@@ -56,7 +56,7 @@ rehearse: $(STAMP)
 
 exact: export SPECKV_EXACT := all
 exact: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/engine/test_exact.py $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/engine/test_exact.py tests/engine/test_lossless.py $(ARGS)
 
 unit: $(STAMP)
 	@$(BIN)/python -m pytest -n 3 $(SHARED) tests/unit $(ARGS)

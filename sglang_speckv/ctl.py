@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -99,7 +99,7 @@ def policy(
     name: Annotated[str, typer.Argument(help="throughput, ema, static:3, ...")],
 ) -> None:
     """Let this policy decide from now on; releases a pinned depth."""
-    _steer(context.obj, {f"speckv_policy:{name}": 1}, policy=name)
+    _steer(context.obj, lambda client: client.set_policy(name), policy=name)
 
 
 @ctl.command()
@@ -108,25 +108,34 @@ def pin(
     num_steps: Annotated[int, typer.Argument(help="One of the server's candidate steps.")],
 ) -> None:
     """Serve every round at one depth, whatever the policy says."""
-    _steer(context.obj, {"speckv_num_steps": num_steps}, num_steps=num_steps)
+    _pin(context.obj, num_steps)
 
 
 @ctl.command()
 def off(context: typer.Context) -> None:
     """Draft nothing: the same as `pin 0`."""
-    _steer(context.obj, {"speckv_num_steps": 0}, num_steps=0)
+    _pin(context.obj, 0)
 
 
 @ctl.command()
 def release(context: typer.Context) -> None:
     """Let the policy decide again."""
-    _steer(context.obj, {"speckv_num_steps": RELEASED})
+    _pin(context.obj, None)
+
+
+def _pin(keys: Keys, num_steps: int | None) -> None:
+    key, value = "speckv_num_steps", RELEASED if num_steps is None else num_steps
+    what = f"{key} = {value}; its log says why"
+    _steer(keys, lambda client: client.set_state(key, value, what), num_steps=num_steps)
 
 
 def _steer(
-    keys: Keys, values: Mapping[str, int], policy: str | None = None, num_steps: int | None = None
+    keys: Keys,
+    send: Callable[[Client], Coroutine[Any, Any, None]],
+    policy: str | None = None,
+    num_steps: int | None = None,
 ) -> None:
-    """Send ``values``, once it is clear that the server has that policy and that depth."""
+    """Send it, once it is clear that the server has that policy and that depth."""
 
     async def run() -> dict[str, Any]:
         shown = _checked(keys, await _state(keys))
@@ -135,8 +144,7 @@ def _steer(
         if num_steps is not None:
             _check("depth", num_steps, shown.candidate_steps)
         async with Client(keys.url, keys.url, 60.0, keys.admin) as client:
-            for key, value in values.items():
-                await client.set_state(key, value, f"{key} = {value}; its log says why")
+            await send(client)
         return await _state(keys)
 
     _tell(keys, _run(run()))

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.srt import compat
 
 
+def targets() -> list[compat.HookTarget]:
+    """Every one that :mod:`compat` names, alone or in a table."""
+    tables = [each if isinstance(each, tuple) else (each,) for each in vars(compat).values()]
+    named = (each for table in tables for each in table if isinstance(each, compat.HookTarget))
+    return list(dict.fromkeys(named))
+
+
 def moved() -> list[str]:
     """A sentence for each."""
-    tables = (
-        *(compat.LAUNCHER_HOOKS, compat.CPU_HOOKS, compat.SCHEDULER_HOOKS),
-        *(compat.EXACT_HOOKS, compat.WORKER_SEAMS),
-    )
     checks: list[Callable[[], None]] = [
-        *(lambda t=target: compat.check_signatures([t]) for table in tables for target in table),
+        *(partial(compat.check_signatures, [target]) for target in targets()),
         compat.check_restated,
     ]
     found = []

@@ -81,6 +81,11 @@ class MeasuredCost:
         return float(np.abs(prior.seconds[rows] / (features @ self._fit) - 1.0).mean())
 
     @property
+    def draft(self) -> float:
+        """Of one forward of the draft."""
+        return float(self._fit[1])
+
+    @property
     def token(self) -> float:
         """Of one verified token."""
         return float(self._fit[2])

@@ -30,7 +30,7 @@ SIZES = (1, 2, 3, *(m << e for e in range(9) for m in (4, 5, 6, 7)))
 """Batch sizes that are told apart where the engine names none; the next larger one counts."""
 NOISE = 0.07
 """Standard deviation of a round's time before any evidence, in logs."""
-SPREAD = 0.15
+TIME_SPREAD = 0.15
 """That of a depth's time from the fit before any evidence."""
 FEW = 3
 """How many times one of a start-up profile counts as. A depth that was timed as often is fitted
@@ -75,7 +75,7 @@ class Times:
     def __init__(self, mean: np.ndarray, surprises: float) -> None:
         columns = len(mean)
         self.mean = mean
-        self.covariance = np.full((columns, columns), ANY_SCALE) + SPREAD**2 * np.eye(columns)
+        self.covariance = np.full((columns, columns), ANY_SCALE) + TIME_SPREAD**2 * np.eye(columns)
         self.timed = np.zeros(columns, dtype=int)
         self._surprises = surprises
         self._beyond = np.zeros(columns)

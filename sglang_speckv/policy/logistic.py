@@ -54,7 +54,8 @@ class Logistic:
         self._drift = np.block([[nothing + DRIFT, nothing], [nothing, own]])
         self._unit = np.eye(2 * positions)
         self.surprise = 0.0
-        """Accepted less expected, of everything that was judged so far."""
+        """Accepted less expected, summed over all labels so far, also over those that stand for
+        drafts that were not verified."""
 
     def probability(self, x: np.ndarray, own: np.ndarray | float = 0.0) -> np.ndarray:
         """[requests, positions]. ``x`` has that shape or one column; ``own`` [requests]."""

@@ -51,6 +51,7 @@ class Load:
     deeper: bool = False
     """Which way the last one went."""
     price: float = 0.0
+    """That of a second when the newest probe went out."""
     probe_cost: float = np.inf
     """Tokens that would pay for the newest probe from depth 0, at that price, by what it was
     believed to take; infinite where its result has come."""

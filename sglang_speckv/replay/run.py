@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -69,17 +69,9 @@ class Setting:
     def price(self, size: int) -> Price:
         """Of a round of ``size`` requests."""
         times = self.cost.times(np.array([size]), self.tiers)[0].tolist()
-        asleep, token = self.off(size) if self.sleeps else None, self.cost.token
+        asleep = self.off(size) if self.sleeps else None
         seconds = dict(zip(self.tiers, times, strict=True))
-        return Price(seconds, asleep, token, self._draft(seconds, size))
-
-    def _draft(self, seconds: Mapping[int, float], size: int) -> float:
-        """A draft forward: what further drafts take without their verification."""
-        first, last = min((k for k in self.tiers if k), default=0), self.tiers[-1]
-        if first == last:
-            return 0.0
-        verified = size * (last - first) * self.cost.token
-        return max(seconds[last] - seconds[first] - verified, 0.0) / (last - first)
+        return Price(seconds, asleep, self.cost.token, self.cost.draft)
 
     @property
     def sleeps(self) -> bool:

@@ -1,14 +1,15 @@
 """What a request says of its own drafting: ``"custom_params": {"speckv": {"max_steps": 2}}``.
 
 At most so many drafts of the request are verified in a round, none at 0. Where the engine verifies
-a width per request, this holds for each of them. Elsewhere a round is as deep as its least bounded
-request allows. The text is the same either way.
+a width per request, this holds for each of them. Elsewhere it holds for whole rounds: where every
+request has a bound, the round is no deeper than the largest of them. The text is the same either
+way. Requests of the exact lane take no drafts, so here they are bounded by 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -17,6 +18,7 @@ MAX_STEPS = "max_steps"
 _ASKED = "speckv_max_steps"
 """Attribute of a request: what it asked for, once it was looked up."""
 _UNBOUNDED = 1 << 30
+"""Deeper than any round."""
 
 
 def problem(custom_params: Any) -> str | None:
@@ -27,7 +29,7 @@ def problem(custom_params: Any) -> str | None:
     if not isinstance(asked, dict) or set(asked) - {MAX_STEPS}:
         return f'"{KEY}" is {asked!r:.60}: send {{"{MAX_STEPS}": NUMBER}}.'
     steps = asked.get(MAX_STEPS)
-    if steps is not None and (type(steps) is not int or steps < 0):
+    if steps is not None and not _is_bound(steps):
         return f'"{KEY}": "{MAX_STEPS}" is {steps!r:.40}: send a number from 0 on, 0 for no drafts.'
     return None
 
@@ -41,9 +43,9 @@ class Bounds:
 
     @classmethod
     def of(cls, reqs: Sequence[Any], undrafted: Sequence[int] = ()) -> Bounds:
-        """``undrafted``: rows that take no drafts for another reason."""
+        """``undrafted``: rows of the exact lane."""
         asked = [_asked(req) for req in reqs]
-        if asked.count(None) == len(asked):
+        if not undrafted and asked.count(None) == len(asked):
             return NO_BOUNDS
         steps = np.array([_UNBOUNDED if each is None else each for each in asked])
         steps[list(undrafted)] = 0
@@ -80,6 +82,10 @@ def _asked(req: Any) -> int | None:
         params = getattr(req.sampling_params, "custom_params", None)
         told = params.get(KEY) if isinstance(params, dict) else None
         steps = told.get(MAX_STEPS) if isinstance(told, dict) else None
-        found = steps if type(steps) is int and steps >= 0 else None
+        found = min(steps, _UNBOUNDED) if _is_bound(steps) else None
         setattr(req, _ASKED, found)
     return found
+
+
+def _is_bound(steps: Any) -> TypeGuard[int]:
+    return type(steps) is int and steps >= 0

@@ -20,8 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sglang_speckv.srt.fuse import Fuse
 
 if TYPE_CHECKING:
@@ -166,21 +164,6 @@ class ExactRows:
     def alone(self) -> bool:
         """There is nothing else in the batch."""
         return bool(self.rows) and len(self.rows) == len(self.names)
-
-    def blanked(self, probs: np.ndarray) -> np.ndarray:
-        """``probs`` [bs, ...] of drafts: of these rows none will be accepted."""
-        if self.rows:
-            probs = probs.copy()
-            probs[self.rows] = 0.0
-        return probs
-
-    def narrowed(self, widths: np.ndarray | None, drafts: int) -> np.ndarray | None:
-        """``widths`` [bs] of a round of so many drafts, None for all of them: of these rows none
-        is verified."""
-        if self.rows:
-            widths = np.full(len(self.names), drafts) if widths is None else widths.copy()
-            widths[self.rows] = 0
-        return widths
 
     def mark(self, verify_input: Any) -> None:
         if self.rows:

@@ -33,7 +33,8 @@ class DraftFit:
             self._look()
 
     def _look(self) -> None:
-        every, right = (sum(column) for column in zip(*self._counters.positions(), strict=True))
+        positions, right = self._counters.positions(), self._counters.correct_drafts
+        every = sum(judged for judged, _ in positions)
         judged, correct = every - self._judged, right - self._correct
         if judged < ENOUGH_DRAFTS:
             return

@@ -260,7 +260,7 @@ class SpecKVMixin(_Worker):
             if self.speckv.asks_after(drafts):
                 assert self._round_slots is not None
                 made = self._tap.made(len(self._round_slots), drafts)
-                probs = self._bounds.blanked(self._exact.blanked(made.numpy()))
+                probs = self._bounds.blanked(made.numpy())
                 if not self.speckv.goes_on(probs):
                     in_round.stop_here(self, drafts)
                     self.speckv.num_steps = drafts
@@ -272,9 +272,9 @@ class SpecKVMixin(_Worker):
         if not drafts or len(self._round_slots) != size:
             return None
         if self.speckv.watches:
-            probs = self._exact.blanked(self._tap.made(size, drafts).numpy())
-            widths = self.speckv.widths(self._bounds.blanked(probs))
-        return self._bounds.narrowed(self._exact.narrowed(widths, drafts), drafts)
+            probs = self._bounds.blanked(self._tap.made(size, drafts).numpy())
+            widths = self.speckv.widths(probs)
+        return self._bounds.narrowed(widths, drafts)
 
     def _note_widths(self, widths: np.ndarray) -> None:
         self._widths = widths

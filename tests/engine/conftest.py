@@ -40,6 +40,8 @@ LAYERS = 2
 every forward."""
 PROFILE_S = "3"
 """Of the shared servers at their start."""
+ALL = os.environ.get("SPECKV_EXACT") == "all"
+"""`make exact`: everything on every kind of draft; else each feature on a head or a draft model."""
 PAIRS = {
     "eagle3": ("EAGLE3", "eagle3"),
     "standalone-self": ("STANDALONE", "target"),

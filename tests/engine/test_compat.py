@@ -1,10 +1,13 @@
 """SGLang only logs a hook that it cannot apply: what would be served without it is refused."""
 
+import dataclasses
+
 import pytest
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.srt import compat
 from sglang_speckv.srt.engine import prepare
+from tests import seams
 
 pytestmark = pytest.mark.engine
 
@@ -41,6 +44,17 @@ def test_in_a_scheduler(target: compat.HookTarget, monkeypatch: pytest.MonkeyPat
 def test_every_hook_has_the_parameters_it_was_made_for() -> None:
     compat.check_installation()
     compat.check_signatures([compat.WARM_UP])
+
+
+def test_what_moved_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = seams.targets()
+    assert len(every) > 30 and {compat.WARM_UP, *compat.WORKER_SEAMS} <= set(every)
+    assert seams.moved() == []
+    gone = compat.HookTarget("sglang.srt.server_args.ServerArgs.no_such_function", ())
+    changed = dataclasses.replace(compat.ADD_CLI_ARGS, parameters=("other",))
+    monkeypatch.setattr(compat, "WORKER_SEAMS", (gone, changed))
+    told = sorted(seams.moved())
+    assert len(told) == 2 and gone.path in told[0] and changed.path in told[1]
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,25 @@ gives while the depth and every request's width move from round to round."""
 
 from __future__ import annotations
 
-import os
 from itertools import zip_longest
 from typing import Any
 
 import pytest
 
-from tests.engine.conftest import PAIRS, PROMPTS, STEPS, TOKENS, Serving, flags, on_pairs, serving
+from tests.engine.conftest import (
+    ALL,
+    PAIRS,
+    PROMPTS,
+    STEPS,
+    TOKENS,
+    Serving,
+    flags,
+    on_pairs,
+    serving,
+)
 from tests.engine.reference import Reference, follows_target, sampled
 from tests.exact.features import FEATURES, together, unlike
 
-ALL = os.environ.get("SPECKV_EXACT") == "all"
-"""Every feature on every kind of draft; else each on a head or on a draft model."""
 DRAFTS = tuple(PAIRS) if ALL else ("eagle3", "standalone-self")
 NAMES = list(FEATURES)
 TWO = zip_longest(NAMES[::2], NAMES[1::2], fillvalue=NAMES[0])

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import PAIRS, PROMPTS, STEPS, Serving, on_pairs
+from tests.engine.conftest import ALL, PAIRS, PROMPTS, STEPS, Serving, on_pairs
 
 pytestmark = [pytest.mark.engine, on_pairs(*PAIRS)]
 BOTH_KINDS = ("eagle3", "standalone-self")
-"""A head and a draft model. The others are served at the ends of the depths and while they move."""
+"""A head and a draft model. `make test` serves the others at the ends of the depths and while they
+move."""
 
 
 def check(server: Serving, plain_answers: dict[str, Any], alone: int = 1) -> None:
@@ -21,8 +22,8 @@ def check(server: Serving, plain_answers: dict[str, Any], alone: int = 1) -> Non
 
 @pytest.mark.parametrize("num_steps", STEPS)
 def test_fixed_depth(server: Serving, plain_answers: dict[str, Any], num_steps: int) -> None:
-    if server.pair not in BOTH_KINDS and num_steps not in (STEPS[0], STEPS[-1]):
-        pytest.skip("as on the other pairs")
+    if not (ALL or server.pair in BOTH_KINDS or num_steps in (STEPS[0], STEPS[-1])):
+        pytest.skip("make exact runs it")
     server.select(f"static:{num_steps}")
     before = server.speckv()["rounds"]
     check(server, plain_answers)
@@ -32,8 +33,8 @@ def test_fixed_depth(server: Serving, plain_answers: dict[str, Any], num_steps: 
 
 @pytest.mark.parametrize("policy", ["throughput", "ema"])
 def test_policies(server: Serving, plain_answers: dict[str, Any], policy: str) -> None:
-    if server.pair not in BOTH_KINDS:
-        pytest.skip("as on the other pairs")
+    if not (ALL or server.pair in BOTH_KINDS):
+        pytest.skip("make exact runs it")
     server.select(policy)
     check(server, plain_answers)
     shown = server.speckv()

@@ -112,10 +112,7 @@ def test_the_table_of_captured_rounds(draft: str) -> None:
     assert found["provenance"]["code"]["policy"] == code_digest("policy")
     for cell in found["cells"]:
         arms = {arm["arm"]: arm for arm in cell["arms"]}
-        told = []
-        for name in ("throughput", "throughput,stop=off"):
-            low, high = arms[name]["interval"]
-            told.append(f"{arms[name]['vs_best_fixed']:.3f} [{low:.3f}, {high:.3f}]")
+        told = [of_best(arms[name]) for name in ("throughput", "throughput,stop=off")]
         best = cell["best_fixed"].removeprefix("static:")
         assert f"| {draft}, captured | {cell['requests']} | {best} | {' | '.join(told)} |" in lines
 

@@ -29,7 +29,14 @@ def test_what_can_be_served(asked: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [1, None, [], {"max_step": 2}, *({"max_steps": v} for v in (-1, 1.5, True, "2", [1]))]
+    "asked",
+    [
+        1,
+        None,
+        [],
+        {"max_step": 2},
+        *({"max_steps": v} for v in (-1, 1.5, True, "2", [1])),
+    ],
 )
 def test_what_cannot_is_told_in_one_sentence(asked: Any) -> None:
     told = problem({"speckv": asked})
@@ -37,8 +44,18 @@ def test_what_cannot_is_told_in_one_sentence(asked: Any) -> None:
     assert Bounds.of([request({"speckv": asked})]).most is None, "it bounds nothing"
 
 
+@pytest.mark.parametrize("steps", [2**30, 2**63, 10**30])
+def test_a_huge_one_bounds_nothing(steps: int) -> None:
+    """Whatever its size, the array keeps its type."""
+    assert problem({"speckv": {"max_steps": steps}}) is None
+    bounds = Bounds.of(bounded(steps, 1))
+    assert bounds.most is None
+    narrow = bounds.narrowed(None, 3)
+    assert narrow is not None and narrow.dtype == np.int64 and narrow.tolist() == [3, 1]
+
+
 def test_a_batch_without_bounds_is_left_alone() -> None:
-    bounds, probs = Bounds.of(bounded(None, None), [1]), np.ones((2, 3))
+    bounds, probs = Bounds.of(bounded(None, None)), np.ones((2, 3))
     assert bounds.most is None
     assert bounds.blanked(probs) is probs
     assert bounds.narrowed(None, 3) is None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sglang_speckv.srt import exact
+from sglang_speckv.srt.bounds import Bounds
 from sglang_speckv.srt.exact import NOBODY, TABLE, ExactLane, ExactRows, parameter_of
 from sglang_speckv.srt.fuse import Fuse
 
@@ -213,17 +214,19 @@ def test_what_a_round_sees_of_its_rows() -> None:
     rows, _ = rows_of((None, "min_p", None))
     assert not rows.alone and rows_of(("min_p",))[0].alone
     probs = np.full((3, 2), 0.5)
-    assert rows.blanked(probs).tolist() == [[0.5, 0.5], [0.0, 0.0], [0.5, 0.5]]
+    bounds = Bounds.of([request(), request(min_p=0.5), request()], rows.rows)
+    assert bounds.blanked(probs).tolist() == [[0.5, 0.5], [0.0, 0.0], [0.5, 0.5]]
     assert probs.min() == 0.5, "the tap's own"
-    widths = rows.narrowed(None, 2)
+    widths = bounds.narrowed(None, 2)
     assert widths is not None and widths.tolist() == [2, 0, 2]
-    widths = rows.narrowed(np.array([1, 1, 0]), 2)
+    widths = bounds.narrowed(np.array([1, 1, 0]), 2)
     assert widths is not None and widths.tolist() == [1, 0, 0]
 
 
 def test_nobody_changes_nothing() -> None:
     probs, tree = np.ones((2, 2)), SimpleNamespace()
-    assert NOBODY.blanked(probs) is probs and NOBODY.narrowed(None, 2) is None
+    bounds = Bounds.of([request(), request()], NOBODY.rows)
+    assert bounds.blanked(probs) is probs and bounds.narrowed(None, 2) is None
     NOBODY.mark(tree)
     assert not NOBODY.alone and vars(tree) == {}
 

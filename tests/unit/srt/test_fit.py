@@ -54,3 +54,9 @@ def test_a_few_drafts_are_not_judged(caplog: pytest.LogCaptureFixture) -> None:
     counters = Counters((0, 3))
     serve(DraftFit(counters), counters, Round(3, 1, [0]), 4 * LOOK_ROUNDS)
     assert caplog.messages == []
+
+
+def test_a_server_that_only_has_depth_0(caplog: pytest.LogCaptureFixture) -> None:
+    counters = Counters((0,))
+    serve(DraftFit(counters), counters, Round(0, 8, [0] * 8), 2 * LOOK_ROUNDS)
+    assert caplog.messages == []
