@@ -1,4 +1,4 @@
-"""Print the README's tables from committed results.
+"""Print tables of README and docs/results.md from committed results.
 
 Usage: python examples/results/readme_table.py examples/results/{demo-cpu,signals}.json
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sglang_speckv.ab.tables import markdown
+from sglang_speckv.ab.tables import markdown, of_best_fixed, over
 from sglang_speckv.ab.tables import tables as ab_tables
 
 SIGNALS = (
@@ -20,6 +20,36 @@ SIGNALS = (
     "min confidence of the window",
     "accepted length",
 )
+
+RUNS = {
+    "demo-cpu": ("demo", "load moves between 1 and 4 requests"),
+    "ab-cpu-sweep": ("sweep", "1, 4 and 16 requests"),
+    "ab-cpu-held-out": ("other prompts", "1, 4 and 16 requests"),
+}
+DRAFTS = {"eagle3": "EAGLE-3 head", "standalone": "separate draft"}
+
+
+def summary(folder: Path) -> str:
+    """SpecKV over all loads of each run and draft, a line each."""
+    lines = [
+        "| run | of the best fixed depth | of SGLang's rule | of no draft |",
+        "| :-- | --: | --: | --: |",
+    ]
+    for name, (run, load) in RUNS.items():
+        result = json.loads((folder / f"{name}.json").read_text())
+        for title, _, records in ab_tables(result):
+            speckv = next((record for record in records if record["arm"] == "speckv"), None)
+            if title.endswith("all loads") and speckv is not None:
+                draft = DRAFTS[title.partition(",")[0].lower()]
+                cells = [of_best_fixed(speckv), _of_rule(speckv), over("none")(speckv)]
+                link = f"[{run}](examples/results/{name}.json)"
+                lines.append(f"| {link}, {draft}, {load} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _of_rule(record: dict[str, Any]) -> str:
+    """Over SGLang's own, or over it as restated here where SGLang has none."""
+    return over("ema" if "ema" in record["over"] else "speckv:ema")(record)
 
 
 def signals_table(result: dict[str, Any]) -> str:
@@ -42,7 +72,7 @@ def _signal(rows: list[dict[str, Any]], signal: str, lag: int) -> str:
 
 
 def tables(result: dict[str, Any]) -> list[str]:
-    """What a README shows of one file: the tables of a ``speckv ab``, or signals."""
+    """What docs/results.md shows of one file: the tables of a ``speckv ab``, or signals."""
     if "cells" not in result:
         return [signals_table(result)]
     return [markdown(columns, records) for _, columns, records in ab_tables(result)]

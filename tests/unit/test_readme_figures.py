@@ -25,17 +25,21 @@ RESULTS = ROOT / "examples" / "results"
 @pytest.mark.parametrize("result", ["demo-cpu.json", "signals.json"])
 def test_the_tables_are_the_committed_results(result: str) -> None:
     drawn = readme_table.tables(json.loads((RESULTS / result).read_text()))
-    readme = (ROOT / "README.md").read_text()
-    assert drawn and all(table in readme for table in drawn)
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert drawn and all(table in page for table in drawn)
+
+
+def test_the_summary_is_of_the_committed_results() -> None:
+    assert readme_table.summary(RESULTS) in (ROOT / "README.md").read_text()
 
 
 def test_the_sweep_is_the_committed_result() -> None:
-    """Over all loads in the README, load by load on a page of its own."""
-    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/sweep.md"))
+    """Over all loads on one page, load by load on another."""
+    whole, page = ((ROOT / "docs" / name).read_text() for name in ("results.md", "sweep.md"))
     drawn = list(tables(json.loads((RESULTS / "ab-cpu-sweep.json").read_text())))
     assert len(drawn) == 8
     for title, columns, records in drawn:
-        assert markdown(columns, records) in (readme if title.endswith("all loads") else page)
+        assert markdown(columns, records) in (whole if title.endswith("all loads") else page)
 
 
 def test_the_sweep_on_held_out_prompts_is_the_committed_result() -> None:
@@ -48,21 +52,21 @@ def test_the_sweep_on_held_out_prompts_is_the_committed_result() -> None:
 
 @pytest.mark.parametrize("result", ["demo-cpu.json", "ab-cpu-sweep.json"])
 def test_the_answers_are_the_committed_results(result: str) -> None:
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    page = " ".join((ROOT / "docs" / "results.md").read_text().split())
     for answer in json.loads((RESULTS / result).read_text())["answers"]:
-        assert answer in readme
+        assert answer in page
 
 
 def test_figures_of_code_that_has_moved_on_are_marked() -> None:
     """A measured figure is of the code that its file records; where policy or engine side have
-    changed since, the README says so beside the file's name."""
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    changed since, the page of results says so beside the file's name."""
+    page = " ".join((ROOT / "docs" / "results.md").read_text().split())
     for path in RESULTS.glob("*.json"):
         provenance = json.loads(path.read_text())["provenance"]
         now = {room: code_digest(room) for room in provenance.get("code", {})}
-        shown = f"examples/results/{path.name}" in readme and path.name not in COMPUTED_AGAIN
+        shown = f"examples/results/{path.name}" in page and path.name not in COMPUTED_AGAIN
         if shown and now != provenance.get("code"):
-            assert f"`{path.stem}` ({(provenance['git'] or 'unknown')[:7]})" in readme, path.name
+            assert f"`{path.stem}` ({(provenance['git'] or 'unknown')[:7]})" in page, path.name
 
 
 def test_the_papers_figures() -> None:
@@ -71,7 +75,7 @@ def test_the_papers_figures() -> None:
     found = json.loads((RESULTS / "paper.json").read_text())
     assert found["provenance"]["code"]["policy"] == code_digest("policy")
     told = ", ".join(f"{v:+.1f}" for v in found["throughput_vs_best_static_pct"].values())
-    assert f"cross-fitted by prompt: {told} % at" in (ROOT / "README.md").read_text()
+    assert f"cross-fitted by prompt: {told} % at" in (ROOT / "docs" / "results.md").read_text()
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
