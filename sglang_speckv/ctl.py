@@ -37,6 +37,8 @@ class Shown(msgspec.Struct):
     held: bool
     rounds: dict[str, int]
     accept_rate: float | None
+    stops: str
+    widths: str
     fallbacks: int
     failures: dict[str, int]
 
@@ -207,6 +209,8 @@ def _rows(shown: Shown) -> dict[str, str]:
         "candidate steps": ", ".join(map(str, shown.candidate_steps)),
         "rounds by depth": rounds or "none yet",
         "drafts accepted": "none judged yet" if rate is None else f"{rate:.1%} of those verified",
+        "rounds stop": shown.stops,
+        "widths per request": shown.widths,
         "fall-backs": str(shown.fallbacks),
     }
     if shown.failures:

@@ -230,6 +230,10 @@ TOKENIZED_REQUEST = HookTarget(
     _SRT + "managers.tokenizer_manager.TokenizerManager._create_tokenized_object",
     ("obj", "input_text", "input_ids", "input_embeds", "mm_inputs", "token_type_ids"),
 )
+ANSWER_COUNTS = HookTarget(
+    _SRT + "managers.tokenizer_manager.TokenizerManager._calculate_spec_decoding_metrics",
+    ("meta_info", "recv_obj", "i"),
+)
 NORMALIZED_REQUEST = HookTarget(
     _SRT + "managers.io_struct.GenerateReqInput.normalize_batch_and_arguments", ()
 )

@@ -13,6 +13,8 @@ from sglang_speckv.policy.base import Round
 from sglang_speckv.policy.checks import is_share, is_time
 
 RECENT_ROUNDS = 1024
+MOST_ANSWERS = 4096
+"""That ended and were not read yet."""
 
 
 class Counters:
@@ -37,6 +39,9 @@ class Counters:
         """Drafts whose own probability is unknown or impossible: no number from 0 to 1."""
         self.odd_times = 0
         """Rounds whose measured time is impossible: zero, negative or many days."""
+        self.answers: deque[float] = deque(maxlen=MOST_ANSWERS)
+        """The share of its verified drafts that was accepted, of each answer that ended; whoever
+        reads them takes them out."""
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=RECENT_ROUNDS)
         self._started = time.perf_counter()
 

@@ -57,6 +57,12 @@ class Metrics:
             "failures": counter("failures", "Faults of SpecKV that serving survived", "seam"),
             "dropped": counter("trace_dropped_rounds", "Rounds that the trace could not take"),
         }
+        self._answers = prometheus.Histogram(
+            "speckv:request_accept_rate",
+            "Share of its verified drafts that was accepted, per answer",
+            buckets=[n / 10 for n in range(1, 11)],
+            **more,
+        )
         self._active = gauge("active", "1 where SpecKV chooses the depth")
         self._num_steps = gauge("num_steps", "Depth of the newest round")
         self._held = gauge("held", "1 where the launch depth is held, for what decides is in doubt")
@@ -80,6 +86,9 @@ class Metrics:
         self._num_steps.set(self._policy.num_steps)
         self._held.set(self._policy.held)
         self._unexpected.set(getattr(self._policy.policy, "unexpected_drafts", 0.0))
+        answers = self._policy.counters.answers
+        while answers:
+            self._answers.observe(answers.popleft())
         for (name, *labels), value in self._totals():
             self._carry(name, labels, value)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
-from sglang_speckv.srt import bounds, compat, cpu, exact
+from sglang_speckv.srt import bounds, compat, cpu, exact, usage
 
 INT32_MAX = 2**31 - 1
 MOST_SAMPLES = 4096
@@ -31,6 +31,7 @@ def hook_tokenizer() -> None:
         (compat.NORMALIZED_REQUEST, refuse_samples, HookType.BEFORE),
         (compat.TOKENIZED_REQUEST, refuse, HookType.AFTER),
         (compat.RESERVED_TOKENS, reserved_tokens, HookType.AFTER),
+        (compat.ANSWER_COUNTS, usage.say_verified, HookType.AFTER),
     ]
     if cpu.enabled():
         hooks += [(call, refuse_release, HookType.BEFORE) for call in compat.MEMORY_CALLS]

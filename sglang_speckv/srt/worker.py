@@ -22,6 +22,7 @@ from sglang_speckv.srt import (
     identity,
     in_round,
     recapture,
+    usage,
     weights,
 )
 from sglang_speckv.srt.controller import on_or_off
@@ -57,10 +58,11 @@ def create_worker(original: Callable[..., type], self: Any, server_args: Any) ->
 def _hook_scheduler(exactly: bool) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt import finish, kv_reserve, penalties, request_checks, state, usage
+    from sglang_speckv.srt import finish, kv_reserve, penalties, request_checks, state
 
     hooks: list[tuple[compat.HookTarget, Callable[..., Any], HookType]] = [
         (compat.RESULT_DECODE, note_result, HookType.BEFORE),
+        (compat.RESULT_DECODE, note_answers, HookType.AFTER),
         (compat.RESULT_PREFILL, note_prefill, HookType.AFTER),
         (compat.COPY_TO_CPU, copy_launch, HookType.BEFORE),
         (compat.ADD_SPECULATIVE, state.add_speckv, HookType.AFTER),
@@ -326,6 +328,8 @@ class SpecKVMixin(_Worker):
             return
         with self._fuse.guard("learning from a round"):
             self._learn(launch, num_correct_drafts_per_req)
+        with self._fuse.guard("counting an answer's drafts", holds=False):
+            usage.count_verified(launch)
 
     def _learn(self, launch: DecodeLaunch, num_correct_drafts: list[int]) -> None:
         self._rounds.log_vocab = math.log(max(self._tap.draft_vocab_size, 2))
@@ -391,6 +395,15 @@ def note_result(self: Any, batch: Any, result: Any) -> None:
         with worker._fuse.guard("noting a result"):
             worker._result = result
             worker._waited = result.copy_done is not None and not result.copy_done.query()
+
+
+def note_answers(result: None, self: Any, batch: Any, *args: Any) -> None:
+    """AFTER ``process_batch_result_decode``: which requests ended, and how well they were drafted
+    for."""
+    worker = self.model_worker
+    if isinstance(worker, SpecKVMixin) and not worker.speckv.profiling:
+        with worker._fuse.guard("counting answers", holds=False):
+            worker.speckv.counters.answers.extend(usage.ended(batch.reqs))
 
 
 def note_prefill(result: None, self: Any, batch: Any, prefill: Any) -> None:

@@ -81,10 +81,16 @@ def test_requests_take_no_more_drafts_than_they_say(server: Serving) -> None:
         for most in (None, 0, 1, 2)
     ]
     answers = [answer["meta_info"] for answer in unlike(server, asked)]
-    rounds, correct = (
-        [answer[key] for answer in answers] for key in ("spec_verify_ct", "spec_num_correct_drafts")
+    rounds, correct, verified = (
+        [answer[f"spec_{key}"] for answer in answers]
+        for key in ("verify_ct", "num_correct_drafts", "num_proposed_drafts")
     )
-    assert correct[0] > 0 and correct[1] == 0
+    assert correct[0] > 0 and verified[0] == STEPS[-1] * rounds[0]
+    assert verified[1:3] == [0, rounds[2]]
+    assert rounds[3] <= verified[3] <= 2 * rounds[3], "1 where none asks for more: 2 is no depth"
+    assert [answer["spec_accept_rate"] for answer in answers] == [
+        right / max(drafts, 1) for right, drafts in zip(correct, verified, strict=True)
+    ]
     assert all(
         0 < n <= most * k for most, n, k in zip((1, 2), correct[2:], rounds[2:], strict=True)
     )

@@ -21,6 +21,8 @@ SPECKV = {
     "num_steps": 2,
     "rounds": {"0": 0, "2": 12},
     "accept_rate": 0.5,
+    "stops": "on",
+    "widths": "off: the target's graphs verify whole depths",
     "fallbacks": 0,
     "failures": {},
 }

@@ -73,3 +73,13 @@ def test_a_row_is_what_the_engine_decides(row: list[str]) -> None:
             assert (no_stops is None) == (stops != "no")
             assert (no_widths is None) == (widths == "yes")
     assert len(rows()) == 9
+
+
+def test_the_tree_names_every_module() -> None:
+    told = (DOCS / "architecture.md").read_text()
+    package = ROOT / "sglang_speckv"
+    rooms = ("", "policy", "srt", "ab")
+    modules = [path for room in rooms for path in (package / room).glob("*.py")]
+    stems = {path.stem for path in modules if not path.stem.startswith("_")}
+    assert len(stems) > 70
+    assert [stem for stem in sorted(stems) if not re.search(rf"\b{stem}\b", told)] == []
