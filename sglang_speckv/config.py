@@ -83,7 +83,7 @@ class SpecKVConfig:
     :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records, ``artifact`` a file
     that `speckv train` made. ``profile_seconds`` bounds the rounds that are timed before serving; 0
     learns while serving. ``stop``, ``width``: see :mod:`sglang_speckv.srt.in_round`; ``exact``: see
-    :mod:`sglang_speckv.srt.exact`.
+    :mod:`sglang_speckv.srt.exact`; ``max_context``: :mod:`sglang_speckv.srt.bounds`.
     """
 
     policy: str = "throughput"
@@ -96,6 +96,7 @@ class SpecKVConfig:
     stop: str = "auto"
     width: str = "auto"
     exact: str = "on"
+    max_context: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate_steps", _checked_steps(self.candidate_steps))
@@ -117,6 +118,9 @@ class SpecKVConfig:
             if path is not None and (not isinstance(path, str) or not path):
                 raise ConfigError(f"{name} {path!r} is not a path")
         _check_profile_seconds(self.profile_seconds)
+        most = self.max_context
+        if most is not None and (type(most) is not int or most < 1):
+            raise ConfigError(f"max context {most!r} is not a number of tokens from 1 on")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpecKVConfig:

@@ -108,6 +108,15 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         "SGLang does, faster and with another text (default: on). Turns --speckv on.",
     )
     group.add_argument(
+        "--speckv-max-context",
+        default=None,
+        type=int,
+        metavar="TOKENS",
+        help="Take no drafts for a request whose prompt and answer are longer than this (default: "
+        "no limit). Where rounds have no widths per request it holds for batches of such requests "
+        "only. Turns --speckv on.",
+    )
+    group.add_argument(
         "--speckv-profile",
         default=None,
         type=float,
@@ -148,6 +157,7 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
         "stop": getattr(args, "speckv_stop", None),
         "width": getattr(args, "speckv_width", None),
         "exact": getattr(args, "speckv_exact", None),
+        "max_context": getattr(args, "speckv_max_context", None),
         "profile_seconds": getattr(args, "speckv_profile", None),
         "trace": getattr(args, "speckv_trace", None),
     }

@@ -3,7 +3,8 @@
 At most so many drafts of the request are verified in a round, none at 0. Where the engine verifies
 a width per request, this holds for each of them. Elsewhere it holds for whole rounds: where every
 request has a bound, the round is no deeper than the largest of them. The text is the same either
-way. Requests of the exact lane take no drafts, so here they are bounded by 0.
+way. Requests of the exact lane take no drafts, so here they are bounded by 0. So are those whose
+context is longer than ``--speckv-max-context``.
 """
 
 from __future__ import annotations
@@ -42,9 +43,16 @@ class Bounds:
         self._steps = steps
 
     @classmethod
-    def of(cls, reqs: Sequence[Any], undrafted: Sequence[int] = ()) -> Bounds:
-        """``undrafted``: rows of the exact lane."""
+    def of(
+        cls, reqs: Sequence[Any], undrafted: Sequence[int] = (), max_context: int | None = None
+    ) -> Bounds:
+        """``undrafted``: rows of the exact lane. ``max_context``: tokens beyond which a request is
+        not drafted for."""
         asked = [_asked(req) for req in reqs]
+        if max_context is not None:
+            lengths = [len(req.origin_input_ids) + len(req.output_ids) for req in reqs]
+            long = [row for row, length in enumerate(lengths) if length > max_context]
+            undrafted = [*undrafted, *long]
         if not undrafted and asked.count(None) == len(asked):
             return NO_BOUNDS
         steps = np.array([_UNBOUNDED if each is None else each for each in asked])

@@ -222,7 +222,7 @@ class SpecKVMixin(_Worker):
             with self._fuse.guard("finding exact requests", holds=False):
                 self._exact = self._lane.rows(batch.reqs)
         with self._fuse.guard("reading requests' bounds", holds=False):
-            self._bounds = bounds.Bounds.of(batch.reqs, self._exact.rows)
+            self._bounds = bounds.Bounds.of(batch.reqs, self._exact.rows, self._config.max_context)
         self.speckv.short_of_kv, self.speckv.undrafted = RESERVE.short, self._exact.alone
         self.speckv.most_steps = self._bounds.most
         self._rounds.waits_for_signals = self.speckv.lag.waits

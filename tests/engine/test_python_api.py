@@ -16,6 +16,8 @@ from tests.engine.conftest import PROMPTS, TOKENS
 from tests.forked import call
 
 pytestmark = pytest.mark.engine
+MAX_CONTEXT = 40
+"""Some prompts are longer from the beginning, some answers come to be."""
 
 
 def run(
@@ -59,7 +61,7 @@ def test_serves_losslessly(
 ) -> None:
     asked = arguments(models, algorithm, draft)
     settings = {"candidate_steps": [0, 2], "policy": "static:2"}
-    settings |= {"profile_seconds": 1, "trace": "new/trace"}
+    settings |= {"profile_seconds": 1, "trace": "new/trace", "max_context": MAX_CONTEXT}
     shown = run(kind, settings, asked, tmp_path)
     speckv = shown["state"]["speckv"]
     assert shown["tokens"] == plain_answers["batch"]
@@ -68,4 +70,9 @@ def test_serves_losslessly(
     assert 0 < speckv["correct_drafts"] < speckv["proposed_drafts"]
     (trace,) = (tmp_path / "new" / "trace").iterdir()
     _, records = read_trace(trace)
-    assert {record.num_steps for record in records} == {2}
+    verified = [
+        (record.context_len, record.num_steps if (n := record.num_verified) is None else n)
+        for record in records
+    ]
+    assert {drafts for _, drafts in verified} == {0, 2}
+    assert all((drafts == 0) == (length > MAX_CONTEXT) for length, drafts in verified)

@@ -166,3 +166,10 @@ def test_a_config_error_is_one_line_that_any_terminal_can_print() -> None:
     assert str(error) == r"the key 'a\n\x1b[2J\ud800é' is unknown"
     with pytest.raises(ConfigError, match=r"unknown field `\\n`"):
         options_from({"\n": None}, "ab.yaml")
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5, True, "4096"])
+def test_a_longest_context_is_a_number_of_tokens(most: Any) -> None:
+    assert SpecKVConfig.from_dict({"max_context": 4096}).max_context == 4096
+    with pytest.raises(ConfigError, match=r"max context .* is not a number of tokens from 1 on"):
+        SpecKVConfig.from_dict({"max_context": most})

@@ -86,3 +86,13 @@ def test_the_policy_is_held_to_it(most: int | None, chosen: int) -> None:
     assert engine.get_steps_for_batch(2) == chosen
     assert engine.decision is not None
     assert (engine.decision.reason == "bounded") == (chosen == 1)
+
+
+@pytest.mark.parametrize(("most", "narrow"), [(None, None), (5, None), (4, [3, 0]), (3, [0, 0])])
+def test_long_ones_take_no_drafts(most: int | None, narrow: list[int] | None) -> None:
+    """Of four tokens, and of five."""
+    reqs = bounded(None, None)
+    for req, answered in zip(reqs, (1, 2), strict=True):
+        req.origin_input_ids, req.output_ids = [7, 7, 7], [7] * answered
+    found = Bounds.of(reqs, [], most).narrowed(None, 3)
+    assert found is None if narrow is None else found is not None and found.tolist() == narrow
