@@ -1,4 +1,5 @@
-"""The demo's drafts: ``examples/models/<name>``, completed with what they share with the target.
+"""The demo's drafts: ``examples/models/<name>`` of a clone, or of the package that is made of that
+folder; completed with what they share with the target.
 
 A committed draft may leave out tensors that are the target's own (its embedding, rows of its
 output matrix). Its ``assemble.json`` then says where they come from::
@@ -11,6 +12,7 @@ output matrix). Its ``assemble.json`` then says where they come from::
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from sglang_speckv.files import BAD_JSON
 
 DEMO_DRAFTS = ("eagle3", "standalone")
 _MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
+_PACKAGE = "sglang_speckv_drafts"
 _RECIPE = "assemble.json"
 
 
@@ -34,10 +37,16 @@ class TensorSource(msgspec.Struct, rename={"tensor": "from"}):
     rows: str = "all"
 
 
+def _folder() -> Path:
+    """Where the demo's drafts are, or would be."""
+    found = None if _MODELS.is_dir() else importlib.util.find_spec(_PACKAGE)
+    return _MODELS if found is None or found.origin is None else Path(found.origin).parent
+
+
 def resolve_draft(name_or_path: str, target: Path | str) -> Path:
     """A complete draft checkpoint for ``target``: a demo draft by name, or any directory."""
     path = Path(name_or_path).expanduser()
-    source = checked_model_dir(_MODELS / path if name_or_path in DEMO_DRAFTS else path)
+    source = checked_model_dir(_folder() / path if name_or_path in DEMO_DRAFTS else path)
     return assemble(source, target) if (source / _RECIPE).exists() else source
 
 
@@ -45,12 +54,12 @@ def check_demo_drafts(names: Sequence[str]) -> None:
     """Raise :class:`ConfigError` where a demo draft among ``names`` is not on this machine. Without
     names one of them is enough."""
     asked = [name for name in names or DEMO_DRAFTS if name in DEMO_DRAFTS]
-    absent = [name for name in asked if not (_MODELS / name / "config.json").is_file()]
+    absent = [name for name in asked if not (_folder() / name / "config.json").is_file()]
     if absent and (names or absent == asked):
         raise ConfigError(
-            f"the demo drafts ({', '.join(absent)}) come with a clone of the repository, not with "
-            "the package; install from a clone with pip install --editable ., or name your own "
-            "with --draft PATH"
+            f"the demo drafts ({', '.join(absent)}) are a package of their own; install it from a "
+            "clone of the repository with pip install CLONE/examples/models, or name your own with "
+            "--draft PATH"
         )
 
 

@@ -19,6 +19,8 @@ from sglang_speckv import __version__
 pytestmark = pytest.mark.xdist_group("wheel")  # built once
 ROOT = Path(__file__).parents[2]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+BUILD = ("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir")
+INSTALL = ("install", "--no-deps", "--no-index", "--no-compile", "--target")
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +34,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "sglang_speckv", source / "sglang_speckv", ignore=ignored)
-    build = ("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", wheels)
-    subprocess.run([*PIP, *build, source], check=True)
+    subprocess.run([*PIP, *BUILD, wheels, source], check=True)
     (wheel,) = wheels.glob("*.whl")
-    install = ("install", "--no-deps", "--no-index", "--no-compile", "--target", site)
-    subprocess.run([*PIP, *install, wheel], check=True)
+    subprocess.run([*PIP, *INSTALL, site, wheel], check=True)
     return site
 
 
@@ -99,12 +99,33 @@ def test_the_default_prompts_are_in_it(site: Path) -> None:
     assert said(site, code) == "96"
 
 
-def test_the_demo_says_that_its_drafts_are_in_a_clone(site: Path) -> None:
+def test_the_demo_says_where_its_drafts_are(site: Path) -> None:
     refused = run(site, site / "bin" / "speckv", "demo", "--quick")
     assert (refused.returncode, refused.stdout) == (2, "")
     (line,) = refused.stderr.splitlines()
-    assert line.startswith("speckv: the demo drafts (eagle3) come with a clone")
-    assert "pip install --editable" in line and "--draft PATH" in line
+    assert line.startswith("speckv: the demo drafts (eagle3) are a package of their own")
+    assert "pip install CLONE/examples/models" in line and "--draft PATH" in line
+
+
+def test_the_demo_finds_its_drafts_in_their_own_wheel(site: Path, tmp_path: Path) -> None:
+    source, wheels, drafts = tmp_path / "source", tmp_path / "wheels", tmp_path / "drafts"
+    shutil.copytree(ROOT / "examples" / "models", source, ignore=shutil.ignore_patterns("model.*"))
+    for name in ("eagle3", "standalone"):
+        (source / name / "model.safetensors").write_bytes(b"weights")  # the real ones take seconds
+    subprocess.run([*PIP, *BUILD, wheels, source], check=True)
+    (wheel,) = wheels.glob("*.whl")
+    subprocess.run([*PIP, *INSTALL, drafts, wheel], check=True)
+    code = (
+        f"import sys; sys.path.append({str(drafts)!r})\n"
+        "from sglang_speckv.demo.drafts import check_demo_drafts, _folder\n"
+        "check_demo_drafts(['eagle3', 'standalone'])\n"
+        "print(*sorted(p.relative_to(_folder()) for p in _folder().glob('*/*')))"
+    )
+    assert said(site, code).split() == [
+        f"{name}/{file}"
+        for name in ("eagle3", "standalone")
+        for file in ("assemble.json", "config.json", "model.safetensors")
+    ]
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git here")

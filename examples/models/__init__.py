@@ -1,0 +1,1 @@
+"""The demo's drafts: folders of weights beside this file."""
