@@ -150,7 +150,9 @@ def test_absent_demo_drafts_are_refused_before_anything_is_fetched(
     monkeypatch.setattr(drafts, "_MODELS", tmp_path)
     monkeypatch.setattr(comparison, "resolve_target", lambda *_: pytest.fail("fetched"))
     options = options_from({"drafts": asked}, "test")
-    with pytest.raises(ConfigError, match=rf"drafts \({absent}\) are a package of their own.* --draft PATH"):
+    with pytest.raises(
+        ConfigError, match=rf"drafts \({absent}\) are a package of their own.* --draft PATH"
+    ):
         comparison_of(options, screen(tmp_path / "said"))
 
 
