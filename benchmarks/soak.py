@@ -1,6 +1,7 @@
 """Does a server stay right and not grow? Requests of every kind for half an hour, audited.
 
-Usage: python benchmarks/soak.py [--minutes 30] [--tp 1] [--algorithm STANDALONE] [--out FILE.json]
+Usage: python benchmarks/soak.py [--minutes 30] [--tp 1] [--algorithm STANDALONE] [--stock]
+           [--out FILE.json]
 
 Serves a tiny random pair on this machine, and the same target without speculation beside it. Load
 comes in cycles: one request at a time, then four, sixteen, four and one, in which lengths and
@@ -15,8 +16,10 @@ running; then
   two best tokens are less than 1e-3 apart, either is right);
 - the memory that is the server's processes' own (resident and not shared with a file) is noted.
 
-The slope of the memory over the cycles, with a 95 % interval, is in MB per hour; the first fifth of
-the cycles, in which buffers and heaps grow to their size, does not count. Prints a table, then one
+The slope of the memory over the cycles, of all processes and of each, with a 95 % interval, is in
+MB per hour; the first fifth of the cycles, in which buffers and heaps grow to their size, does not
+count. ``--stock`` serves SGLang without SpecKV at three steps, to compare its memory with: nothing
+is steered or audited then, and answers of the exact lane are not compared. Prints a table, then one
 JSON line; exits with 1 where anything was wrong.
 """
 
@@ -63,7 +66,7 @@ ODD_LINE = re.compile(r"Traceback|Error\b|Exception|SpecKV: .*(?:failed|serving|
 async def soak(run: Soak, mix: Mix, minutes: float, seed: int, screen: Screen) -> None:
     chance, started, cycle = random.Random(seed), time.monotonic(), 0
     async with run.server, run.alone:
-        run.exact = "exact" in await speckv(run.server)
+        run.exact = not run.stock and "exact" in await speckv(run.server)
         with screen.status("cycle 1") as report:
             while time.monotonic() - started < 60 * minutes or cycle < 4:
                 cycle += 1
@@ -77,7 +80,7 @@ async def soak(run: Soak, mix: Mix, minutes: float, seed: int, screen: Screen) -
                 report(
                     f"cycle {cycle}: {60 * hours:.1f} of {minutes:g} minutes, "
                     f"{sum(run.kinds.values())} requests, {run.counts['compared']} compared, "
-                    f"{run.counts['errors']} errors, {run.memory[-1][1]:.0f} MB"
+                    f"{run.counts['errors']} errors, {sum(run.memory[-1][1].values()):.0f} MB"
                 )
 
 
@@ -89,7 +92,7 @@ async def one_cycle(run: Soak, mix: Mix, chance: random.Random) -> None:
         answers = await together(run.server, asked, at_once)
         turning.cancel()
         (ended,) = await asyncio.gather(turning, return_exceptions=True)
-        if not isinstance(ended, asyncio.CancelledError):
+        if ended is not None and not isinstance(ended, asyncio.CancelledError):
             run.wrong(f"steering broke off: {ended!r:.200}")
         for answer in answers:
             run.kinds[answer.asked.kind] += 1
@@ -98,11 +101,17 @@ async def one_cycle(run: Soak, mix: Mix, chance: random.Random) -> None:
                 run.wrong(answer.error)
             elif answer.whole and answer.asked.compared and chance.random() < SAMPLE:
                 await compare(run, answer)
-    await audit(run, mix)
+    if not run.stock:
+        await audit(run, mix)
 
 
 async def steer(run: Soak, chance: random.Random) -> None:
     """Select a policy, or pin a depth until the next time; now and then forget the prefixes."""
+    if chance.random() < 0.1:
+        with suppress(ServerError):  # a busy server refuses
+            await run.server.flush_cache(attempts=1)
+    if run.stock:
+        return
     shown = await speckv(run.server)
     policies = [*shown["policies"], "throughput#2"]
     keys = {f"speckv_policy:{chance.choice(policies)}": 1}
@@ -110,14 +119,11 @@ async def steer(run: Soak, chance: random.Random) -> None:
         keys |= {"speckv_num_steps": chance.choice(STEPS)}
     for key, value in keys.items():
         await set_state(run, key, value)
-    if chance.random() < 0.1:
-        with suppress(ServerError):  # a busy server refuses
-            await run.server.flush_cache(attempts=1)
 
 
 async def keep_steering(run: Soak, chance: random.Random) -> None:
     """While requests run, pin and release depths every few rounds."""
-    while True:
+    while not run.stock:
         await asyncio.sleep(chance.uniform(0.05, 0.5))
         await set_state(run, "speckv_num_steps", chance.choice([-1, -1, *STEPS]))
 
@@ -127,19 +133,21 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks of the server")
     parser.add_argument("--algorithm", choices=("STANDALONE", "EAGLE3"), default="STANDALONE")
+    parser.add_argument("--stock", action="store_true", help="serve SGLang without SpecKV")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     asked = parser.parse_args()
     screen = Screen()
     with tempfile.TemporaryDirectory() as folder:
-        server, alone = servers(Path(folder), asked.algorithm, asked.tp)
+        server, alone = servers(Path(folder), asked.algorithm, asked.tp, asked.stock)
         try:
             with screen.status("starting two servers"):
                 for one in (server, alone):
                     one.start()
                 for one in (server, alone):
                     asyncio.run(one.wait_ready(600))
-            run = Soak(*(Client(one.name, one.url, 600) for one in (server, alone)), family(server))
+            clients = (Client(one.name, one.url, 600) for one in (server, alone))
+            run = Soak(*clients, family(server), stock=asked.stock)
             asyncio.run(soak(run, Mix(asked.seed), asked.minutes, asked.seed, screen))
             result = told(run, server.log, asked)
         except ServerError as error:
@@ -151,7 +159,7 @@ def main() -> int:
     return report(result, asked.out)
 
 
-def servers(root: Path, algorithm: str, tp: int) -> tuple[Server, Server]:
+def servers(root: Path, algorithm: str, tp: int, stock: bool) -> tuple[Server, Server]:
     """The server under test, and the target alone."""
     target = tiny_llama(root / "target", layers=4)
     head = algorithm == "EAGLE3"
@@ -160,9 +168,13 @@ def servers(root: Path, algorithm: str, tp: int) -> tuple[Server, Server]:
     common = ["--model-path", str(target), "--random-seed", "1", "--max-total-tokens", "16384"]
     common += ["--max-running-requests", "16", "--constrained-json-disable-any-whitespace"]
     flags = [*common, "--speculative-algorithm", algorithm, "--tp-size", str(tp)]
-    flags += ["--speculative-draft-model-path", str(draft), "--enable-metrics", "--speckv"]
-    flags += ["--speckv-candidate-steps", ",".join(map(str, STEPS))]
-    flags += ["--speckv-trace", str(root / "trace")]
+    flags += ["--speculative-draft-model-path", str(draft), "--enable-metrics"]
+    if stock:
+        flags += ["--speculative-num-steps", "3", "--speculative-eagle-topk", "1"]
+        flags += ["--speculative-num-draft-tokens", "4"]
+    else:
+        flags += ["--speckv", "--speckv-candidate-steps", ",".join(map(str, STEPS))]
+        flags += ["--speckv-trace", str(root / "trace")]
     return (
         Server("under test", flags, root / "server.log"),
         # With it SGLang counts a token for penalties one round late.
@@ -181,13 +193,19 @@ def told(run: Soak, log: Path, asked: argparse.Namespace) -> dict[str, Any]:
     for line in log.read_text(errors="replace").splitlines():
         if ODD_LINE.search(line):
             run.wrong(f"log: {line[:200]}")
+    whole = [(hours, sum(mb.values())) for hours, mb in run.memory]
+    names = sorted({name for _, mb in run.memory for name in mb})
     return {
         "algorithm": asked.algorithm,
         "tp": asked.tp,
+        "stock": asked.stock,
         "minutes": round(60 * run.memory[-1][0], 1) if run.memory else 0.0,
         "requests": sum(run.kinds.values()),
         "errors": run.counts["errors"],
-        "memory_slope_mb_per_hour": slope(run.memory),
+        "memory_slope_mb_per_hour": slope(whole),
+        "memory_slope_by_process": {
+            name: slope([(hours, mb.get(name, 0.0)) for hours, mb in run.memory]) for name in names
+        },
         "exact_lane": run.exact,
         **{
             name: run.counts[name]
@@ -195,8 +213,9 @@ def told(run: Soak, log: Path, asked: argparse.Namespace) -> dict[str, Any]:
         },
         "by_kind": dict(sorted(run.kinds.items())),
         "counters": run.shown,
-        "memory_mb": [[round(60 * hours, 2), round(mb, 2)] for hours, mb in run.memory],
+        "memory_mb": [[round(60 * hours, 2), round(mb, 2)] for hours, mb in whole],
         "first_errors": run.errors,
+        "differing": run.differing,
         "provenance": provenance(),
     }
 
@@ -204,7 +223,7 @@ def told(run: Soak, log: Path, asked: argparse.Namespace) -> dict[str, Any]:
 def report(result: dict[str, Any], out: Path | None) -> int:
     if out is not None:
         write_json(out, result)
-    long = ("memory_mb", "provenance", "first_errors", "counters")
+    long = ("memory_mb", "provenance", "first_errors", "differing", "counters")
     table = Table("soak", f"TP {result['tp']}, {result['algorithm']}")
     for key, value in result.items():
         if key not in long:

@@ -24,6 +24,7 @@ TIE = 1e-3
 WARM_UP = 0.2
 """Of the cycles: in these buffers and heaps grow to their size."""
 MOST_ERRORS = 50
+MOST_DIFFERING = 5
 COUNTS = (
     *("request_rounds", "drafted_tokens", "proposed_drafts", "cut_drafts", "correct_drafts"),
     *("decisions", "switches", "draft_catch_ups", "fallbacks", "odd_signals", "odd_times"),
@@ -41,10 +42,14 @@ class Soak:
     errors: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
-    memory: list[tuple[float, float]] = field(default_factory=list)
-    """After each cycle: hours since the start, MB."""
+    memory: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    """After each cycle: hours since the start, MB of every process by name."""
+    differing: list[dict[str, Any]] = field(default_factory=list)
+    """The first requests whose answers are not the target's, and both answers."""
     shown: dict[str, Any] = field(default_factory=dict)
     """The server's own counts after the newest audit."""
+    stock: bool = False
+    """The server is SGLang without SpecKV."""
     exact: bool = False
     """Whether the server has the exact lane, so that its requests can be compared too."""
 
@@ -89,6 +94,7 @@ async def audit(run: Soak, mix: Mix) -> None:
     for ours, theirs, settling in (
         ("request_rounds", "spec_verify_ct", 1),
         ("correct_drafts", "spec_num_correct_drafts", 0),
+        ("proposed_drafts", "spec_num_proposed_drafts", 0),
     ):
         counted = after[ours] - before[ours] - settling
         told = sum(answer.meta.get(theirs, 0) for answer in answers)
@@ -173,12 +179,17 @@ async def compare(run: Soak, answer: Answer) -> None:
         (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
         min(len(ours), len(theirs)),
     )
+    if len(run.differing) < MOST_DIFFERING:
+        run.differing.append({"body": asked.body, "ours": ours, "theirs": theirs})
+    if asked.kind == "exact":  # the log-probabilities do not say how close it was
+        run.wrong(f"exact {asked.body['sampling_params']}: token {at} of {len(theirs)} differs")
+        return
     body["input_ids"] = [*asked.body["input_ids"], *theirs[:at]]
     body |= {"rid": f"{asked.rid}:tie", "return_logprob": True, "top_logprobs_num": 2}
     body["sampling_params"] = {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True}
     told = await generate(run.alone, body)
     (best, *_), (second, *_) = told["meta_info"]["output_top_logprobs"][0]
-    if at < min(len(ours), len(theirs)) and best - second < TIE and asked.kind != "exact":
+    if at < min(len(ours), len(theirs)) and best - second < TIE:
         run.counts["ties"] += 1
     else:
         run.wrong(
@@ -191,10 +202,13 @@ async def generate(client: Client, body: dict[str, Any]) -> Any:
     return json.loads(await client.call("POST", "/generate", body))
 
 
-def own_megabytes(processes: Sequence[psutil.Process]) -> float:
-    """Resident and not shared with a file or another process, of all of them."""
-    infos = [process.memory_info() for process in processes]
-    return sum(info.rss - info.shared for info in infos) / 1e6
+def own_megabytes(processes: Sequence[psutil.Process]) -> dict[str, float]:
+    """Resident and not shared with a file or another process, of each of them by name."""
+    found: dict[str, float] = {}
+    for process in processes:
+        name, info = process.name(), process.memory_info()
+        found[name] = found.get(name, 0.0) + (info.rss - info.shared) / 1e6
+    return found
 
 
 def slope(memory: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
