@@ -56,7 +56,8 @@ rehearse: $(STAMP)
 
 exact: export SPECKV_EXACT := all
 exact: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/engine/test_exact.py tests/engine/test_lossless.py $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/engine/test_exact.py tests/engine/test_lossless.py \
+		tests/engine/test_rejection_sampling.py $(ARGS)
 
 unit: $(STAMP)
 	@$(BIN)/python -m pytest -n 3 $(SHARED) tests/unit $(ARGS)

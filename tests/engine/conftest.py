@@ -45,8 +45,8 @@ ALL = os.environ.get("SPECKV_EXACT") == "all"
 PAIRS = {
     "eagle3": ("EAGLE3", "eagle3"),
     "standalone-self": ("STANDALONE", "target"),
-    "standalone-other": ("STANDALONE", "other"),
     "eagle2": ("EAGLE", "eagle2"),
+    "standalone-other": ("STANDALONE", "other"),
 }
 """Shared servers by name: algorithm and draft."""
 TOKENS = 24

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.conftest import PROMPTS, STEPS, Serving, flags, serving_with_stops
+from tests.engine.conftest import ALL, PROMPTS, STEPS, Serving, flags, serving_with_stops
 from tests.engine.reference import AT_A_TIME, Reference, follows_target, sampled
 from tests.engine.test_signals import records_of
 
@@ -29,7 +29,7 @@ def drawing(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
         yield running
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.8])
+@pytest.mark.parametrize("top_p", [1.0, 0.8] if ALL else [0.8])
 def test_sampled_text_follows_the_target(
     drawing: Serving, models: dict[str, str], top_p: float
 ) -> None:
