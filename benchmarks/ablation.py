@@ -7,14 +7,16 @@ profile says. Stresses are synthetic: they change what no recorded trace changes
 
     python -m benchmarks.ablation --out examples/results/ablation.json
 
-An hour on two cores; ``--only PATTERN`` takes the variants whose name matches.
+Two to three hours on two cores. What was replayed is written after each case, and the same command
+goes on from there. Parts come first, constants then; ``--only PATTERN`` takes the variants whose
+name matches.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from sglang_speckv.files import write_json
 from sglang_speckv.policy import acceptance, cost, logistic, stopping, throughput
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.progress import Screen
-from sglang_speckv.provenance import provenance
+from sglang_speckv.provenance import code_digest, provenance
 from sglang_speckv.replay.run import ReplayOptions, Setting, prepare, walk_of
 from sglang_speckv.replay.score import Earned, earned, over_best
 from sglang_speckv.replay.walk import Price, play
@@ -192,6 +194,8 @@ STRESSES: dict[str, tuple[Sequence[Phase], Noise]] = {
     "a long run": ([Phase(10_000, 1, WEAK, Cost(width=0.02))], Noise(content=1.0, signal="true")),
     TURNS: ([Phase(2000, 1, WEAK, Cost(draft=0.008))], Noise(content=1.0, signal="inverted")),
 }
+LONG = ("a long run", TURNS)
+"""Stresses without the constants."""
 
 
 def price_on(machine: str, price: Price) -> Price:
@@ -345,29 +349,79 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write all figures here.")] = None,
 ) -> None:
     """tok/s of the default policy without a part, or with another constant, over the whole."""
-    names = [name for name in (*PARTS, *NEWER, *constants()) if re.search(only, name)]
-    cases: list[Case | str] = [*STRESSES, *WALKS]
-    found = []
+    cases = earlier(out, [seeds, passes, only])
+    result = {
+        "provenance": provenance(),
+        "asked": [seeds, passes, only],
+        "cases": cases,
+    }
+    done = {identity(told) for told in cases}
+    items = [item for item in every_item(only) if identity(item.told) not in done]
     with Screen().status("replaying") as say, ProcessPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(_by_name, case, names, seeds, passes) for case in cases]
-        for case, future in zip(cases, waiting, strict=True):
-            say(f"{case}")
-            told = {"stress": case} if isinstance(case, str) else msgspec.to_builtins(case)
-            found.append({**told, "variants": future.result()})
-    result = {"provenance": provenance(), "seeds": seeds, "passes": passes, "cases": found}
-    if out is not None:
-        write_json(out, result)
+        waiting = {pool.submit(run_item, item, seeds, passes): item for item in items}
+        for number, future in enumerate(as_completed(waiting), start=1):
+            cases.append({**waiting[future].told, "variants": future.result()})
+            if out is not None:
+                write_json(out, result)
+            say(f"{number} of {len(items)} cases")
     print(table(result))
 
 
-def _by_name(case: Case | str, names: Sequence[str], seeds: int, passes: int) -> list[Any]:
-    """Constants are tried at one and sixteen requests, and on fewer kinds of machines."""
+@dataclass(frozen=True)
+class Item:
+    """One case with some of the variants; ``told`` names both in the result."""
+
+    case: Case | str
+    kind: str
+    names: tuple[str, ...]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        stress = isinstance(self.case, str)
+        case = {"stress": self.case} if stress else msgspec.to_builtins(self.case)
+        return {**case, "kind": self.kind}
+
+
+def every_item(only: str) -> list[Item]:
+    """Constants are tried at one and sixteen requests under mixed traffic, and on few machines and
+    stresses."""
+    items = []
+    for kind, variants in (("parts", PARTS | NEWER), ("constants", constants())):
+        names = tuple(name for name in variants if re.search(only, name))
+        cases: list[Case | str] = [*STRESSES, *WALKS]
+        if kind == "constants":
+            cases = [name for name in STRESSES if name not in LONG] + [
+                case
+                for case in WALKS
+                if case.requests in (1, 16)
+                and case.traffic == "mixed"
+                and case.machine in ("as profiled", "pauses")
+            ]
+        items += [Item(case, kind, names) for case in cases if names]
+    return items
+
+
+def identity(told: Mapping[str, Any]) -> str:
+    """Of a case in a result."""
+    return msgspec.json.encode({k: v for k, v in told.items() if k != "variants"}).decode()
+
+
+def earlier(out: Path | None, asked: list[Any]) -> list[dict[str, Any]]:
+    """The cases that an earlier run of the same command and policy has replayed."""
+    if out is None or not out.exists():
+        return []
+    found = msgspec.json.decode(out.read_bytes())
+    same = found["provenance"]["code"]["policy"] == code_digest("policy")
+    cases: list[dict[str, Any]] = found["cases"] if same and found.get("asked") == asked else []
+    return cases
+
+
+def run_item(item: Item, seeds: int, passes: int) -> list[Any]:
     every = PARTS | NEWER | constants()
-    if isinstance(case, str):
-        return run_stress(case, {name: every[name] for name in names}, STRESS_SEEDS)
-    few = case.requests in (1, 16) and case.machine in ("as profiled", "half as fast", "pauses")
-    tried = {name: every[name] for name in names if few or name in PARTS | NEWER}
-    return run_case(case, tried, seeds, passes)
+    variants = {name: every[name] for name in item.names}
+    if isinstance(item.case, str):
+        return run_stress(item.case, variants, STRESS_SEEDS)
+    return run_case(item.case, variants, seeds, passes)
 
 
 def table(result: Mapping[str, Any]) -> str:
