@@ -349,12 +349,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write all figures here.")] = None,
 ) -> None:
     """tok/s of the default policy without a part, or with another constant, over the whole."""
-    cases = earlier(out, [seeds, passes, only])
-    result = {
-        "provenance": provenance(),
-        "asked": [seeds, passes, only],
-        "cases": cases,
-    }
+    asked = [seeds, passes, only]
+    result = earlier(out, asked) or {"provenance": provenance(), "asked": asked, "cases": []}
+    cases = result["cases"]
     done = {identity(told) for told in cases}
     items = [item for item in every_item(only) if identity(item.told) not in done]
     with Screen().status("replaying") as say, ProcessPoolExecutor(jobs) as pool:
@@ -406,14 +403,13 @@ def identity(told: Mapping[str, Any]) -> str:
     return msgspec.json.encode({k: v for k, v in told.items() if k != "variants"}).decode()
 
 
-def earlier(out: Path | None, asked: list[Any]) -> list[dict[str, Any]]:
-    """The cases that an earlier run of the same command and policy has replayed."""
+def earlier(out: Path | None, asked: list[Any]) -> dict[str, Any] | None:
+    """What an earlier run of the same command and policy has written."""
     if out is None or not out.exists():
-        return []
-    found = msgspec.json.decode(out.read_bytes())
+        return None
+    found: dict[str, Any] = msgspec.json.decode(out.read_bytes())
     same = found["provenance"]["code"]["policy"] == code_digest("policy")
-    cases: list[dict[str, Any]] = found["cases"] if same and found.get("asked") == asked else []
-    return cases
+    return found if same and found.get("asked") == asked else None
 
 
 def run_item(item: Item, seeds: int, passes: int) -> list[Any]:
