@@ -11,6 +11,7 @@ from sglang_speckv.ab.intervals import MIN_BLOCKS
 PAYS = "pays"
 LEVEL = "makes no difference that shows"
 LOSES = "does not pay"
+UNKNOWN = "was run too little to say whether it pays"
 
 
 def answer(record: Record) -> list[str]:
@@ -40,7 +41,7 @@ def fixed(loads: Sequence[Record]) -> str:
 def paying(loads: Sequence[Record]) -> str:
     """``pays at 1 and 4 requests (1.45 [1.38, 1.52] and 1.20 [1.11, 1.30] of depth 0), ...``."""
     parts = []
-    for kind in (PAYS, LEVEL, LOSES):
+    for kind in (PAYS, LEVEL, LOSES, UNKNOWN):
         ours = [load for load in loads if verdict(load) == kind]
         if ours:
             ratios = [shown(**load["over_depth_0"]) for load in ours]
@@ -50,12 +51,14 @@ def paying(loads: Sequence[Record]) -> str:
 
 
 def verdict(load: Record) -> str | None:
-    """What the fastest depth with drafts is, compared with depth 0; without an interval the ratio
-    decides."""
+    """Whether the fastest depth with drafts is ahead of depth 0; None where they were not
+    compared."""
     over = load["over_depth_0"]
     if over is None:
         return None
-    low, high = over["interval"] or (over["ratio"], over["ratio"])
+    if over["interval"] is None:
+        return UNKNOWN
+    low, high = over["interval"]
     if low > 1:
         return PAYS
     return LOSES if high < 1 else LEVEL
@@ -74,16 +77,16 @@ def _doubts(record: Record) -> Iterator[str]:
     loads = record["loads"]
     for load in loads:
         predicted = load["predicted_best"]
-        if predicted not in (None, load["best"], *load["level"]):
+        if _blocks(load) >= MIN_BLOCKS and predicted not in (None, load["best"], *load["level"]):
             yield (
                 f"At {_requests([load['concurrency']])} the formula picks depth {predicted} and "
-                f"the measurement {load['best']}; the measurement is right."
+                f"the measurement {load['best']}; the measurement decides."
             )
     few = [load["concurrency"] for load in loads if _blocks(load) < MIN_BLOCKS]
     if few:
         yield (
             f"At {_requests(few)} there are fewer than {MIN_BLOCKS} blocks, so nothing says how "
-            "sure the ratios are; the same command with more --minutes goes on."
+            "sure the depths are; the same command with more --minutes goes on."
         )
     zeros = [row for load in loads for row in load["depths"] if row["num_steps"] == 0]
     if all(row["asleep"] for row in zeros):

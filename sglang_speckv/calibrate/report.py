@@ -149,6 +149,8 @@ def figure(record: Record) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[:2]:
         axis.legend(frameon=False, fontsize=8)
+    pair = f"{record['draft']['name']} drafting for {Path(record['target']).name}"
+    chart.suptitle(pair, x=0.01, ha="left", fontsize=11)
     return chart
 
 

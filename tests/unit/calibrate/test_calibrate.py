@@ -196,16 +196,20 @@ def test_flags_become_options(monkeypatch: pytest.MonkeyPatch):
     assert mine.concurrency == (1, 8) and mine.drafts == ("EAGLE3=h",)
 
 
-def test_the_chart_has_survival_and_every_load(tmp_path: Path):
+def test_the_chart_has_survival_and_every_load():
     rows = [
         {"num_steps": k, "tok_per_s": 50.0 + k, "predicted_tok_per_s": 55.0 + k if k else None}
         for k in DEPTHS
     ]
     record = {
+        "target": "some/target",
+        "draft": {"name": "head"},
         "survival": [{"class": "all", "rounds": 9, "survival": [0.9, 0.5]}],
         "loads": [{"concurrency": n, "depths": rows} for n in (1, 16)],
     }
-    survival, *loads = report.figure(record).axes
+    chart = report.figure(record)
+    assert chart.get_suptitle() == "head drafting for target"
+    survival, *loads = chart.axes
     (line,) = survival.lines
     assert line.get_xydata().tolist() == [[1, 0.9], [2, 0.5]]
     for axis in loads:
