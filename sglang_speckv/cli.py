@@ -10,6 +10,7 @@ import typer
 
 from sglang_speckv import __version__
 from sglang_speckv.ab.command import ab_command, demo_command
+from sglang_speckv.calibrate.command import calibrate_command
 from sglang_speckv.config import ConfigError
 from sglang_speckv.ctl import ctl
 from sglang_speckv.offline.train_command import train_command
@@ -53,6 +54,7 @@ def serve(context: typer.Context) -> None:
 
 
 app.command("ab")(ab_command)
+app.command("calibrate")(calibrate_command)
 app.command("demo")(demo_command)
 app.command("replay")(replay_command)
 app.command("train")(train_command)

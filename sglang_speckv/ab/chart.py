@@ -17,12 +17,17 @@ _METADATA = ("Creator", "Date", "Format", "Type")  # without them SVG names no a
 
 
 def svg(cells: Sequence[Record], title: str) -> str:
-    """The chart of one draft and kind of traffic as inline SVG, text as text."""
+    """The chart of one draft and kind of traffic."""
+    return as_svg(figure(cells, title))
+
+
+def as_svg(chart: Figure) -> str:
+    """Inline SVG, text as text; the same chart makes the same bytes."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speckv"}):
         out = io.StringIO()
-        figure(cells, title).savefig(out, format="svg", metadata=dict.fromkeys(_METADATA))
+        chart.savefig(out, format="svg", metadata=dict.fromkeys(_METADATA))
     text = out.getvalue()
     return text[text.index("<svg") :]
 

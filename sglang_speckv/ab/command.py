@@ -102,7 +102,7 @@ def ab_command(
         given.pop(key, None)
     for key, kind in (("arms", str), ("concurrency", int), ("rate", float), ("traffic", str)):
         if key in given:
-            given[key] = _listed(given[key], kind, key)
+            given[key] = listed(given[key], kind, key)
     if goodput is not None:
         given["goodput"] = _objective(goodput)
     values = read_options(config) if config else {}
@@ -144,7 +144,7 @@ def run_ab(options: Options, resume: bool = False, only_json: bool = False) -> i
     return measure_and_report(comparison_of(options, screen), screen, resume, only_json)
 
 
-def _listed(text: str, kind: type, name: str) -> list[Any]:
+def listed(text: str, kind: type, name: str) -> list[Any]:
     """Values separated by commas; one that belongs to a policy separates nothing."""
     try:
         return [kind(part.strip()) for part in re.split(",(?!stop=|width=)", text)]

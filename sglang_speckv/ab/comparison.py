@@ -230,7 +230,8 @@ def _draft(name: str, target: Path | str) -> Draft:
     algorithm, _, place = name.partition("=")
     if algorithm in _ALGORITHMS and place:
         path = Path(place).expanduser()
-        shown = str(resolve_draft(place, target)) if path.is_dir() else place
+        local = path.is_dir() or place.startswith((".", "/", "~"))
+        shown = str(resolve_draft(place, target)) if local else place
         return Draft(f"{algorithm.lower()}-{path.name}", shown, algorithm)
     path = resolve_draft(name, target)
     return Draft(path.name if name not in DEMO_DRAFTS else name, str(path), algorithm_of(path))

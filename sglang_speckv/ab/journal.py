@@ -132,6 +132,18 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no block was finished in an earlier session."""
+        return not self._lines
+
+    def begin(self) -> None:
+        """Write the first line, unless it is there: from now on the file says whose it is."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("wb")
+            self._write(self._file, self._head)
+
     def add(self, arm: Arm, result: BlockResult) -> None:
         condition = result.block.condition
         line = Line(
@@ -146,10 +158,8 @@ class Journal:
             counters=result.counters,
             place=result.place,
         )
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("wb")
-            self._write(self._file, self._head)
+        self.begin()
+        assert self._file is not None
         self._write(self._file, line)
 
     def restored(self, arms: Sequence[Arm], workload: Workload) -> Blocks:
@@ -204,7 +214,7 @@ def read_journal(path: Path) -> tuple[Head, list[Line]]:
         head = msgspec.json.decode(first, type=Head)
         found = [msgspec.json.decode(line, type=Line) for line in lines]
     except BAD_JSON as error:
-        raise ConfigError(f"{path} is not a readable journal of speckv ab ({error})") from None
+        raise ConfigError(f"{path} is not a readable journal ({error})") from None
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     return head, found

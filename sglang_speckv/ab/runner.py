@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,9 +40,7 @@ from sglang_speckv.progress import Report, Screen
 async def run(wanted: Comparison, outcome: Outcome, screen: Screen) -> None:
     """All of it; servers end with it, also when it is interrupted or terminated. The time is shared
     out by the number of arms; a run that is resumed has what its earlier sessions left."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    end_when_terminated()
     used = [outcome.blocks.seconds(group.arms) for group in wanted.groups]
     deadline = time.perf_counter() + wanted.options.seconds - sum(used)
     arms_left = len(wanted.arms)
@@ -52,31 +51,47 @@ async def run(wanted: Comparison, outcome: Outcome, screen: Screen) -> None:
         arms_left -= len(group.arms)
 
 
+def end_when_terminated() -> None:
+    """SIGTERM cancels the running task, so that its servers end with it."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
 async def _run_group(
     wanted: Comparison, group: Group, seconds: float, outcome: Outcome, screen: Screen
 ) -> None:
     arms, until = group.arms, time.perf_counter() + seconds
+    async with serving(wanted, group, outcome, screen) as (fleet, report):
+        runner = Runner(wanted, fleet, arms, outcome, report, screen)
+        try:
+            told = (await runner.warm_up()).text(until - time.perf_counter())
+            screen.say(f"{arms[0].draft}: {told}")
+            await runner.measure(until)
+            if wanted.options.temperature > 0:
+                await runner.sample()
+        finally:
+            fleet.note_memory()
+        if wanted.options.temperature == 0:
+            report(f"{arms[0].draft}, comparing the answers")
+            await _judge(wanted, fleet, outcome)
+            _tell(fleet, outcome, screen)
+
+
+@asynccontextmanager
+async def serving(
+    wanted: Comparison, group: Group, outcome: Outcome, screen: Screen
+) -> AsyncIterator[tuple[Fleet, Report]]:
+    """The servers of ``group`` that are up and what their arms claim; the others are told of."""
     flags = ("--model-path", wanted.target, *wanted.server_flags)
-    draft, count = arms[0].draft, len(group.servers)
-    with screen.status(f"{draft}, starting {count} SGLang server(s)") as report:
+    starting = f"{group.arms[0].draft}, starting {len(group.servers)} SGLang server(s)"
+    with screen.status(starting) as report:
         async with fleet_of(group.servers, flags, wanted.logs, wanted.options) as fleet:
             known = [facts.settings for facts in outcome.facts.values() if facts.settings]
-            await fleet.prove(arms, next(iter(known), None), wanted.options.own_memory)
+            await fleet.prove(group.arms, next(iter(known), None), wanted.options.own_memory)
             outcome.facts |= fleet.facts
             _tell(fleet, outcome, screen)
-            runner = Runner(wanted, fleet, arms, outcome, report, screen)
-            try:
-                told = (await runner.warm_up()).text(until - time.perf_counter())
-                screen.say(f"{draft}: {told}")
-                await runner.measure(until)
-                if wanted.options.temperature > 0:
-                    await runner.sample()
-            finally:
-                fleet.note_memory()
-            if wanted.options.temperature == 0:
-                report(f"{draft}, comparing the answers")
-                await _judge(wanted, fleet, outcome)
-                _tell(fleet, outcome, screen)
+            yield fleet, report
 
 
 def _tell(fleet: Fleet, outcome: Outcome, screen: Screen) -> None:

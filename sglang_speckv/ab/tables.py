@@ -148,7 +148,7 @@ def rich_table(title: str, columns: Sequence[Column], records: Sequence[Record])
     for column in columns:
         table.add_column(column.heading, justify="left" if column.left else "right")
     for record in records:
-        style = "bold cyan" if record["arm"].startswith("speckv") else ""
+        style = "bold cyan" if record.get("arm", "").startswith("speckv") else ""
         table.add_row(*(column.text(record) for column in columns), style=style)
     return table
 

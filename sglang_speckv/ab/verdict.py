@@ -63,14 +63,14 @@ def judge(
 
 
 def widest(blocks: Blocks, arms: Sequence[Arm], condition: Condition) -> float:
-    """The widest interval, in logs, of an arm that adapts over the best fixed setting; infinite
-    where there is none yet."""
+    """The widest interval, in logs, of an arm that adapts over the best fixed setting, where none
+    adapts of the other fixed settings; infinite where there is none yet."""
     widths = [0.0]
     for load in loads_of(blocks, arms, condition):
         settings = _fixed(blocks, arms, [load])
         name = _best(blocks, settings, [load])
-        for arm in arms:
-            if arm.learns and name is not None:
+        for arm in [arm for arm in arms if arm.learns] or settings:
+            if name is not None and name != arm.name:
                 best = next(setting for setting in settings if setting.name == name)
                 found = versus(blocks, arm, best, [load])
                 low = found and found.low

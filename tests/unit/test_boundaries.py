@@ -14,6 +14,7 @@ ALLOWED = {
     "provenance": set(),
     "demo": {"config", "files"},
     "ab": {"config", "files", "progress", "provenance", "demo"},
+    "calibrate": {"policy", "offline", "ab", "config", "files", "progress", "provenance"},
     "ctl": {"config", "ab"},
     "offline": {"policy", "config", "files", "progress", "provenance"},
     "replay": {"policy", "offline", "ab", "config", "files", "progress", "provenance"},

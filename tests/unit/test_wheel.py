@@ -72,7 +72,7 @@ def test_the_command_line(site: Path) -> None:
     assert run(site, speckv, "--version").stdout == f"speckv {__version__}\n"
     shown = run(site, speckv, "--help").stdout
     assert set(re.findall(r"^  (\w+)  ", shown, re.MULTILINE)) == {
-        *("serve", "ab", "ctl", "demo", "replay", "train", "doctor"),
+        *("serve", "ab", "calibrate", "ctl", "demo", "replay", "train", "doctor"),
     }
     assert "--quick" in run(site, speckv, "demo", "--help").stdout
 

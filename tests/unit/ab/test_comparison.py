@@ -180,3 +180,5 @@ def test_two_drafts_of_one_name_are_refused(tmp_path):
 def test_a_draft_by_algorithm(tmp_path):
     found = find_drafts(("EAGLE=some/head",), tmp_path, screen(tmp_path / "said"))
     assert found == [Draft("eagle-head", "some/head", "EAGLE")]
+    with pytest.raises(ConfigError, match=r"head holds no config.json"):
+        find_drafts((f"EAGLE={tmp_path}/head",), tmp_path, screen(tmp_path / "said"))

@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from sglang_speckv.ab import command
-from sglang_speckv.ab.command import _listed, _objective
+from sglang_speckv.ab.command import _objective, listed
 from sglang_speckv.ab.options import Goodput, Options, options_from, read_options
 from sglang_speckv.cli import app
 from sglang_speckv.config import ConfigError
@@ -71,11 +71,11 @@ def test_a_file_that_is_not_there():
 
 
 def test_lists_in_flags():
-    assert _listed("1, 4,16", int, "concurrency") == [1, 4, 16]
+    assert listed("1, 4,16", int, "concurrency") == [1, 4, 16]
     arms = ["none", "speckv:throughput,stop=off,width=off#2", "speckv:throughput,width=off", "ema"]
-    assert _listed(",".join(arms), str, "arms") == arms
+    assert listed(",".join(arms), str, "arms") == arms
     with pytest.raises(ConfigError, match="concurrency '1;4'"):
-        _listed("1;4", int, "concurrency")
+        listed("1;4", int, "concurrency")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -344,6 +344,14 @@ def test_where_the_next_block_is_worth_most():
     assert widest(few, arms, ONE) == float("inf")
 
 
+def test_where_nothing_adapts_the_fixed_settings_say_where_to_go_on():
+    found = outcome(ONE, FOUR)
+    fixed = [NONE, STATIC1, STATIC3]
+    assert widest(found.blocks, fixed, FOUR) < 0.1 and widest(found.blocks, [STATIC3], FOUR) == 0
+    found.blocks.ran[STATIC1, FOUR][0] = blocks(STATIC1, 3.0, FOUR)[0]
+    assert widest(found.blocks, fixed, FOUR) > 0.1
+
+
 def test_an_arm_that_is_out_does_not_say_where_to_go_on():
     """It has too few blocks for an interval, and will not get more."""
     found = outcome(ONE, FOUR)
