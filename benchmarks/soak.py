@@ -53,7 +53,9 @@ from sglang_speckv.progress import Screen
 from sglang_speckv.provenance import provenance
 from tests.engine.tiny_models import tiny_eagle3_head, tiny_llama
 
-PLUGIN = Path(__file__).parents[1] / "tests" / "engine" / "live_objects"
+PLUGINS = [
+    Path(__file__).parents[1] / "tests" / "engine" / name for name in ("live_objects", "ordered")
+]
 STEPS = (0, 1, 3, 5)
 AT_ONCE = (1, 4, 16, 4, 1)
 EACH = 3
@@ -164,7 +166,9 @@ def servers(root: Path, algorithm: str, tp: int, stock: bool) -> tuple[Server, S
     target = tiny_llama(root / "target", layers=4)
     head = algorithm == "EAGLE3"
     draft = tiny_eagle3_head(root / "d", target) if head else tiny_llama(root / "d", noise=0.1)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(PLUGIN), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [*map(str, PLUGINS), os.environ.get("PYTHONPATH", "")]
+    )
     common = ["--model-path", str(target), "--random-seed", "1", "--max-total-tokens", "16384"]
     common += ["--max-running-requests", "16", "--constrained-json-disable-any-whitespace"]
     flags = [*common, "--speculative-algorithm", algorithm, "--tp-size", str(tp)]

@@ -178,17 +178,23 @@ def serving(tmp_path: Path, *args: str, command: Sequence[str] | None = None) ->
 
 
 @contextmanager
+def plugged(*plugins: Any) -> Iterator[pytest.MonkeyPatch]:
+    """Servers that start in this block load these plugins, modules of folders of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folders = [str(Path(plugin.__file__).parent) for plugin in plugins]
+        inherited = os.environ.get("PYTHONPATH", "")
+        patch.setenv("PYTHONPATH", os.pathsep.join([*folders, *filter(None, [inherited])]))
+        yield patch
+
+
+@contextmanager
 def serving_with_stops(
     folder: Path, *args: str, command: Sequence[str] | None = None
 ) -> Iterator[Serving]:
     """A server that has the plugin of ``tests/engine/stops``, which obeys a file of its own, and
     that of ``tests/engine/counted``. Servers that start later do not have them."""
     with ExitStack() as stack:
-        with pytest.MonkeyPatch.context() as patch:
-            inherited = os.environ.get("PYTHONPATH", "")
-            plugins = [str(Path(plugin.__file__).parent) for plugin in (stops, counted)]
-            path = [*plugins, *filter(None, [inherited])]
-            patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        with plugged(stops, counted) as patch:
             patch.setenv(stops.FILE, str(folder / "stops"))
             running = stack.enter_context(serving(folder, *args, command=command))
         running.stops_file = folder / "stops"

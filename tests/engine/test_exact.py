@@ -17,8 +17,10 @@ from tests.engine.conftest import (
     Serving,
     flags,
     on_pairs,
+    plugged,
     serving,
 )
+from tests.engine.ordered import ordered
 from tests.engine.reference import Reference, follows_target, sampled
 from tests.exact.features import FEATURES, together, unlike
 
@@ -35,7 +37,7 @@ def alone(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
     """Every feature's answers of the target without speculation. Under the overlap scheduler, which
     the CPU engine has not where it speculates, SGLang counts a token for penalties a round late."""
     launch = [*flags(models), "--disable-overlap-schedule"]
-    with serving(tmp_path_factory.mktemp("alone"), *launch) as plain:
+    with plugged(ordered), serving(tmp_path_factory.mktemp("alone"), *launch) as plain:
         return {name: feature(plain) for name, feature in FEATURES.items()}
 
 

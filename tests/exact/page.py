@@ -32,7 +32,9 @@ count such rounds of requests by parameter; of several the first one here is nam
 
 - An answer ends at the token that ends it in plain decoding: every token of an accepted run is looked at by itself.
 - Penalties of a request that was retracted go on counting. (SGLang starts anew, without speculation too.)
-- Where the KV cache is nearly full, rounds do not draft, and no request is retracted or aborted for the room that
+- A repetition penalty scales logits after the other penalties were taken off. (So does SGLang under the overlap
+  scheduler. Without it the order differs from one start of SGLang to the next, and now and then so does the text.)
+- Where the KV cache is nearly full, rounds run at the shallowest candidate, and no request is retracted or aborted for the room that
   drafts would take. An answer may use the whole context. (The first holds with `--speckv-exact off` as well.)
 - `return_hidden_states` is refused with HTTP 400: verification has other states than decoding, or none.
 
