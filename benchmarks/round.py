@@ -38,7 +38,7 @@ from sglang_speckv.srt import compat, exact, in_round
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.rounds import RoundTracker
 from sglang_speckv.srt.signals import SignalTap
-from sglang_speckv.srt.worker import SpecKVMixin, note_result
+from sglang_speckv.srt.worker import SpecKVMixin, note_answers, note_result
 
 STEPS = (0, 1, 2, 3, 5, 7)
 LAUNCH = 3
@@ -95,7 +95,8 @@ class Sglang:
 
 class Worker(SpecKVMixin, Sglang):
     def __init__(self, size: int) -> None:
-        self.speckv = EnginePolicy(SpecKVConfig(candidate_steps=STEPS), LAUNCH)
+        self._config = SpecKVConfig(candidate_steps=STEPS)
+        self.speckv = EnginePolicy(self._config, LAUNCH)
         self.speckv.watch_rounds(*in_round.why_not(SpecKVConfig(), "cuda", 1, True))
         self.speculative_num_steps = LAUNCH
         self._fuse, self._rounds = self.speckv.fuse, RoundTracker()
@@ -155,6 +156,7 @@ def request() -> SimpleNamespace:
     plain |= {"min_new_tokens": 0, "min_p": 0.0, "top_k": 1}
     return SimpleNamespace(
         is_retracted=False,
+        spec_num_cap_tokens=0,
         finished=lambda: False,
         origin_input_ids=[0] * 32,
         output_ids=[],
@@ -176,7 +178,7 @@ def rounds(size: int, count: int) -> Iterator[dict[str, int]]:
         forward_mode=mode,
         is_extend_in_batch=False,
     )
-    note = clock.timed("learning", note_result)
+    note, answered = (clock.timed("learning", hook) for hook in (note_result, note_answers))
     scheduler = SimpleNamespace(model_worker=worker)
     for _ in range(count):
         worker._draft_worker.logits.normal_(0.0, 3.0)
@@ -186,6 +188,7 @@ def rounds(size: int, count: int) -> Iterator[dict[str, int]]:
         most = worker.speculative_num_steps
         accepted = np.minimum(rng.geometric(0.4, size) - 1, most)
         worker.on_verify_complete_cpu(accepted.tolist(), size)
+        answered(None, scheduler, batch)
         yield dict(clock.spent)
     assert not worker._fuse.failures and not worker.speckv.counters.fallbacks
 

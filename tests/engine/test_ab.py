@@ -20,8 +20,7 @@ from tests.engine.reference import Reference
 
 pytestmark = pytest.mark.engine
 
-ARMS = ("none", "none:overlap", "static:3", "speckv", "speckv#2")
-NO_DRAFT = ("none", "none:overlap")
+ARMS = ("none", "static:3", "speckv", "speckv#2")
 
 
 def options(target: str, out: Path, **asked: Any) -> Options:
@@ -62,27 +61,18 @@ def test_ab(
     assert set(cells) == {(*load, arm) for load in loads for arm in ARMS}
     for (*_, arm), cell in cells.items():
         assert cell["blocks"] == 3 and cell["tok_per_s"] > 0
-        assert cell["active"] is (None if arm in NO_DRAFT else True)
+        assert cell["active"] is (None if arm == "none" else True)
         assert cell["lossless"] is (None if arm == "none" else True)
         if cell["vs_best_fixed"] is not None:
             low, high = cell["interval"]
-            assert cell["lower_bound"] <= low <= cell["vs_best_fixed"] <= high or arm in NO_DRAFT
+            assert cell["lower_bound"] <= low <= cell["vs_best_fixed"] <= high or arm == "none"
         if arm.startswith("static:"):
             assert cell["steps"] == {arm[7]: 1.0}
     assert set(line["sweep"]) == {"eagle3"} and line["sweep"]["eagle3"]["sweep"]["loads"] == 2
     assert {check["kind"] for check in line["checks"]} == {"the same arm twice"}
     assert line["failures"] == [] and len(line["answers"]) == 1
-    assert line["none_scheduling"] == (
-        "eagle3-none: without overlap; eagle3-none-overlap: with overlap"
-    )
 
     results = json.loads((tmp_path / "results.json").read_text())
-    overlap = results["settings_that_differ"].pop("disable_overlap_schedule")
-    assert overlap == {
-        "eagle3-none": True,
-        "eagle3-none-overlap": False,
-        "eagle3-speckv": True,
-    }
     assert not results["settings_that_differ"]
     for server in results["servers"].values():
         assert server["memory_gb"] > 0.1 and server["ready_s"] > 1

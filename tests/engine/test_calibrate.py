@@ -54,6 +54,7 @@ def test_calibrate(
     deepest = record["tokens"][-1]
     assert deepest["measured"] == pytest.approx(deepest["expected"], abs=1e-3)
 
+    expected = {row["num_steps"]: row["expected"] for row in record["tokens"]}
     assert [load["concurrency"] for load in record["loads"]] == [1, 2]
     for load in record["loads"]:
         assert [row["num_steps"] for row in load["depths"]] == list(DEPTHS)
@@ -61,7 +62,8 @@ def test_calibrate(
         for row in load["depths"]:
             assert row["blocks"] == 1 and row["tok_per_s"] > 0 and row["rounds"] > 0
             assert row["asleep"] is (row["num_steps"] == 0)
-            assert 0.1 < row["predicted_tok_per_s"] / row["tok_per_s"] < 10
+            forecast = load["concurrency"] * expected[row["num_steps"]] / row["round_s"]
+            assert row["predicted_tok_per_s"] == pytest.approx(forecast, rel=1e-2)
 
     artifact = load_artifact(Path(line["artifact"]))
     assert artifact.acceptance is not None and artifact.cost is not None

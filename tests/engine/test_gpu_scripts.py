@@ -55,6 +55,7 @@ def forked_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(subprocess, "run", run_forked)
 
 
+@at_length
 def test_smoke(models: dict[str, str], told_by: Callable[..., Any], forked_doctor: None) -> None:
     pair = ["--target", models["target"], "--draft", f"EAGLE3={models['eagle3']}"]
     told = told_by("smoke.py", *pair, *SHORT, *FEWER)

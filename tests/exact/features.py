@@ -386,7 +386,7 @@ def tool_call(server: Serving) -> Any:
     body = {
         "messages": [{"role": "user", "content": "Look up a word."}],
         "temperature": 0,
-        "max_tokens": 128,
+        "max_tokens": 64,
         "tools": [{"type": "function", "function": TOOL}],
     }
     must = body | {"tool_choice": {"type": "function", "function": {"name": TOOL["name"]}}}
