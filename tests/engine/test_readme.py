@@ -157,8 +157,10 @@ def check_python(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ArgumentParser, "parse_args", parse_and_end)
     monkeypatch.setattr(sys, "argv", [str(script), *rest])
-    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
     with pytest.raises(Parsed):
+        if words[0] == "-m":
+            runpy.run_module(name, run_name="__main__")
+        monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
         runpy.run_path(str(script), run_name="__main__")
 
 
