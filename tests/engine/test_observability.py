@@ -15,12 +15,14 @@ from tests.engine.conftest import PROMPTS, Serving, on_pairs
 
 pytestmark = pytest.mark.engine
 FOLDER = Path(__file__).parents[2] / "examples" / "observability"
+OPERATING = FOLDER.parents[1] / "docs" / "operating.md"
 RULES = yaml.safe_load((FOLDER / "rules.yml").read_text())["groups"][0]["rules"]
 DASHBOARD = json.loads((FOLDER / "grafana" / "speckv.json").read_text())
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 ALERTS = {rule["alert"] for rule in RULES if "alert" in rule}
-SILENT = {"speckv:failures_total"}
-"""Has no line before something failed; ``tests/engine/test_faults.py`` sees it."""
+SILENT = {"speckv:failures_total", "speckv:exact_rounds_total"}
+"""Have no line before something failed, or a request took no drafts: ``test_faults.py`` and
+``tests/unit/srt/test_counters.py`` see them."""
 
 
 def queries() -> list[str]:
@@ -37,6 +39,9 @@ def test_every_metric_is_on_the_page_with_its_labels(server: Serving) -> None:
     asked = {name for query in queries() for name in re.findall(r"\b\w+:\w+", query)}
     assert asked - RECORDED - SILENT <= there
     assert len(asked & there) > 12
+    told = set(re.findall(r"`(speckv:\w+)", OPERATING.read_text()))
+    assert len(told) > 15
+    assert {name for name in told - SILENT if not any(t.startswith(name) for t in there)} == set()
     for label in ("num_steps", "position"):
         assert re.search(rf'^speckv:\w+{{.*\b{label}="', page, re.MULTILINE)
 
