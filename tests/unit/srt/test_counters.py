@@ -116,6 +116,8 @@ def test_metrics_carry_the_counters() -> None:
     engine.fuse.armed = True
     with engine.fuse.guard("a seam"):
         raise RuntimeError
+    engine.counters.count_exact(["min_p", "min_p"])
+    engine.counters.answers.extend([0.25, 1.0, 0.33])
     metrics.carry()
     assert value("rounds_total", num_steps="3") == 1
     assert [value("active"), value("held")] == [1, 1]
@@ -125,6 +127,9 @@ def test_metrics_carry_the_counters() -> None:
     assert [value("correct_drafts_total", position=str(p)) for p in (1, 2, 3)] == [2, 1, 1]
     assert value("drafted_tokens_total") == 6
     assert value("decisions_total") == 1
+    assert value("exact_rounds_total", parameter="min_p") == 2
+    assert [value("request_accept_rate_bucket", le=le) for le in ("0.2", "0.3", "1.0")] == [0, 1, 3]
+    assert not engine.counters.answers, "each answer is told of once"
     assert value("trace_dropped_rounds_total") == 4
     assert value("failures_total", seam="a seam") == 1
     engine.observe(Round(3, 1, [0]))
