@@ -53,9 +53,7 @@ from sglang_speckv.progress import Screen
 from sglang_speckv.provenance import provenance
 from tests.engine.tiny_models import tiny_eagle3_head, tiny_llama
 
-PLUGINS = [
-    Path(__file__).parents[1] / "tests" / "engine" / name for name in ("live_objects", "ordered")
-]
+PLUGINS = Path(__file__).parents[1] / "tests" / "engine"
 STEPS = (0, 1, 3, 5)
 AT_ONCE = (1, 4, 16, 4, 1)
 EACH = 3
@@ -144,8 +142,8 @@ def main() -> int:
         server, alone = servers(Path(folder), asked.algorithm, asked.tp, asked.stock)
         try:
             with screen.status("starting two servers"):
-                for one in (server, alone):
-                    one.start()
+                start(server, "live_objects")
+                start(alone, "ordered")  # as SGLang applies penalties in verification
                 for one in (server, alone):
                     asyncio.run(one.wait_ready(600))
             clients = (Client(one.name, one.url, 600) for one in (server, alone))
@@ -166,9 +164,6 @@ def servers(root: Path, algorithm: str, tp: int, stock: bool) -> tuple[Server, S
     target = tiny_llama(root / "target", layers=4)
     head = algorithm == "EAGLE3"
     draft = tiny_eagle3_head(root / "d", target) if head else tiny_llama(root / "d", noise=0.1)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [*map(str, PLUGINS), os.environ.get("PYTHONPATH", "")]
-    )
     common = ["--model-path", str(target), "--random-seed", "1", "--max-total-tokens", "16384"]
     common += ["--max-running-requests", "16", "--constrained-json-disable-any-whitespace"]
     flags = [*common, "--speculative-algorithm", algorithm, "--tp-size", str(tp)]
@@ -184,6 +179,16 @@ def servers(root: Path, algorithm: str, tp: int, stock: bool) -> tuple[Server, S
         # With it SGLang counts a token for penalties one round late.
         Server("the target alone", [*common, "--disable-overlap-schedule"], root / "alone.log"),
     )
+
+
+def start(server: Server, plugin: str) -> None:
+    """With a plugin of ``tests/engine``."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PLUGINS / plugin), inherited)))
+    try:
+        server.start()
+    finally:
+        os.environ["PYTHONPATH"] = inherited
 
 
 def family(server: Server) -> list[psutil.Process]:

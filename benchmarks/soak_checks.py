@@ -58,6 +58,11 @@ class Soak:
         if len(self.errors) < MOST_ERRORS:
             self.errors.append(what)
 
+    def differs(self, what: str, evidence: dict[str, Any]) -> None:
+        self.wrong(what)
+        if len(self.differing) < MOST_DIFFERING:
+            self.differing.append(evidence)
+
 
 async def set_state(run: Soak, key: str, value: int) -> None:
     run.counts["commands"] += 1
@@ -179,10 +184,10 @@ async def compare(run: Soak, answer: Answer) -> None:
         (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
         min(len(ours), len(theirs)),
     )
-    if len(run.differing) < MOST_DIFFERING:
-        run.differing.append({"body": asked.body, "ours": ours, "theirs": theirs})
+    differs = f"{asked.kind} {asked.body['sampling_params']}: token {at} of {len(theirs)} differs"
+    evidence = {"body": asked.body, "ours": ours, "theirs": theirs}
     if asked.kind == "exact":  # the log-probabilities do not say how close it was
-        run.wrong(f"exact {asked.body['sampling_params']}: token {at} of {len(theirs)} differs")
+        run.differs(differs, evidence)
         return
     body["input_ids"] = [*asked.body["input_ids"], *theirs[:at]]
     body |= {"rid": f"{asked.rid}:tie", "return_logprob": True, "top_logprobs_num": 2}
@@ -192,10 +197,7 @@ async def compare(run: Soak, answer: Answer) -> None:
     if at < min(len(ours), len(theirs)) and best - second < TIE:
         run.counts["ties"] += 1
     else:
-        run.wrong(
-            f"{asked.kind} {asked.body['sampling_params']}: token {at} of {len(theirs)} differs, "
-            f"the two best are {best - second:.3g} apart"
-        )
+        run.differs(f"{differs}, the two best are {best - second:.3g} apart", evidence)
 
 
 async def generate(client: Client, body: dict[str, Any]) -> Any:

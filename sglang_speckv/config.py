@@ -120,7 +120,10 @@ class SpecKVConfig:
         _check_profile_seconds(self.profile_seconds)
         most = self.max_context
         if most is not None and (type(most) is not int or most < 1):
-            raise ConfigError(f"max context {most!r} is not a number of tokens from 1 on")
+            raise ConfigError(
+                f"max context {most!r} is not a number of tokens from 1 on; "
+                "leave it out for no limit"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpecKVConfig:

@@ -132,11 +132,6 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no block was finished in an earlier session."""
-        return not self._lines
-
     def begin(self) -> None:
         """Write the first line, unless it is there: from now on the file says whose it is."""
         if self._file is None:

@@ -227,10 +227,11 @@ def _standing(blocks: Blocks, arm: Arm, arms: Sequence[Arm], loads: Sequence[Loa
 
 def _fixed(blocks: Blocks, arms: Sequence[Arm], loads: Sequence[Load]) -> list[Arm]:
     """The fixed settings; without one that failed before it had blocks enough for an interval where
-    others have them: nobody could be said to be at least any part of it."""
+    others have them: nobody could be said to be at least any part of it. One block less than others
+    is no failure: a run may end in the middle of one."""
     every = [arm for arm in arms if arm.is_fixed]
     counts = {arm: min(len(blocks.of(arm, condition)) for condition, _ in loads) for arm in every}
-    enough = min(MIN_BLOCKS, max(counts.values(), default=0))
+    enough = min(MIN_BLOCKS, max(max(counts.values(), default=1) - 1, 1))
     return [arm for arm in every if counts[arm] >= enough]
 
 

@@ -88,8 +88,14 @@ def _doubts(record: Record) -> Iterator[str]:
             f"At {_requests(few)} there are fewer than {MIN_BLOCKS} blocks, so nothing says how "
             "sure the depths are; the same command with more --minutes goes on."
         )
-    zeros = [row for load in loads for row in load["depths"] if row["num_steps"] == 0]
-    if all(row["asleep"] for row in zeros):
+    zeros = [row["asleep"] for load in loads for row in load["depths"] if row["num_steps"] == 0]
+    known = [asleep for asleep in zeros if asleep is not None]
+    if not known:
+        yield (
+            "Depth 0 is this server without drafts, not a server without a draft: speckv ab has "
+            "that arm."
+        )
+    elif all(known):
         yield (
             "Depth 0 is this server with its draft asleep, not a server without one, which may be "
             "scheduled in another way: speckv ab has that arm."

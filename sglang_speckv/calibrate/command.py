@@ -44,7 +44,8 @@ def calibrate_command(
     ] = None,
     concurrency: Annotated[str | None, typer.Option(help="Requests at a time. [1,4,16]")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Of all sessions, server starts included. [10]")
+        float | None,
+        typer.Option(help="Of blocks in all sessions, and of this session's start. [10]"),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="3 minutes, 1 and 4 requests, short answers.")

@@ -174,8 +174,9 @@ def load_of(cells: Sequence[Record], expected: dict[int, float], cost: CostPrior
 
 def round_time(
     cost: CostPrior | None, batch_size: int, depth: int
-) -> tuple[float | None, int, bool]:
-    """Seconds of a round, of how many rounds, and whether the draft slept through them."""
+) -> tuple[float | None, int, bool | None]:
+    """Seconds of a round, of how many rounds, and whether the draft slept through them; None where
+    there was no such round."""
     if cost is not None:
         kinds = (depth, OFF) if depth == 0 else (depth,)
         at = (cost.batch_size == batch_size) & np.isin(cost.num_steps, kinds)
@@ -183,7 +184,7 @@ def round_time(
             row = max(np.flatnonzero(at), key=lambda i: cost.rounds[i])
             asleep = bool(cost.num_steps[row] == OFF)
             return float(cost.seconds[row]), int(cost.rounds[row]), asleep
-    return None, 0, False
+    return None, 0, None
 
 
 def _depth(arm: str) -> int:

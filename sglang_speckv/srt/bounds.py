@@ -60,6 +60,11 @@ class Bounds:
         return cls(steps)
 
     @property
+    def closed(self) -> list[int]:
+        """Rows of requests that take no drafts."""
+        return [] if self._steps is None else np.flatnonzero(self._steps == 0).tolist()
+
+    @property
     def most(self) -> int | None:
         """How deep the round may be; None for any depth."""
         if self._steps is None:

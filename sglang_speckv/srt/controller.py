@@ -351,6 +351,7 @@ class EnginePolicy:
             "candidate_steps": self.candidate_steps,
             "launch_steps": self.launch_steps,
             "exact": self._config.exact,
+            "max_context": self._config.max_context,
             "stops": on_or_off(self.no_stops),
             "widths": on_or_off(self.no_widths),
             "num_steps": self.num_steps,
@@ -379,6 +380,8 @@ class EnginePolicy:
             return self._shallowest("exact")
         if self.held:
             return self._launch_depth()
+        if self.most_steps == 0:  # the policy is not to learn of a depth that it cannot have
+            return self._shallowest("bounded")
         started = time.perf_counter()
         try:
             decision = checked_decision(self.policy.decide(batch), self.candidate_steps)

@@ -40,11 +40,11 @@ def count_verified(launch: DecodeLaunch) -> None:
 
 def ended(reqs: Sequence[Any]) -> Iterator[float]:
     """The share of its verified drafts that was accepted, of each request that has ended and is
-    told of for the first time; none of one that had no drafts."""
+    told of for the first time; none of one that had no drafts, or where a count was missed."""
     for req in reqs:
         if req.finished() and not hasattr(req, _COUNTED):
             setattr(req, _COUNTED, True)
-            if req.spec_num_cap_tokens > 0:
+            if req.spec_num_cap_tokens >= max(req.spec_num_correct_drafts, 1):
                 yield req.spec_num_correct_drafts / req.spec_num_cap_tokens
 
 
@@ -57,8 +57,9 @@ def say_verified(result: None, self: Any, meta_info: dict[str, Any], recv_obj: A
     global _failed
     try:
         if arguments.is_active(self.server_args) and recv_obj.spec_verify_ct[i] > 0:
-            meta_info.update(_counts(recv_obj, i))
             meta_info.pop("spec_cap_length", None)
+            if recv_obj.spec_num_correct_drafts[i] <= recv_obj.spec_num_cap_tokens[i]:
+                meta_info.update(_counts(recv_obj, i))
     except Exception as error:
         if not _failed:
             _failed = True

@@ -222,7 +222,8 @@ class SpecKVMixin(_Worker):
             with self._fuse.guard("finding exact requests", holds=False):
                 self._exact = self._lane.rows(batch.reqs)
         with self._fuse.guard("reading requests' bounds", holds=False):
-            self._bounds = bounds.Bounds.of(batch.reqs, self._exact.rows, self._config.max_context)
+            longest = None if self.speckv.profiling else self._config.max_context
+            self._bounds = bounds.Bounds.of(batch.reqs, self._exact.rows, longest)
         self.speckv.short_of_kv, self.speckv.undrafted = RESERVE.short, self._exact.alone
         self.speckv.most_steps = self._bounds.most
         self._rounds.waits_for_signals = self.speckv.lag.waits
@@ -285,7 +286,7 @@ class SpecKVMixin(_Worker):
         """Called by SGLang first thing in a decode round."""
         self.speckv.coming = None
         with self._fuse.guard("describing the coming batch"):
-            self.speckv.coming = self._rounds.next_batch(self._reqs, self._exact.rows)
+            self.speckv.coming = self._rounds.next_batch(self._reqs, self._bounds.closed)
         super().activate_step_by_batch(batch_size)
         if self._graph_stop is not None:
             with self._fuse.guard("telling the device when to stop"):

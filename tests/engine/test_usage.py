@@ -74,7 +74,8 @@ def test_drafts_that_were_verified(
 
 def test_an_answer_that_ended_is_told_of_once() -> None:
     counts = {"spec_num_cap_tokens": 8, "spec_num_correct_drafts": 6}
-    reqs = [served(True, **counts), served(**counts), served(True)]
+    missed = {"spec_num_cap_tokens": 2, "spec_num_correct_drafts": 6}
+    reqs = [served(True, **counts), served(**counts), served(True), served(True, **missed)]
     assert list(ended(reqs)) == [0.75]
     assert list(ended(reqs)) == []
 
@@ -102,7 +103,9 @@ def test_an_answer_says_what_was_verified() -> None:
     assert (without["spec_accept_rate"], without["spec_num_proposed_drafts"]) == (0, 0)
 
 
-@pytest.mark.parametrize("counts", [{"active": False}, {"spec_num_cap_tokens": []}])
+@pytest.mark.parametrize(
+    "counts", [{"active": False}, {"spec_num_cap_tokens": []}, {"spec_num_cap_tokens": [2]}]
+)
 def test_an_answer_says_what_sglang_says(counts: dict[str, Any]) -> None:
-    """Without SpecKV, and where its counts are missing."""
+    """Without SpecKV, and where its counts are missing or too low."""
     assert said(**counts)["spec_num_proposed_drafts"] == 15

@@ -200,6 +200,14 @@ def test_an_arm_whose_server_failed_costs_the_others_nothing(arm: Arm, blocks: i
     assert "at least" in answer(found)
 
 
+def test_a_run_that_ended_in_the_middle_of_a_block_has_lost_nobody():
+    """One setting had run its third one already, the slowest."""
+    found = outcome(count=3)
+    for arm in (STATIC1, STATIC3, SPECKV):
+        del found.blocks.ran[arm, ONE][2:]
+    assert cells_of(found)["speckv"]["best_fixed"] == "static:3"
+
+
 def test_the_best_setting_is_that_of_blocks_in_common():
     """static:1 ran two easy blocks more."""
     found = outcome()

@@ -88,3 +88,11 @@ def test_what_to_doubt_is_said():
     assert doubts[0].startswith("At 4 requests the formula picks depth 1 and the measurement 3")
     assert doubts[1].startswith("At 16 requests there are fewer than 3 blocks")
     assert "still reads every token" in doubts[2]
+
+
+def test_of_a_draft_that_nobody_saw_at_depth_0_nothing_is_said():
+    unseen = load(1)
+    unseen["depths"] = [row | {"asleep": None} for row in unseen["depths"]]
+    *_, doubt = answer(record(unseen))
+    assert doubt.startswith("Depth 0") and "asleep" not in doubt and "reads" not in doubt
+    assert "asleep" in answer(record(unseen, load(4)))[-1]

@@ -76,7 +76,9 @@ def test_each_request_has_its_own() -> None:
     [((2, 4), [], 4), ((2, None), [], None), ((2, None), [1], 2), ((2, None), [0, 1], 0)],
 )
 def test_how_deep_a_round_may_be(steps: Any, undrafted: list[int], most: int | None) -> None:
-    assert Bounds.of(bounded(*steps), undrafted).most == most
+    bounds = Bounds.of(bounded(*steps), undrafted)
+    assert bounds.most == most
+    assert bounds.closed == undrafted
 
 
 @pytest.mark.parametrize(("most", "chosen"), [(None, 3), (5, 3), (2, 1), (0, 1)])
@@ -86,6 +88,16 @@ def test_the_policy_is_held_to_it(most: int | None, chosen: int) -> None:
     assert engine.get_steps_for_batch(2) == chosen
     assert engine.decision is not None
     assert (engine.decision.reason == "bounded") == (chosen == 1)
+
+
+def test_the_policy_is_not_asked_where_nothing_may_be_drafted() -> None:
+    """Or it would take the round for the probe or the look that it decided."""
+    engine = EnginePolicy(SpecKVConfig(candidate_steps=(0, 3)), 3)
+    engine.most_steps = 0
+    assert engine.get_steps_for_batch(2) == 0
+    assert engine.counters.decisions == 0
+    engine.most_steps = None
+    assert engine.get_steps_for_batch(2) == 3 and engine.counters.decisions == 1
 
 
 @pytest.mark.parametrize(("most", "narrow"), [(None, None), (5, None), (4, [3, 0]), (3, [0, 0])])

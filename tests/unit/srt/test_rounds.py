@@ -381,7 +381,7 @@ def test_what_a_decision_saw_comes_back_with_its_outcome() -> None:
 
 def test_requests_without_drafts_are_counted_and_not_learned_from() -> None:
     tracker, reqs = RoundTracker(), [Req(), Req(), Req()]
-    batch = tracker.next_batch(reqs, exact=[0, 2])
+    batch = tracker.next_batch(reqs, closed=[0, 2])
     assert batch.first_probs is not None and batch.first_probs[[0, 2]].tolist() == [0.0, 0.0]
     names = ("min_p", None, "presence_penalty")
     flying = tracker.launched(reqs, 2, signals(2, 0.5, 0.6, 0.7), batch, exact=names)
