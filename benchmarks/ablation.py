@@ -7,9 +7,9 @@ profile says. Stresses are synthetic: they change what no recorded trace changes
 
     python -m benchmarks.ablation --out examples/results/ablation.json
 
-Two to three hours on two cores. What was replayed is written after each case, and the same command
-goes on from there. Parts come first, constants then; ``--only PATTERN`` takes the variants whose
-name matches.
+Two to three hours on two cores. What was replayed is written after each case, to
+``ablation.part.json``, and the same command goes on from there. Parts come first, constants then;
+``--only PATTERN`` takes the variants whose name matches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import patch
@@ -349,18 +350,28 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write all figures here.")] = None,
 ) -> None:
     """tok/s of the default policy without a part, or with another constant, over the whole."""
-    asked = [seeds, passes, only]
-    result = earlier(out, asked) or {"provenance": provenance(), "asked": asked, "cases": []}
-    cases = result["cases"]
+    asked = [seeds, passes, only, inputs()]
+    part = None if out is None else out.with_suffix(".part.json")
+    result = earlier(part, asked) or {"provenance": provenance(), "asked": asked, "cases": []}
+    cases, items = result["cases"], every_item(only)
     done = {identity(told) for told in cases}
-    items = [item for item in every_item(only) if identity(item.told) not in done]
+    left = [item for item in items if identity(item.told) not in done]
     with Screen().status("replaying") as say, ProcessPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(run_item, item, seeds, passes): item for item in items}
-        for number, future in enumerate(as_completed(waiting), start=1):
-            cases.append({**waiting[future].told, "variants": future.result()})
-            if out is not None:
-                write_json(out, result)
-            say(f"{number} of {len(items)} cases")
+        waiting = {pool.submit(run_item, item, seeds, passes): item for item in left}
+        try:
+            for number, future in enumerate(as_completed(waiting), start=1):
+                cases.append({**waiting[future].told, "variants": future.result()})
+                if part is not None:
+                    write_json(part, result)
+                say(f"{number} of {len(left)} cases")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    order = [identity(item.told) for item in items]
+    cases.sort(key=lambda told: order.index(identity(told)))
+    if out is not None and part is not None:
+        write_json(out, result)
+        part.unlink()
     print(table(result))
 
 
@@ -403,13 +414,24 @@ def identity(told: Mapping[str, Any]) -> str:
     return msgspec.json.encode({k: v for k, v in told.items() if k != "variants"}).decode()
 
 
-def earlier(out: Path | None, asked: list[Any]) -> dict[str, Any] | None:
-    """What an earlier run of the same command and policy has written."""
-    if out is None or not out.exists():
+def inputs() -> str:
+    """A digest of what figures follow from beside the options: code and records."""
+    rooms = [code_digest(room) for room in ("policy", "replay", "offline")]
+    files = [Path(__file__), ROOT / "tests" / "unit" / "policy" / "simulate.py"]
+    for folder in ("positions", "traces"):
+        files += sorted(path for path in (ROOT / "examples" / folder).rglob("*") if path.is_file())
+    digest = sha256("".join(rooms).encode())
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def earlier(part: Path | None, asked: list[Any]) -> dict[str, Any] | None:
+    """What an earlier run of the same command on the same records and code has written."""
+    if part is None or not part.exists():
         return None
-    found: dict[str, Any] = msgspec.json.decode(out.read_bytes())
-    same = found["provenance"]["code"]["policy"] == code_digest("policy")
-    return found if same and found.get("asked") == asked else None
+    found: dict[str, Any] = msgspec.json.decode(part.read_bytes())
+    return found if found.get("asked") == asked else None
 
 
 def run_item(item: Item, seeds: int, passes: int) -> list[Any]:
