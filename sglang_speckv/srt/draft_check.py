@@ -67,7 +67,8 @@ def check_files(draft: str) -> None:
 
 def check_head(config: Any, algorithm: str, draft: str) -> None:
     """Refuse an EAGLE head under an algorithm for which SGLang hands it other hidden states, or
-    other token ids, than it was trained on. ``config``: the head's, whose first architecture names
+    other token ids, than it was trained on, and a whole model under EAGLE3, which would draft
+    without looking at any. ``config``: the head's, whose first architecture names
     the class that SGLang loads."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if architecture == "LlamaForCausalLM" and getattr(config, "draft_vocab_size", None):
@@ -79,6 +80,10 @@ def check_head(config: Any, algorithm: str, draft: str) -> None:
         kind, served = "an EAGLE-3 head", ["EAGLE3"]
     elif architecture.endswith("Eagle"):
         kind, served = "an EAGLE head of the first kind", ["EAGLE", "NEXTN"]
+    elif (
+        architecture and algorithm == "EAGLE3"
+    ):  # EAGLE and NEXTN take MTP layers too, of many names
+        kind, served = "a whole model", ["STANDALONE"]
     else:
         return
     if algorithm not in served:

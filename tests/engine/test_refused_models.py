@@ -81,9 +81,10 @@ def test_a_hybrid_family_without_recurrent_layers_is_served(
         ("STANDALONE", "eagle3", "EAGLE3"),
         ("EAGLE3", "eagle2", "EAGLE"),
         ("STANDALONE", "eagle2", "EAGLE"),
+        ("EAGLE3", "alike", "STANDALONE"),
     ],
 )
-def test_a_head_under_the_wrong_algorithm(
+def test_a_draft_under_the_wrong_algorithm(
     algorithm: str, draft: str, instead: str, models: dict[str, str]
 ) -> None:
     found = problem(models["target"], algorithm, models[draft])
