@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +70,30 @@ def measured(wanted: Comparison, screen: Screen, resume: bool = False) -> Outcom
     outcome = Outcome()
     path = Path(wanted.options.out) / JOURNAL
     with Journal(path, wanted.options, origin(wanted, outcome.provenance), resume) as journal:
-        outcome.blocks = journal.restored(wanted.arms, wanted.workload)
-        outcome.earlier_s = outcome.blocks.seconds(wanted.arms)
-        outcome.keep = journal.add
-        try:
-            asyncio.run(run(wanted, outcome, screen))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            outcome.interrupted = True
-            screen.say("stopped; the servers are down, what was measured is kept")
+        go_on(journal, wanted, outcome, lambda: run(wanted, outcome, screen))
+    if outcome.interrupted:
+        screen.say("stopped; the servers are down, what was measured is kept")
     if not outcome.blocks.ran:
         reasons = "\n".join(outcome.failures.values())
         raise ServerError(reasons or "stopped before anything was measured")
     return outcome
+
+
+def go_on(
+    journal: Journal,
+    wanted: Comparison,
+    outcome: Outcome,
+    session: Callable[[], Coroutine[Any, Any, None]],
+) -> None:
+    """Run ``session`` on top of what ``journal`` has of earlier ones; it gets every new block.
+    Where it is interrupted, ``outcome`` says so."""
+    outcome.blocks = journal.restored(wanted.arms, wanted.workload)
+    outcome.earlier_s = outcome.blocks.seconds(wanted.arms)
+    outcome.keep = journal.add
+    try:
+        asyncio.run(session())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        outcome.interrupted = True
 
 
 def origin(wanted: Comparison, provenance: dict[str, Any]) -> dict[str, str]:

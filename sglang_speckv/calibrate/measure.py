@@ -7,7 +7,6 @@ journal keeps every finished block, so the same command goes on where an earlier
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 from sglang_speckv.ab.client import ServerError
 from sglang_speckv.ab.comparison import Comparison, Group, comparison_of
 from sglang_speckv.ab.journal import Journal
-from sglang_speckv.ab.measure import origin
+from sglang_speckv.ab.measure import go_on, origin
 from sglang_speckv.ab.options import Options
 from sglang_speckv.ab.outcome import Outcome
 from sglang_speckv.ab.runner import Runner, end_when_terminated, serving
@@ -88,13 +87,7 @@ def measured(wanted: Comparison, screen: Screen) -> Outcome:
     outcome = Outcome()
     with journal_of(wanted, outcome.provenance) as journal:
         journal.begin()
-        outcome.blocks = journal.restored(wanted.arms, wanted.workload)
-        outcome.earlier_s = outcome.blocks.seconds(wanted.arms)
-        outcome.keep = journal.add
-        try:
-            asyncio.run(_run(wanted, outcome, screen))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            outcome.interrupted = True
+        go_on(journal, wanted, outcome, lambda: _run(wanted, outcome, screen))
     if not outcome.blocks.ran:
         _forget(Path(wanted.options.out))
     if outcome.failures:

@@ -80,9 +80,8 @@ def check_head(config: Any, algorithm: str, draft: str) -> None:
         kind, served = "an EAGLE-3 head", ["EAGLE3"]
     elif architecture.endswith("Eagle"):
         kind, served = "an EAGLE head of the first kind", ["EAGLE", "NEXTN"]
-    elif (
-        architecture and algorithm == "EAGLE3"
-    ):  # EAGLE and NEXTN take MTP layers too, of many names
+    elif architecture and algorithm == "EAGLE3":
+        # not under EAGLE and NEXTN, which also take MTP layers, of many names
         kind, served = "a whole model", ["STANDALONE"]
     else:
         return

@@ -1,7 +1,7 @@
 """What an answer says of itself: counts of what was delivered, and of the drafts that it had.
 
-SGLang carries a count per request from its scheduler to the answer that only a kind of speculation
-fills which SpecKV refuses (``spec_num_cap_tokens``). Here it holds the drafts that were verified.
+SGLang carries ``spec_num_cap_tokens`` of every request from its scheduler to the answer. Only a
+kind of speculation that SpecKV refuses fills it. Here it holds the drafts that were verified.
 """
 
 from __future__ import annotations
