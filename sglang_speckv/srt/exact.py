@@ -7,7 +7,8 @@ from the target's logits behind its newest one. Everything else of the batch spe
 engine verifies a width per request, no draft of such a request is verified at all; a batch of such
 requests alone runs at the shallowest depth.
 
-Beside the lane, :mod:`sglang_speckv.srt.finish` ends answers where plain decoding ends them,
+Beside the lane, :mod:`sglang_speckv.srt.joint_cut` cuts by top-k and top-p as plain decoding does,
+:mod:`sglang_speckv.srt.finish` ends answers where plain decoding ends them,
 :mod:`sglang_speckv.srt.penalties` counts on after a retraction, and
 :mod:`sglang_speckv.srt.request_checks` refuses hidden states.
 """

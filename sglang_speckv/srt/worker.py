@@ -58,7 +58,7 @@ def create_worker(original: Callable[..., type], self: Any, server_args: Any) ->
 def _hook_scheduler(exactly: bool) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt import finish, kv_reserve, penalties, request_checks, state
+    from sglang_speckv.srt import finish, joint_cut, kv_reserve, penalties, request_checks, state
 
     hooks: list[tuple[compat.HookTarget, Callable[..., Any], HookType]] = [
         (compat.RESULT_DECODE, note_result, HookType.BEFORE),
@@ -75,6 +75,7 @@ def _hook_scheduler(exactly: bool) -> None:
     ]
     if exactly:
         hooks += [
+            (compat.VERIFY_SAMPLE, joint_cut.install().sample, HookType.AROUND),
             (compat.VERIFY_SAMPLE, exact.sample, HookType.AROUND),
             (compat.FINISH_STATE, finish.update_finish_state, HookType.AROUND),
             (compat.SAMPLING_INFO, penalties.go_on_counting, HookType.AFTER),

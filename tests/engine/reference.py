@@ -44,10 +44,12 @@ class Reference:
         return ids[0, -length:].tolist()
 
     @torch.inference_mode()
-    def next_probs(self, ids: list[int], top_p: float) -> Tensor:
+    def next_probs(self, ids: list[int], top_p: float, rescaled: bool = False) -> Tensor:
+        """As plain decoding cuts them; or with ``top_p`` of what top-k leaves, as SGLang's
+        verification does by itself."""
         logits = self.model(torch.tensor([ids])).logits[0, -1] / TEMPERATURE
         top = logits.topk(TOP_K)
-        probs = top.values.softmax(-1)
+        probs = top.values.softmax(-1) if rescaled else logits.softmax(-1)[top.indices]
         probs[probs.cumsum(-1) - probs >= top_p] = 0.0
         return torch.zeros_like(logits).scatter(0, top.indices, probs / probs.sum())
 
@@ -86,20 +88,23 @@ def sampled(server: Serving, top_p: float, **more: float) -> list[list[int]]:
     return [answer["output_ids"] for answer in answers]
 
 
-def follows_target(answers: list[list[int]], reference: Reference, top_p: float) -> bool:
+def follows_target(
+    answers: list[list[int]], reference: Reference, top_p: float, rescaled: bool = False
+) -> bool:
     """Of answers from :func:`sampled`: the second and third token, both from verification, given
     the first (chi-square)."""
     texts = Counter(map(tuple, answers))
     ids = reference.ids(PROMPT)
     wanted: Counter[tuple[int, ...]] = Counter()
     for first, count in Counter(answer[0] for answer in answers).items():
-        second_probs = reference.next_probs([*ids, first], top_p)
+        second_probs = reference.next_probs([*ids, first], top_p, rescaled)
         for second in second_probs.nonzero().flatten().tolist():
-            third_probs = reference.next_probs([*ids, first, second], top_p)
+            third_probs = reference.next_probs([*ids, first, second], top_p, rescaled)
             for third in third_probs.nonzero().flatten().tolist():
                 joint = float(second_probs[second] * third_probs[third])
                 wanted[first, second, third] = count * joint
-    assert set(texts) <= set(wanted)
+    if not set(texts) <= set(wanted):
+        return False
     common = [text for text in wanted if wanted[text] >= 5]
     rest = sum(wanted.values()) - sum(wanted[text] for text in common)
     rare = len(answers) - sum(texts[text] for text in common)

@@ -29,6 +29,7 @@ NAMES = list(FEATURES)
 TWO = zip_longest(NAMES[::2], NAMES[1::2], fillvalue=NAMES[0])
 ROWS: list[tuple[str, ...]] = [(name,) for name in NAMES] if ALL else list(TWO)
 """Features: for each of the drafts, or one for each of the two."""
+TOP_P = 0.9
 pytestmark = [pytest.mark.engine, on_pairs(*DRAFTS)]
 
 
@@ -55,13 +56,13 @@ def test_feature(server: Serving, alone: dict[str, Any], row: tuple[str, ...]) -
 def test_sampled_text_follows_the_target(
     server: Serving, models: dict[str, str], sampling: dict[str, float]
 ) -> None:
-    """A penalty of nothing keeps a request from drafts and changes no distribution. Then SGLang's
-    sampler cuts by top-k and top-p at once, its verification by one after the other."""
-    top_p = 1.0 if sampling else 0.9
+    """A penalty of nothing keeps a request from drafts and changes no distribution."""
     server.select("throughput")
     with server.forced_rounds(depths=True):
-        answers = sampled(server, top_p, **sampling)
-    assert follows_target(answers, Reference(models["target"]), top_p)
+        answers = sampled(server, TOP_P, **sampling)
+    reference = Reference(models["target"])
+    assert follows_target(answers, reference, TOP_P)
+    assert not follows_target(answers, reference, TOP_P, rescaled=True)
 
 
 def test_rounds_without_drafts_are_counted_and_told_once(server: Serving) -> None:

@@ -32,9 +32,8 @@ count such rounds of requests by parameter; of several the first one here is nam
 
 - An answer ends at the token that ends it in plain decoding: every token of an accepted run is looked at by itself.
 - Penalties of a request that was retracted go on counting. (SGLang starts anew, without speculation too.)
-- **Not the same:** where a sampled request sets both `top_k` and `top_p`, SGLang's verification cuts by one after the
-  other and its plain sampler by both at once. With speculation such text comes from a slightly narrower distribution,
-  with SpecKV as without it.
+- Where a sampled request sets both `top_k` and `top_p`, verification cuts by both at once, as SGLang's plain sampler
+  does. (SGLang's own verification cuts by one after the other, which leaves fewer tokens.)
 - A repetition penalty scales logits after the other penalties were taken off. (So does SGLang under the overlap
   scheduler. Without it the order differs from one start of SGLang to the next, and now and then so does the text.)
 - Where the KV cache is nearly full, rounds run at the shallowest candidate, and no request is retracted or aborted for the room that
