@@ -31,7 +31,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sglang_speckv.config import SpecKVConfig
+from sglang_speckv.config import Shape, SpecKVConfig
 from sglang_speckv.files import write_json
 from sglang_speckv.provenance import provenance
 from sglang_speckv.srt import compat, exact, in_round
@@ -98,7 +98,7 @@ class Worker(SpecKVMixin, Sglang):
         self._config = SpecKVConfig(candidate_steps=STEPS)
         self.speckv = EnginePolicy(self._config, LAUNCH)
         self.speckv.watch_rounds(*in_round.why_not(SpecKVConfig(), "cuda", 1, True))
-        self.speculative_num_steps = LAUNCH
+        self.speculative_num_steps = self.tier = LAUNCH
         self._fuse, self._rounds = self.speckv.fuse, RoundTracker()
         self._draft_worker = Draft(torch.randn(size, VOCAB) * 3)
         self._target_worker = SimpleNamespace(model_runner=SimpleNamespace())
@@ -106,11 +106,16 @@ class Worker(SpecKVMixin, Sglang):
         self._sleep = self._trace = self._result = self._widths = None
         self._lane = exact.ExactLane(None, self._fuse)
         self._graph_stop, self._exact = None, exact.NOBODY
+        self._trees, self._tree_tap = False, None
         self._waited, self._chain_buffers = False, {}
         empty = dict.fromkeys(compat.RUNTIME_STATE_FIELDS)
-        self.states = {k: SimpleNamespace(**empty | {"speculative_num_steps": k}) for k in STEPS}
+        fields = compat.RUNTIME_STATE_FIELDS[:2]
+        self.states = {
+            k: SimpleNamespace(**empty | dict(zip(fields, (k, k + 1), strict=True))) for k in STEPS
+        }
 
-    def _set_depth(self, num_steps: int) -> None:
+    def _set_shape(self, shape: Shape) -> None:
+        num_steps = self.tier = shape.num_steps
         """Without SGLang's context, which ``benchmarks/switching.py`` has."""
         self.speculative_num_steps = self._draft_worker.speculative_num_steps = num_steps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 DEFAULT_CANDIDATE_STEPS = (0, 1, 2, 3, 5, 7)
 MAX_NUM_STEPS = 16
@@ -31,6 +31,8 @@ _NUMBER = r"[0-9]{1,4}"
 """As a user writes one: int() would also take "+1", "1_0" and other scripts' digits."""
 _STATIC = re.compile(rf"static:({_NUMBER})")
 _STEPS = re.compile(rf" *{_NUMBER} *(, *{_NUMBER} *)*")
+_SHAPE = re.compile(rf" *({_NUMBER})(?:x({_NUMBER}))? *")
+MAX_TREE_TOKENS = 256
 
 
 class ConfigError(ValueError):
@@ -52,6 +54,66 @@ def parse_steps(text: str) -> tuple[int, ...]:
             f"candidate steps {text!r} are not comma-separated integers, such as 0,1,3,5"
         )
     return tuple(int(part) for part in text.split(","))
+
+
+class Shape(NamedTuple):
+    """What a round drafts and verifies of each request, in SGLang's own numbers: steps of drafting
+    and tokens that are verified, the newest one counted. A chain of k drafts is (k, k + 1)."""
+
+    num_steps: int
+    num_draft_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.num_steps}x{self.num_draft_tokens}" if self.num_steps else "0"
+
+    @property
+    def drafts(self) -> int:
+        """How many are verified."""
+        return self.num_draft_tokens - 1
+
+    def fits(self, topk: int) -> bool:
+        """Whether a tree of so many children of a node has as many nodes in so many steps."""
+        if self.num_steps == 0:
+            return self.drafts == 0
+        return self.num_steps <= self.drafts <= topk + (self.num_steps - 1) * topk**2
+
+
+def parse_shapes(text: str) -> tuple[Shape, ...]:
+    """``"0,1x2,3x8"`` -> the shapes (0, 1), (1, 2) and (3, 8); raises :class:`ConfigError` on
+    anything else."""
+    return checked_shapes(text.split(","))
+
+
+def checked_shapes(texts: Any) -> tuple[Shape, ...]:
+    """Each once, those that verify least first; no drafts are always among them."""
+    if not isinstance(texts, list | tuple) or not texts:
+        raise ConfigError(f"candidate shapes {texts!r} are no list such as 0,1x2,3x8")
+    shapes = {Shape(0, 1), *map(_shape, texts)}
+    return tuple(sorted(shapes, key=lambda shape: (shape.num_draft_tokens, shape)))
+
+
+def _shape(text: Any) -> Shape:
+    match = _SHAPE.fullmatch(text) if isinstance(text, str) else None
+    if match is None or (match[2] is None) != (int(match[1]) == 0):
+        raise ConfigError(
+            f"candidate shape {text!r} is neither STEPSxTOKENS, such as 3x8, nor 0 for no drafts"
+        )
+    shape = Shape(int(match[1]), int(match[2] or 1))
+    if shape.num_steps > MAX_NUM_STEPS or shape.num_draft_tokens > MAX_TREE_TOKENS:
+        raise ConfigError(
+            f"candidate shape {text!r} has more than {MAX_NUM_STEPS} steps or more than "
+            f"{MAX_TREE_TOKENS} tokens; choose a smaller one"
+        )
+    return shape
+
+
+def default_shapes(launch: Shape, topk: int) -> list[Shape]:
+    """Beside the launch shape: half its steps, and half and a quarter of its tokens; and a draft
+    alone."""
+    steps, tokens = launch
+    half = -(-steps // 2)
+    wanted = [(1, 2), (half, tokens // 4), (half, tokens // 2), (steps, tokens // 2)]
+    return [shape for shape in (Shape(*each) for each in wanted) if shape.fits(topk)]
 
 
 def static_steps(policy: str) -> int | None:
@@ -77,7 +139,8 @@ class SpecKVConfig:
     """Settings of the plugin; travels to every process under the ``"speckv"`` key of the
     ``--speculative-adaptive-config`` JSON.
 
-    ``candidate_steps`` are the tiers that are built at start-up, ascending; 0 is "do not draft".
+    ``candidate_steps`` are the depths that are built at start-up, ascending; 0 is "do not draft".
+    With trees (``--speculative-eagle-topk`` above 1) ``candidate_shapes`` are built in their place.
     ``ema_config`` holds the user's own batch-size slots in SGLang's adaptive-config form, for the
     ``ema`` policy; None means SGLang's defaults. ``signal_lag``: see
     :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records, ``artifact`` a file
@@ -97,10 +160,16 @@ class SpecKVConfig:
     width: str = "auto"
     exact: str = "on"
     max_context: int | None = None
+    candidate_shapes: tuple[Shape, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate_steps", _checked_steps(self.candidate_steps))
-        _check_policy(self.policy, self.candidate_steps)
+        if self.candidate_shapes is None:
+            _check_policy(self.policy, self.candidate_steps)
+        else:
+            shapes = checked_shapes(list(map(str, self.candidate_shapes)))
+            object.__setattr__(self, "candidate_shapes", shapes)
+            _check_tree_policy(self.policy, shapes)
         if self.ema_config is not None and not isinstance(self.ema_config, Mapping):
             raise ConfigError(f"ema_config {self.ema_config!r} is not a JSON object")
         if self.signal_lag not in SIGNAL_LAGS:
@@ -138,10 +207,58 @@ class SpecKVConfig:
                 f"unknown speckv setting {unknown[0]!r}; the settings are {', '.join(known)}"
             )
         steps = joined(DEFAULT_CANDIDATE_STEPS, static_steps(str(values.get("policy"))))
+        shapes = values.get("candidate_shapes")
+        if shapes is not None:
+            values = {**values, "candidate_shapes": checked_shapes(shapes)}
         return cls(**{"candidate_steps": steps, **values})
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "candidate_steps": list(self.candidate_steps)}
+        shapes = self.candidate_shapes and list(map(str, self.candidate_shapes))
+        steps = list(self.candidate_steps)
+        return {**asdict(self), "candidate_steps": steps, "candidate_shapes": shapes}
+
+    @property
+    def tiers(self) -> tuple[int, ...]:
+        """What a policy chooses from: depths, or the places of the shapes among the candidates."""
+        if self.candidate_shapes is None:
+            return self.candidate_steps
+        return tuple(range(len(self.candidate_shapes)))
+
+    def shape_of(self, tier: int) -> Shape:
+        if self.candidate_shapes is None:
+            return Shape(tier, tier + 1)
+        return self.candidate_shapes[tier]
+
+    def tier_of(self, shape: Shape) -> int:
+        if self.candidate_shapes is None:
+            return shape.num_steps
+        return self.candidate_shapes.index(shape)
+
+    def name_of(self, tier: int) -> str:
+        """As a user writes it: ``3``, or ``3x8`` of a tree."""
+        return str(tier if self.candidate_shapes is None else self.candidate_shapes[tier])
+
+    @property
+    def pinned_tier(self) -> int | None:
+        """That of a policy ``static:K`` or ``static:SxT``; None of another policy."""
+        if self.candidate_shapes is None:
+            return static_steps(self.policy)
+        return pinned_shape(self.policy, self.candidate_shapes)
+
+
+def pinned_shape(policy: str, shapes: tuple[Shape, ...]) -> int | None:
+    """The place of the shape that ``static:SxT`` names; None where it is not among ``shapes``."""
+    kind, _, shape = policy.partition(":")
+    names = list(map(str, shapes))
+    return names.index(shape) if kind == "static" and shape in names else None
+
+
+def _check_tree_policy(policy: Any, shapes: tuple[Shape, ...]) -> None:
+    if policy != "throughput" and pinned_shape(str(policy), shapes) is None:
+        raise ConfigError(
+            f"policy {policy!r} cannot choose among trees; with --speculative-eagle-topk above 1 "
+            f"take throughput or one of {', '.join(f'static:{shape}' for shape in shapes)}"
+        )
 
 
 def _checked_steps(steps: Any) -> tuple[int, ...]:

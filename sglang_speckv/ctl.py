@@ -41,6 +41,18 @@ class Shown(msgspec.Struct):
     widths: str
     fallbacks: int
     failures: dict[str, int]
+    candidate_shapes: list[str] = []
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """What a server with trees or chains can be pinned to, and the number that it knows it by:
+        a depth, or the place of a shape."""
+        if self.candidate_shapes:
+            return {shape: place for place, shape in enumerate(self.candidate_shapes)}
+        return {str(steps): steps for steps in self.candidate_steps}
+
+    def name_of(self, number: int) -> str:
+        return next((name for name, own in self.depths.items() if own == number), str(number))
 
 
 ctl = typer.Typer(
@@ -101,22 +113,24 @@ def policy(
     name: Annotated[str, typer.Argument(help="throughput, ema, static:3, ...")],
 ) -> None:
     """Let this policy decide from now on; releases a pinned depth."""
-    _steer(context.obj, lambda client: client.set_policy(name), policy=name)
+    _steer(context.obj, lambda client, _: client.set_policy(name), policy=name)
 
 
 @ctl.command()
 def pin(
     context: typer.Context,
-    num_steps: Annotated[int, typer.Argument(help="One of the server's candidate steps.")],
+    depth: Annotated[
+        str, typer.Argument(help="One of the server's candidate steps, or of its shapes: 3x8.")
+    ],
 ) -> None:
     """Serve every round at one depth, whatever the policy says."""
-    _pin(context.obj, num_steps)
+    _pin(context.obj, depth)
 
 
 @ctl.command()
 def off(context: typer.Context) -> None:
     """Draft nothing: the same as `pin 0`."""
-    _pin(context.obj, 0)
+    _pin(context.obj, "0")
 
 
 @ctl.command()
@@ -125,17 +139,19 @@ def release(context: typer.Context) -> None:
     _pin(context.obj, None)
 
 
-def _pin(keys: Keys, num_steps: int | None) -> None:
-    key, value = "speckv_num_steps", RELEASED if num_steps is None else num_steps
-    what = f"{key} = {value}; its log says why"
-    _steer(keys, lambda client: client.set_state(key, value, what), num_steps=num_steps)
+def _pin(keys: Keys, depth: str | None) -> None:
+    def send(client: Client, shown: Shown) -> Coroutine[Any, Any, None]:
+        key, value = "speckv_num_steps", RELEASED if depth is None else shown.depths[depth]
+        return client.set_state(key, value, f"{key} = {value}; its log says why")
+
+    _steer(keys, send, depth=depth)
 
 
 def _steer(
     keys: Keys,
-    send: Callable[[Client], Coroutine[Any, Any, None]],
+    send: Callable[[Client, Shown], Coroutine[Any, Any, None]],
     policy: str | None = None,
-    num_steps: int | None = None,
+    depth: str | None = None,
 ) -> None:
     """Send it, once it is clear that the server has that policy and that depth."""
 
@@ -143,10 +159,10 @@ def _steer(
         shown = _checked(keys, await _state(keys))
         if policy is not None:
             _check("policy", policy, shown.policies)
-        if num_steps is not None:
-            _check("depth", num_steps, shown.candidate_steps)
+        if depth is not None:
+            _check("depth", depth, shown.depths)
         async with Client(keys.url, keys.url, 60.0, keys.admin) as client:
-            await send(client)
+            await send(client, shown)
         return await _state(keys)
 
     _tell(keys, _run(run()))
@@ -198,15 +214,17 @@ def _tell(keys: Keys, state: dict[str, Any]) -> None:
 def _rows(shown: Shown) -> dict[str, str]:
     """What an operator asks first, in words."""
     rounds = ", ".join(f"{steps}: {n}" for steps, n in shown.rounds.items() if n)
-    decides = "the policy" if shown.pinned is None else f"nobody: pinned to {shown.pinned}"
+    decides = (
+        "the policy" if shown.pinned is None else f"nobody: pinned to {shown.name_of(shown.pinned)}"
+    )
     if shown.held:
         decides = "nobody: the launch depth is held, see the server's log"
     rate = shown.accept_rate
     rows = {
         "policy": shown.policy,
         "who decides": decides,
-        "depth now": str(shown.num_steps),
-        "candidate steps": ", ".join(map(str, shown.candidate_steps)),
+        "depth now": shown.name_of(shown.num_steps),
+        "candidate steps": ", ".join(shown.depths),
         "rounds by depth": rounds or "none yet",
         "drafts accepted": "none judged yet" if rate is None else f"{rate:.1%} of those verified",
         "rounds stop": shown.stops,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sglang_speckv.config import Shape, parse_shapes
 from sglang_speckv.policy import Prior, create_policy
 from sglang_speckv.policy.mlp import MlpWeights
 
@@ -18,10 +19,18 @@ class Case:
     candidate_steps: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
     initial_steps: int = 3
     watched: bool = False
+    shapes: tuple[Shape, ...] | None = None
+
+    def depth_of(self, tier: int) -> int:
+        return tier if self.shapes is None else self.shapes[tier].num_steps
 
     def create(self) -> Any:
         policy: Any = create_policy(
-            self.spec, self.candidate_steps, self.initial_steps, prior=Prior(mlp=MLP)
+            self.spec,
+            self.candidate_steps,
+            self.initial_steps,
+            prior=Prior(mlp=MLP),
+            candidate_shapes=self.shapes,
         )
         if self.watched:
             policy.watch(stops=True, widths=True)
@@ -43,6 +52,8 @@ CASES = [
     Case("throughput", (0, 1, 2, 3, 4, 5, 6, 7), 0),
     Case("throughput", watched=True),
     Case("throughput", (0, 2, 3, 7), watched=True),
+    Case("throughput", (0, 1, 2, 3, 4), shapes=parse_shapes("0,1x2,3x8,3x16,5x16")),
+    Case("throughput", (0, 1), 1, shapes=parse_shapes("5x8")),
     Case("ema"),
     Case("ema", initial_steps=5),
     Case("throughput_aware"),
@@ -51,6 +62,7 @@ CASES = [
     Case("paper:throughput"),
     Case("static:0"),
     Case("static:5"),
+    Case("static:3x8", (0, 1, 2), 2, shapes=parse_shapes("3x8,3x16")),
 ]
 
 every_policy = pytest.mark.parametrize(

@@ -7,6 +7,9 @@
 ``ema``                   SGLang's own adaptive rule (EAGLE family only)
 ``fresh:K``               SGLang with K steps on a server of its own, without SpecKV
 ``static:K``              K steps, a policy of the SpecKV server
+``tree:SxKxT``            S steps, topk K and T verified tokens, a policy of a SpecKV server of
+                          that topk
+``speckv:topkK``          SpecKV over the shapes of that server
 ``speckv[:POLICY]``       SpecKV, ``throughput`` unless another policy is named;
                           ``,stop=off``, ``,width=off`` or both behind it: without that part
 ``url:NAME=http://...``   a running server with the OpenAI chat interface
@@ -24,7 +27,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang_speckv.config import DEFAULT_CANDIDATE_STEPS, MAX_NUM_STEPS, SWITCHES, ConfigError
+from sglang_speckv.config import (
+    DEFAULT_CANDIDATE_STEPS,
+    MAX_NUM_STEPS,
+    SWITCHES,
+    ConfigError,
+    Shape,
+    default_shapes,
+)
 
 NO_DRAFT = "no draft"
 """Stands for the draft where none of the arms has one."""
@@ -34,6 +44,7 @@ RESTATED = "speckv:ema"
 DEFAULT_POLICY = "throughput"
 _ARM = re.compile(
     r"(?:none(?::overlap)?|default|ema|(?P<fixed>static|fresh):(?P<steps>\d{1,3})"
+    r"|tree:(?P<tree>\d{1,3}x\d{1,2}x\d{1,3})|speckv:topk(?P<topk>\d{1,2})"
     rf"|speckv:throughput(?:{'|'.join(SWITCHES)})|speckv(?::[\w.:-]+)?)(?:#2)?\Z"
 )
 _URL = re.compile(r"url:(?P<name>[\w.-]+)=(?P<url>https?://\S+)\Z")
@@ -113,12 +124,40 @@ def check_arm(name: str) -> None:
     if match is None and _URL.match(name) is None:
         raise ConfigError(
             f"unknown arm {name!r}; arms are none, none:overlap, default, ema, static:K, fresh:K, "
-            "speckv[:POLICY], url:NAME=http://..., each with #2 for a second time"
+            "tree:SxKxT, speckv[:POLICY], speckv:topkK, url:NAME=http://..., each with #2 for a "
+            "second time"
         )
     if match and match["steps"] and int(match["steps"]) > MAX_NUM_STEPS:
         raise ConfigError(f"arm {name!r} drafts more than {MAX_NUM_STEPS} steps")
     if match and match["fixed"] == "fresh" and int(match["steps"]) == 0:
         raise ConfigError(f"arm {name!r} drafts nothing; without drafting the arm is none")
+    if match and match["tree"]:
+        topk, shape = _tree(name)
+        if topk < 2 or shape.num_steps > MAX_NUM_STEPS or not shape.fits(topk):
+            raise ConfigError(
+                f"arm {name!r} is no tree of STEPSxTOPKxTOKENS, such as tree:5x4x8: topk is above "
+                f"1, steps are 1 to {MAX_NUM_STEPS}, and tokens more than steps and no more than "
+                "such a tree has"
+            )
+
+
+def check_arms(names: Sequence[str]) -> None:
+    """Raises :class:`ConfigError` where one is no arm, or no tree says which shapes another one is
+    to choose from."""
+    for name in names:
+        check_arm(name)
+    trees = {_tree(name)[0] for name in names if name.startswith("tree:")}
+    for name in names:
+        match = _ARM.match(name)
+        if match and match["topk"] and int(match["topk"]) not in trees:
+            topk = match["topk"]
+            raise ConfigError(f"arm {name!r} needs a tree of its topk, such as tree:5x{topk}x8")
+
+
+def _tree(name: str) -> tuple[int, Shape]:
+    """The topk and the shape of an arm ``tree:SxKxT``."""
+    steps, topk, tokens = map(int, _base(name).removeprefix("tree:").split("x"))
+    return topk, Shape(steps, tokens)
 
 
 def arms_for(draft: Draft | None, names: Sequence[str]) -> list[Arm]:
@@ -180,6 +219,12 @@ def _drafting(draft: Draft, name: str) -> Arm:
     base = _base(name)
     if base.startswith("static:"):
         return Arm(draft.name, name, f"{draft.name}-speckv", base)
+    if base.startswith("tree:"):
+        topk, shape = _tree(name)
+        return Arm(draft.name, name, f"{draft.name}-speckv-topk{topk}", f"static:{shape}")
+    if base.startswith("speckv:topk"):
+        policy = DEFAULT_POLICY + name.removeprefix(base)
+        return Arm(draft.name, name, f"{draft.name}-speckv-{base.removeprefix('speckv:')}", policy)
     if base.startswith("speckv"):
         policy = (base.partition(":")[2] or DEFAULT_POLICY) + name.removeprefix(base)
         return Arm(draft.name, name, f"{draft.name}-speckv", policy)
@@ -187,6 +232,8 @@ def _drafting(draft: Draft, name: str) -> Arm:
 
 
 def _flags(draft: Draft, arm: Arm, arms: Sequence[Arm]) -> tuple[str, ...]:
+    if "-speckv-topk" in arm.server:
+        return (*draft.flags, "--speckv", *_tree_flags(arm.server, arms))
     if arm.policy is not None:
         artifact = (draft.artifact,) if draft.artifact else ()
         return (*draft.flags, "--speckv", *artifact, *_candidates(arm.server, arms))
@@ -205,6 +252,20 @@ def _candidates(server: str, arms: Sequence[Arm]) -> tuple[str, ...]:
         return ()
     steps = sorted(held | set(DEFAULT_CANDIDATE_STEPS))
     return ("--speckv-candidate-steps", ",".join(map(str, steps)))
+
+
+def _tree_flags(server: str, arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Launched with the largest tree that an arm holds; candidates are those of all of them, beside
+    the ones that such a launch line has by itself."""
+    trees = [_tree(arm.name) for arm in arms if arm.server == server and "tree:" in arm.name]
+    topk, launch = max(trees, key=lambda tree: tree[1].num_draft_tokens)
+    shapes = sorted({*default_shapes(launch, topk), *(shape for _, shape in trees)})
+    return (
+        *("--speculative-num-steps", str(launch.num_steps)),
+        *("--speculative-eagle-topk", str(topk)),
+        *("--speculative-num-draft-tokens", str(launch.num_draft_tokens)),
+        *("--speckv-candidate-shapes", ",".join(map(str, shapes))),
+    )
 
 
 def _step_flags(steps: int) -> tuple[str, ...]:

@@ -58,8 +58,8 @@ def ab_command(
     arms: Annotated[
         _Text,
         typer.Option(
-            help="none, none:overlap, default, ema, static:K, fresh:K, speckv[:POLICY], "
-            "url:NAME=http://...; ARM#2 measures one twice."
+            help="none, none:overlap, default, ema, static:K, fresh:K, tree:SxKxT, "
+            "speckv[:POLICY], speckv:topkK, url:NAME=http://...; ARM#2 measures one twice."
         ),
     ] = None,
     concurrency: Annotated[_Text, typer.Option(help="Requests at a time. [1,4,16]")] = None,

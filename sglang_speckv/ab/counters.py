@@ -11,9 +11,9 @@ import msgspec
 class Counters(msgspec.Struct, frozen=True):
     """Cumulative since start, or what one block added.
 
-    ``rounds`` are decode rounds by num_steps, ``fallbacks`` those in which the policy failed and
-    the launch depth was served; ``recent`` the newest rounds as (seconds since start, num_steps,
-    batch size, and whatever a later version adds).
+    ``rounds`` are decode rounds by num_steps, of trees by shape, ``fallbacks`` those in which the
+    policy failed and the launch depth was served; ``recent`` the newest rounds as (seconds since
+    start, num_steps or the place of the shape, batch size, and whatever a later version adds).
     """
 
     rounds: dict[str, int]
@@ -54,17 +54,25 @@ class Counters(msgspec.Struct, frozen=True):
         if batch_sizes is None:
             return shares_of(self.rounds)
         low, high = batch_sizes
+        names = sorted(self.rounds, key=_order)
+        trees = any("x" in name for name in names)
         found: dict[str, float] = {}
-        for _, num_steps, size, *_ in self.recent:
+        for _, number, size, *_ in self.recent:
             if low < size <= high:
-                found[str(int(num_steps))] = found.get(str(int(num_steps)), 0) + 1
+                name = names[int(number)] if trees else str(int(number))
+                found[name] = found.get(name, 0) + 1
         return shares_of(found)
 
 
 def shares_of(amounts: Mapping[str, float]) -> dict[str, float]:
-    """Of their sum, ascending by num_steps."""
+    """Of their sum, ascending by num_steps, of shapes by their tokens."""
     total = sum(amounts.values())
-    return {tier: amounts[tier] / total for tier in sorted(amounts, key=int) if amounts[tier]}
+    return {tier: amounts[tier] / total for tier in sorted(amounts, key=_order) if amounts[tier]}
+
+
+def _order(name: str) -> list[int]:
+    """``3`` by 3, ``3x8`` by 8 and then by 3."""
+    return [int(number) for number in reversed(name.split("x"))]
 
 
 def read_counters(state: dict[str, Any]) -> Counters | None:

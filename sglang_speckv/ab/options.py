@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from sglang_speckv.ab.arms import check_arm
+from sglang_speckv.ab.arms import check_arms
 from sglang_speckv.config import ConfigError
 from sglang_speckv.files import BAD_JSON, read_bounded
 
@@ -68,8 +68,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     out: str = "out/ab"
 
     def __post_init__(self) -> None:
-        for arm in self.arms:
-            check_arm(arm)
+        check_arms(self.arms)
         for name in ("arms", "concurrency", "traffic"):
             _check_distinct(name, getattr(self, name))
         if self.rate and not {"mixed", "phases"} & {*self.traffic}:

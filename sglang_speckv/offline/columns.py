@@ -84,6 +84,11 @@ def read_columns(traces: Iterable[Path]) -> Columns:
     headers, parts = [], []
     for number, file in enumerate(files):
         header, records = read_trace(file)
+        if header.candidate_shapes:
+            raise ConfigError(
+                f"{file} is a trace of draft trees (topk {header.topk}), and this wants one of "
+                "chains; record it with --speculative-eagle-topk 1"
+            )
         headers.append(header)
         _check_same(headers[0], header, file)
         for chunk in _chunks(records):

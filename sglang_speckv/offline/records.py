@@ -23,14 +23,17 @@ _CHUNK_BYTES = 1 << 16
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Whose rounds these are. Names and types are those of the engine's own settings."""
+    """Whose rounds these are. Names and types are those of the engine's own settings. Either
+    ``candidate_steps`` or, of trees, ``candidate_shapes`` and their ``topk`` are given."""
 
     schema: int = SCHEMA_VERSION
     target: str
     draft: str
     algorithm: str
     draft_vocab_size: int
-    candidate_steps: tuple[int, ...]
+    candidate_steps: tuple[int, ...] = ()
+    candidate_shapes: tuple[str, ...] = ()
+    topk: int = 1
     quantization: str | None = None
     draft_quantization: str | None = None
     dtype: str = ""
@@ -57,6 +60,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     0 the draft was left out. ``stopped``: the round ended before the depth that was decided, by
     what its own drafts said. ``num_verified``: how many of the drafts were verified, None for all;
     of a round that a device stopped within its depth, those that it made.
+
+    Of a tree ``num_draft_tokens`` were verified, the newest token counted, and ``nodes`` are the
+    drafts among them: the joint probability of the path to each, its level from 1 on, and 1 where
+    it was accepted, else 0; empty where nothing tapped the draft.
     """
 
     round: int
@@ -76,6 +83,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     policy: str = ""
     reason: str = ""
     expected_accept_length: float | None = None
+    num_draft_tokens: int | None = None
+    nodes: tuple[tuple[float, int, int], ...] = ()
 
     @property
     def label(self) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from sglang_speckv.config import SpecKVConfig
+from sglang_speckv.config import Shape, SpecKVConfig
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
 from sglang_speckv.policy.confidence import ConfidencePolicy
 from sglang_speckv.policy.ema import EmaPolicy
@@ -37,7 +37,7 @@ _Factory = Callable[[SpecKVConfig, int, Mapping[str, Any] | None, Prior], StepPo
 
 _FACTORIES: dict[str, _Factory] = {
     "throughput": lambda config, initial, _, prior: ThroughputPolicy(
-        config.candidate_steps, initial, prior.acceptance, prior.cost
+        config.tiers, initial, prior.acceptance, prior.cost, config.candidate_shapes
     ),
     "ema": lambda config, initial, slots, _: EmaPolicy(config.candidate_steps, initial, slots),
     "throughput_aware": lambda config, initial, *_: ThroughputAwarePolicy(
@@ -52,7 +52,9 @@ _FACTORIES: dict[str, _Factory] = {
         prior.cost,
     ),
     "confidence": lambda config, initial, *_: ConfidencePolicy(config.candidate_steps, initial),
-    "static": lambda config, *_: StaticPolicy(config.policy, config.candidate_steps),
+    "static": lambda config, *_: StaticPolicy(
+        config.policy, config.tiers, cast(int, config.pinned_tier)
+    ),
 }
 
 
@@ -63,15 +65,19 @@ def create_policy(
     *,
     adaptive_config: Mapping[str, Any] | None = None,
     prior: Prior | None = None,
+    candidate_shapes: Sequence[Shape] | None = None,
 ) -> StepPolicy:
-    """Build the policy named ``spec``: one of ``config.POLICY_NAMES``.
+    """Build the policy named ``spec``: one of ``config.POLICY_NAMES``. With ``candidate_shapes`` it
+    chooses among these, and a tier is the place of one.
 
     ``adaptive_config`` is the parsed ``--speculative-adaptive-config`` JSON; only ``ema`` reads
     it. ``prior`` is what an artifact knows of the pair.
 
     Raises :class:`~sglang_speckv.config.ConfigError`.
     """
-    config = SpecKVConfig(policy=spec, candidate_steps=tuple(candidate_steps))
+    shapes = None if candidate_shapes is None else tuple(candidate_shapes)
+    steps = tuple(candidate_steps)
+    config = SpecKVConfig(policy=spec, candidate_steps=steps, candidate_shapes=shapes)
     return _FACTORIES[spec.partition(":")[0]](
         config, initial_steps, adaptive_config, prior or Prior()
     )

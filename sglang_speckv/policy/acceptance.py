@@ -34,10 +34,15 @@ DRAWS = 128
 class Acceptance:
     """``max_steps`` positions; ``prior`` is what an artifact knows of this pair."""
 
-    def __init__(self, max_steps: int, prior: AcceptancePrior | None = None):
+    def __init__(
+        self,
+        max_steps: int,
+        prior: AcceptancePrior | None = None,
+        apart: np.ndarray | None = None,
+    ):
         self.depth = max_steps
         self._positions = np.arange(max_steps)
-        self._model = Logistic(max_steps)
+        self._model = Logistic(max_steps, apart)
         self._own = OwnAcceptance()
         self._usual_x = 0.0
         """Where a request's signal is unknown."""
@@ -85,8 +90,19 @@ class Acceptance:
         if least > 0.0:
             kept = survival > least
             survival, cut = np.where(kept, survival, 0.0), (count @ ~kept).cumsum()
-        tokens = size + (count @ survival).cumsum()
+        tokens = size + self._summed(count @ survival)
         return [float(size), *tokens.tolist()], [0.0, *cut.tolist()]
+
+    def _survive(self, accepted: np.ndarray) -> np.ndarray:
+        """P(the first i drafts are accepted), from P(draft i is | those before it are); both
+        [kinds, max_steps]."""
+        survival: np.ndarray = accepted.cumprod(axis=1)
+        return survival
+
+    def _summed(self, drafts: np.ndarray) -> np.ndarray:
+        """Of every depth from 1 on, where each position brings ``drafts`` [.., max_steps]."""
+        summed: np.ndarray = drafts.cumsum(axis=-1)
+        return summed
 
     def _survivals(
         self, size: int, first_probs: np.ndarray | None, requests: Sequence[int] | None
@@ -100,7 +116,7 @@ class Acceptance:
         own = np.array(self._offsets(size, requests))
         unknown = np.isnan(x)
         survival = self._model.probability(np.where(unknown, self._usual_x, x)[:, None], own)
-        survival = survival.cumprod(axis=1)
+        survival = self._survive(survival)
         survival[unknown & (own == 0.0)] = self._usual
         return np.ones(size), survival
 
@@ -116,7 +132,7 @@ class Acceptance:
         and not by what is usual. ``costs`` [max_steps + 1]: the price of each depth's time, in
         tokens; infinite where there is no such tier."""
         drawn = np.random.default_rng(0).choice(SIGNAL_BINS, (DRAWS, size), p=self._seen)
-        drafts = self._by_bin[drawn].sum(axis=1).cumsum(axis=1)
+        drafts = self._summed(self._by_bin[drawn].sum(axis=1))
         worth = np.insert(drafts, 0, 0.0, axis=1) - costs
         return float(worth.max(axis=1).mean() - worth.mean(axis=0).max())
 
@@ -148,7 +164,17 @@ class Acceptance:
             judged, accepted = imputed(judged, accepted, correct == made, made, expected[valid])
         self._model.update(x, own, judged, accepted)
         self._believe()
-        if requests is not None and len(requests) == size <= SMALL:
+        self._learn_own(requests, valid, x, judged, accepted)
+
+    def _learn_own(
+        self,
+        requests: Sequence[int] | None,
+        valid: np.ndarray,
+        x: np.ndarray,
+        judged: np.ndarray,
+        accepted: np.ndarray,
+    ) -> None:
+        if requests is not None and len(requests) == len(valid) <= SMALL:
             names = [name for name, kept in zip(requests, valid.tolist(), strict=True) if kept]
             self._own.learn(names, self._model.probability(x), judged, accepted)
 
@@ -166,10 +192,10 @@ class Acceptance:
 
     def _believe(self) -> None:
         """Lay out what :meth:`tokens` asks for."""
-        survival = self._model.probability(self._middles[:, None]).cumprod(axis=1)
+        survival = self._survive(self._model.probability(self._middles[:, None]))
         self._usual = self._seen @ survival
         self._by_bin = np.concatenate([survival, self._usual[None]])
-        self.usual: list[float] = [1.0, *(1.0 + self._usual.cumsum()).tolist()]
+        self.usual: list[float] = [1.0, *(1.0 + self._summed(self._usual)).tolist()]
         """A(0)..A(max_steps): tokens of a usual request at every depth, bonus included."""
 
     def _bins_of(self, x: np.ndarray) -> np.ndarray:

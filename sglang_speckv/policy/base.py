@@ -5,7 +5,9 @@ Thirteen words, one idea each; SGLang's names where it has them:
 - round: draft, verify and accept, once for every request of a decode batch;
 - request: one answer that is being made; it is in one round after another;
 - depth, ``num_steps``: how many tokens a round drafts per request (the papers' gamma); 0 is none;
-- tier: a depth that the server has built, one of ``candidate_steps``;
+- tier: a depth that the server has built, one of ``candidate_steps``. With trees (topk above 1) it
+  is a shape, steps and verified tokens; a tier's number is then its place among the candidate
+  shapes, and so is ``num_steps`` of a decision and of a round;
 - correct drafts, ``num_correct_drafts``: those that were accepted, the bonus token not counted;
 - accept length: correct drafts + 1, the bonus token counted;
 - width: how many of a request's drafts a round verifies, the first ones;
@@ -84,7 +86,9 @@ class Round:
     said. ``widths`` [live]: how many of each request's drafts were verified, None where all were;
     ``cut``: how many in the whole batch were not. ``made``: where it stopped on the device, the
     drafts that it made of each request, at least 1; ``num_steps`` were verified, those that were
-    not made never to be accepted. None where all were made.
+    not made never to be accepted. None where all were made. ``nodes`` [live, drafts, 3], of a tree:
+    of every draft that was verified the joint probability of the path to it, its level from 1 on,
+    and 1 where it was accepted. None of a chain.
     """
 
     num_steps: int
@@ -99,6 +103,7 @@ class Round:
     widths: np.ndarray | None = None
     cut: int = 0
     made: int | None = None
+    nodes: np.ndarray | None = None
 
 
 class StepPolicy(Protocol):

@@ -9,6 +9,8 @@ round pays, draft-extend included), on the scale of what was:
 
     T(B, k) = a + b max(k - 1, 0) + c B (k + 1)
 
+Of a tree k - 1 are the steps less one and k + 1 the tokens that are verified.
+
 A round that verifies only some of its drafts is kept as a whole one. What it saved follows from
 rounds of one depth in which more or less was cut, at first from c.
 """
@@ -22,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sglang_speckv.config import Shape
 from sglang_speckv.policy.acceptance import RECENT
 from sglang_speckv.policy.checks import is_count, is_time
 from sglang_speckv.policy.prior import CostPrior
@@ -107,8 +110,15 @@ class Times:
 
 
 class CostModel:
-    def __init__(self, max_steps: int, prior: CostPrior | None = None, padded: Sequence[int] = ()):
-        """``padded``, ascending: the sizes that the engine pads batches to, up to the largest."""
+    def __init__(
+        self,
+        max_steps: int,
+        prior: CostPrior | None = None,
+        padded: Sequence[int] = (),
+        shapes: Sequence[Shape] | None = None,
+    ):
+        """``padded``, ascending: the sizes that the engine pads batches to, up to the largest.
+        ``shapes``: what 0..max_steps stand for where they are no depths."""
         largest = max(padded, default=0)
         sizes = self._sizes = (*padded, *(size for size in SIZES if size > largest))
         self._depths = range(max_steps + 1)
@@ -118,7 +128,9 @@ class CostModel:
         self._noise = NOISE**2
         self._surprises = self._fitted = 0.0
         """The sum of all squared ones, and what it was at the last fit."""
-        steps, verified = np.arange(max_steps + 1), np.outer(sizes, np.arange(max_steps + 1) + 1)
+        shapes = shapes or [Shape(k, k + 1) for k in self._depths]
+        steps, tokens = np.array(shapes).T
+        verified = np.outer(sizes, tokens)
         every, drafts = np.ones_like(verified), np.maximum(steps - 1, 0) + 0 * verified
         self._work = np.stack([every, drafts, verified], axis=-1).astype(float)
         """[sizes, depths, 3]: what a, b and c are multiplied by."""

@@ -41,11 +41,13 @@ LEAST = 1.0 / (1.0 + math.exp(LIMIT))
 
 
 class Logistic:
-    """``mean`` [2 positions] and ``covariance``: of all intercepts, then of all slopes."""
+    """``mean`` [2 positions] and ``covariance``: of all intercepts, then of all slopes. ``apart``
+    [positions, positions]: how unlike they are, 1 of neighbours in a chain."""
 
-    def __init__(self, positions: int) -> None:
+    def __init__(self, positions: int, apart: np.ndarray | None = None) -> None:
         self._positions = np.arange(positions)
-        apart = np.abs(self._positions[:, None] - self._positions)
+        if apart is None:
+            apart = np.abs(self._positions[:, None] - self._positions)
         intercepts, slopes = SPREAD**2 * ALIKE**apart, (SPREAD / 2) ** 2 * np.eye(positions)
         nothing = np.zeros((positions, positions))
         self.mean = np.repeat([INTERCEPT, SLOPE], positions)

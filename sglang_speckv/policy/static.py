@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sglang_speckv.config import static_steps
 from sglang_speckv.policy.base import Batch, Decision, Round
 
 
 class StaticPolicy:
-    """``static:K`` drafts K tokens whatever happens."""
+    """``static:K`` drafts K tokens whatever happens, ``static:SxT`` a tree of that shape."""
 
-    def __init__(self, name: str, candidate_steps: Sequence[int]):
-        num_steps = static_steps(name)
-        assert num_steps is not None and num_steps in candidate_steps, (name, candidate_steps)
+    def __init__(self, name: str, candidate_steps: Sequence[int], pinned: int):
+        assert pinned in candidate_steps, (name, candidate_steps)
         self.name = name
         self.candidate_steps = tuple(candidate_steps)
-        self._decision = Decision(num_steps, "pinned")
+        self._decision = Decision(pinned, "pinned")
 
     def decide(self, batch: Batch) -> Decision:
         return self._decision

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sglang_speckv.config import Shape
 from sglang_speckv.policy.acceptance import RECENT, Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round, is_time, windows_of
@@ -24,6 +25,7 @@ from sglang_speckv.policy.cost import CostModel, TimedRound
 from sglang_speckv.policy.logistic import log_odds
 from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
 from sglang_speckv.policy.stopping import Stopping, StopRule
+from sglang_speckv.policy.trees import TreeAcceptance
 
 STAY = 0.01
 """Relative gain for which a draft is put to sleep or woken. Near a tie it would be both at random,
@@ -103,7 +105,8 @@ class ThroughputPolicy:
     """Reasons: ``launch`` (no round times yet), ``look`` (the first rounds), ``best``, ``probe``
     (one tier deeper or shallower than the best).
 
-    ``acceptance`` and ``cost`` are what an artifact knows of this pair and machine.
+    ``acceptance`` and ``cost`` are what an artifact knows of this pair and machine; ``shapes`` what
+    the tiers 0, 1, .. stand for with trees.
     """
 
     name = "throughput"
@@ -114,16 +117,21 @@ class ThroughputPolicy:
         initial_steps: int,
         acceptance: AcceptancePrior | None = None,
         cost: CostPrior | None = None,
+        shapes: Sequence[Shape] | None = None,
     ):
         self.candidate_steps = tuple(candidate_steps)
+        self._shapes = None if shapes is None else tuple(shapes)
+        self._names = dict(
+            zip(self.candidate_steps, map(str, shapes or candidate_steps), strict=True)
+        )
         self._launch = min(self.candidate_steps, key=lambda steps: abs(steps - initial_steps))
         self._depth = max(self.candidate_steps[-1], 1)
-        self._acceptance = Acceptance(self._depth, acceptance)
+        self._trained = acceptance
+        self._acceptance = self._new_acceptance()
         self._by_age = {False: self._acceptance}
         """By whether signals are late: see :meth:`use_late_signals`."""
-        self._trained = acceptance
         self._prior = cost
-        self._cost = CostModel(self.candidate_steps[-1], cost)
+        self._cost = self._new_cost()
         self._look = [] if self._cost.rounds else _first_look(self.candidate_steps, self._launch)
         self._loads: dict[int, Load] = {}
         self._newest: Decision | None = None
@@ -140,6 +148,14 @@ class ThroughputPolicy:
         self._requests: Sequence[int] | None = None
         """Of the newest batch."""
 
+    def _new_acceptance(self) -> Acceptance:
+        if self._shapes is not None:
+            return TreeAcceptance(self._shapes)
+        return Acceptance(self._depth, self._trained)
+
+    def _new_cost(self, padded: Sequence[int] = ()) -> CostModel:
+        return CostModel(self.candidate_steps[-1], self._prior, padded, self._shapes)
+
     def watch(self, stops: bool, widths: bool, on_device: bool = False) -> None:
         """What the engine asks while a round runs: :meth:`goes_on`, :meth:`widths`. ``on_device``:
         before it, :meth:`stop_rule` instead of :meth:`goes_on`."""
@@ -155,7 +171,7 @@ class ThroughputPolicy:
 
     def set_cuda_graph_bs(self, cuda_graph_bs: Sequence[int] | None) -> None:
         """The batch sizes that graphs were captured for; what rounds took before is forgotten."""
-        self._cost = CostModel(self.candidate_steps[-1], self._prior, cuda_graph_bs or ())
+        self._cost = self._new_cost(cuda_graph_bs or ())
         self._loads.clear()
 
     def allow_sleep(self, may_sleep: bool) -> None:
@@ -166,7 +182,7 @@ class ThroughputPolicy:
         """Whether the signals of batches are, from now on, those of the round before and not of the
         coming one. They say different things, so there is a model for each."""
         if late not in self._by_age:
-            self._by_age[late] = Acceptance(self._depth, self._trained)
+            self._by_age[late] = self._new_acceptance()
         self._acceptance = self._by_age[late]
 
     def worth_of_fresh_signals(self) -> float:
@@ -316,6 +332,13 @@ class ThroughputPolicy:
             steps = int(outcome.made)
             signals = windows_of(signals)[:, :steps]
         correct, requests, expected = outcome.num_correct_drafts, outcome.requests, None
+        load = self._loads.get(self._cost.row_of(size))
+        if isinstance(self._acceptance, TreeAcceptance):
+            self._acceptance.learn_tree(
+                steps, correct, outcome.first_probs, requests, outcome.nodes
+            )
+            self._probed(load, outcome)
+            return
         if self._stopping is not None and steps:
             expected = self._stopping.learn(steps, correct, signals, requests, widths)
         if expected is not None and not outcome.stopped:
@@ -324,11 +347,17 @@ class ThroughputPolicy:
         if self._acceptance is not self._by_age[False] and steps:
             firsts = windows_of(signals)[:, 0, 0]
             self._by_age[False].learn(steps, correct, firsts, None, widths, expected)
-        load = self._loads.get(self._cost.row_of(size))
-        if load is not None and steps and load.probe_cost < np.inf:
-            right, _ = correct_drafts_of(correct, steps)
+        self._probed(load, outcome)
+
+    def _probed(self, load: Load | None, outcome: Round) -> None:
+        if load is not None and outcome.num_steps and load.probe_cost < np.inf:
+            size, steps = int(outcome.batch_size), self._most_right(outcome.num_steps)
+            right, _ = correct_drafts_of(outcome.num_correct_drafts, steps)
             took = outcome.seconds if is_time(outcome.seconds) else np.inf
             load.probed(size, size + int(right.sum()), took)
+
+    def _most_right(self, tier: int) -> int:
+        return tier if self._shapes is None else self._shapes[tier].num_steps
 
     @property
     def unexpected_drafts(self) -> float:
@@ -341,7 +370,9 @@ class ThroughputPolicy:
         less the price of the time."""
         if self._newest is None:
             return {}
-        told = {"num_steps": self._newest.num_steps, "reason": self._newest.reason}
+        steps, reason = self._newest.num_steps, self._newest.reason
+        chosen = {"num_steps": steps} if self._shapes is None else {"shape": self._names[steps]}
+        told: dict[str, object] = {**chosen, "reason": reason}
         weighed = self._weighed
         if weighed is None:
             return told
@@ -354,7 +385,7 @@ class ThroughputPolicy:
             "batch_size": weighed.batch_size,
             "asleep": weighed.asleep,
             "tokens_per_s": round(weighed.price, 3),
-            "depths": dict(zip(map(str, self.candidate_steps), rows, strict=True)),
+            "depths": dict(zip(self._names.values(), rows, strict=True)),
         }
 
     def snapshot(self) -> dict[str, object]:
@@ -376,7 +407,7 @@ class ThroughputPolicy:
 
     def _round_ms(self, size: int) -> dict[str, float]:
         times, slept = self._cost.times(size), self._cost.asleep_time(size)
-        seconds = {str(steps): times[steps] for steps in self.candidate_steps}
+        seconds = {name: times[steps] for steps, name in self._names.items()}
         if slept is not None:
             seconds["asleep"] = slept
         return {name: round(1e3 * t, 3) for name, t in seconds.items()}

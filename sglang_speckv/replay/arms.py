@@ -85,9 +85,9 @@ def policy_of(
     one that drafts in graphs, which cut nothing. Only an ``in-round`` arm is shown the coming
     window."""
     if name == NONE:
-        return StaticPolicy("static:0", (0,))
+        return StaticPolicy("static:0", (0,), 0)
     if (steps := static_steps(name)) is not None:
-        return StaticPolicy(name, (steps,))
+        return StaticPolicy(name, (steps,), steps)
     base, stops, widths = without_switches(name.removesuffix(IN_ROUND))
     policy: Any = create_policy(base, tiers, INITIAL_STEPS, prior=prior)
     if not name.endswith(IN_ROUND) and hasattr(policy, "foresee"):

@@ -83,9 +83,26 @@ def replay_command(
     from sglang_speckv.progress import Screen
     from sglang_speckv.replay.explain import explain as explained
     from sglang_speckv.replay.explain import lines
+    from sglang_speckv.replay.positions import SUFFIX
     from sglang_speckv.replay.report import print_report, to_json
     from sglang_speckv.replay.run import ReplayOptions, run_replay
+    from sglang_speckv.replay.trees import Machine, is_of_trees, replay_trees, tree_lines
 
+    if paths[0].suffix != SUFFIX and is_of_trees(paths[0]):
+        if policy or artifact or cost or explain is not None or draft_cost is None:
+            raise ConfigError(
+                f"{paths[0]} is a trace of draft trees: throughput is compared with every fixed "
+                "shape, and round times are assumed; give --draft-cost and --verify-width, such as "
+                "0.1 and 0.02, and leave --policy, --artifact, --cost and --explain out"
+            )
+        machine = Machine(draft_cost, verify_width)
+        told = replay_trees(paths, machine, _counts(requests), seeds, passes)
+        if out is not None:
+            _write(told, out)
+        if not json:
+            print("\n".join(tree_lines(told)))
+        _print_json(told)
+        return
     options = ReplayOptions(
         paths=tuple(paths),
         policies=tuple(policy or ()),

@@ -26,8 +26,11 @@ from sglang_speckv.config import (
     STOPS,
     WIDTHS,
     ConfigError,
+    Shape,
     SpecKVConfig,
+    default_shapes,
     joined,
+    parse_shapes,
     parse_steps,
     static_steps,
 )
@@ -72,6 +75,14 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         metavar="K,K,...",
         help="Depths to build at start-up and choose from, 0 = do not draft (default: "
         f"{','.join(map(str, DEFAULT_CANDIDATE_STEPS))}). Turns --speckv on.",
+    )
+    group.add_argument(
+        "--speckv-candidate-shapes",
+        default=None,
+        metavar="SxT,SxT,...",
+        help="With --speculative-eagle-topk above 1: shapes of draft trees to build at start-up "
+        "and choose from, as steps x verified tokens, 0 = do not draft (default: the launch shape, "
+        "smaller ones made from it, and 0). Turns --speckv on.",
     )
     group.add_argument(
         "--speckv-signal-lag",
@@ -153,6 +164,7 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
     given: dict[str, Any] = {
         "policy": getattr(args, "speckv_policy", None),
         "candidate_steps": getattr(args, "speckv_candidate_steps", None),
+        "candidate_shapes": getattr(args, "speckv_candidate_shapes", None),
         "signal_lag": getattr(args, "speckv_signal_lag", None),
         "stop": getattr(args, "speckv_stop", None),
         "width": getattr(args, "speckv_width", None),
@@ -169,6 +181,8 @@ def config_from_flags(args: argparse.Namespace) -> SpecKVConfig | None:
         given["artifact"] = artifact
     if "candidate_steps" in given:
         given["candidate_steps"] = parse_steps(given["candidate_steps"])
+    if "candidate_shapes" in given:
+        given["candidate_shapes"] = list(map(str, parse_shapes(given["candidate_shapes"])))
     asked = {**carrier.asked_in(args.speculative_adaptive_config), **given}
     return located(SpecKVConfig.from_dict(asked))
 
@@ -231,7 +245,10 @@ def resolve(original: Callable[..., Any], server_args: Any) -> Any:
         config = requested(server_args)
         if config is not None:
             _resolve(config, server_args)
-    return original(server_args)
+    result = original(server_args)
+    if is_active(server_args):
+        restate_shape(server_args)
+    return result
 
 
 @contextmanager
@@ -259,20 +276,83 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
     config = located(config)
     if config.artifact is not None:
         check_identity(load_artifact(Path(config.artifact)), identity(server_args))
-    config, num_steps = with_launch_steps(config, cfg.speculative_num_steps)
-    EnginePolicy(config, num_steps)  # refuses here what it would refuse in the scheduler
+    config, launch = with_launch_tier(config, cfg)
+    EnginePolicy(config, launch)  # refuses here what it would refuse in the scheduler
+    shape, topk = config.shape_of(launch), cfg.speculative_eagle_topk or 1
     declare_resolution(
         server_args,
         "speckv",
         speculative_adaptive=True,
-        speculative_adaptive_config=carrier.write(config),
-        speculative_num_steps=num_steps,
-        speculative_num_draft_tokens=num_steps + 1,
-        speculative_eagle_topk=1,
+        speculative_adaptive_config=carrier.write(config, topk, shape),
+        speculative_num_steps=shape.num_steps,
+        speculative_num_draft_tokens=shape.num_draft_tokens,
+        speculative_eagle_topk=topk,
     )
     server_args._speckv_active = True
+    server_args._speckv_launch, server_args._speckv_trees = shape, topk > 1
     if config.exact == "on":
         exact.switch_on(server_args)
+
+
+def restate_shape(server_args: Any) -> None:
+    """SGLang takes all that adapts for chains, and has set as many tokens as a chain has."""
+    from sglang.srt.arg_groups.overrides import declare_resolution
+
+    steps, tokens = server_args._speckv_launch
+    declare_resolution(
+        server_args, "speckv", speculative_num_steps=steps, speculative_num_draft_tokens=tokens
+    )
+
+
+def with_launch_tier(config: SpecKVConfig, cfg: Any) -> tuple[SpecKVConfig, int]:
+    """The tier to start on, joined to the candidates; ``cfg``: resolving server arguments.
+
+    Raises:
+        ConfigError: there is no such tier.
+    """
+    if (cfg.speculative_eagle_topk or 1) > 1:
+        return _with_launch_shape(config, cfg)
+    if config.candidate_shapes is not None:
+        raise ConfigError(
+            "--speckv-candidate-shapes are those of trees; add --speculative-eagle-topk K above 1, "
+            "or take --speckv-candidate-steps"
+        )
+    return with_launch_steps(config, cfg.speculative_num_steps)
+
+
+def _with_launch_shape(config: SpecKVConfig, cfg: Any) -> tuple[SpecKVConfig, int]:
+    topk, shapes = cfg.speculative_eagle_topk, config.candidate_shapes
+    steps, tokens = cfg.speculative_num_steps, cfg.speculative_num_draft_tokens
+    if config.candidate_steps != DEFAULT_CANDIDATE_STEPS:
+        raise ConfigError(
+            f"--speckv-candidate-steps are those of chains; with --speculative-eagle-topk {topk} "
+            "take --speckv-candidate-shapes"
+        )
+    if (steps is None) != (tokens is None) or (steps is None and shapes is None):
+        raise ConfigError(
+            f"--speculative-eagle-topk {topk} needs --speculative-num-steps and "
+            "--speculative-num-draft-tokens beside it"
+        )
+    if config.artifact is not None:
+        raise ConfigError(
+            f"the artifact {config.artifact!r} knows chains; leave it out, or set "
+            f"--speculative-eagle-topk to 1 instead of {topk}"
+        )
+    if shapes is not None and steps is None:
+        pinned = config.pinned_tier
+        launch = shapes[-1] if pinned is None else shapes[pinned]
+    else:
+        launch = Shape(steps, tokens)
+    shapes = tuple({*(shapes or default_shapes(launch, topk)), launch})
+    for shape in shapes:
+        if not shape.fits(topk):
+            raise ConfigError(
+                f"shape {shape} cannot be: {shape.num_steps} steps at topk {topk} make trees of "
+                f"{shape.num_steps + 1} to {topk + (shape.num_steps - 1) * topk**2 + 1} tokens"
+            )
+    config = replace(config, candidate_shapes=shapes)
+    assert config.candidate_shapes is not None
+    return config, config.candidate_shapes.index(launch)
 
 
 def with_launch_steps(config: SpecKVConfig, asked: int | None) -> tuple[SpecKVConfig, int]:

@@ -1,9 +1,9 @@
 """Settings ride to every process under the ``"speckv"`` key of SGLang's own
 ``--speculative-adaptive-config`` JSON, which stock SGLang ignores.
 
-The batch-size slot beside it exists for SGLang: the union of its candidate steps sizes every
-buffer. The file is content-addressed, so that the same settings give the same path and a running
-server's file is never rewritten.
+The batch-size slot beside it exists for SGLang: the largest of its candidate steps sizes every
+buffer, as of chains of so many drafts. The file is content-addressed, so that the same settings
+give the same path and a running server's file is never rewritten.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sglang_speckv.config import ConfigError, SpecKVConfig
+from sglang_speckv.config import ConfigError, Shape, SpecKVConfig
 from sglang_speckv.files import BAD_JSON, read_bounded, write_atomically
 from sglang_speckv.policy.ema import is_slot
 
@@ -98,13 +98,23 @@ def with_slots(asked: Mapping[str, Any], slots: Mapping[str, Any] | None) -> dic
     return {"candidate_steps": slot_steps(slots), "ema_config": dict(slots), **asked}
 
 
-def write(config: SpecKVConfig) -> str:
-    """Write the carrier file for ``config`` atomically and return its path.
+def _sizing_steps(config: SpecKVConfig, topk: int, launch: Shape | None) -> list[int]:
+    """Candidate steps by which SGLang makes room for all tiers: a tree's verified tokens, and the
+    slots that its drafting fills, are those of a chain of one less."""
+    if config.candidate_shapes is None or launch is None:
+        return list(config.candidate_steps)
+    most = max(max(tokens, steps * topk) for steps, tokens in config.candidate_shapes)
+    return sorted({launch.num_steps, most - 1})
+
+
+def write(config: SpecKVConfig, topk: int = 1, launch: Shape | None = None) -> str:
+    """Write the carrier file for ``config`` atomically and return its path. ``topk``, ``launch``:
+    the children of a node and the launch shape, once they are known.
 
     A file of that name with other content (cut off, edited by hand) is replaced.
     """
     content = json.dumps(
-        {"1": {"candidate_steps": list(config.candidate_steps)}, KEY: config.to_dict()},
+        {"1": {"candidate_steps": _sizing_steps(config, topk, launch)}, KEY: config.to_dict()},
         indent=2,
         sort_keys=True,
     ).encode()

@@ -326,6 +326,22 @@ WORKER_SEAMS = (
         _SRT + "speculative.adaptive_runtime_state.AdaptiveController.__init__",
         ("worker", "policy"),
     ),
+    HookTarget(
+        _SRT + "speculative.adaptive_runtime_state.AdaptiveController.register",
+        ("state", "steps"),
+    ),
+    HookTarget(
+        _SRT + "speculative.adaptive_runtime_state.AdaptiveController.init_states",
+        ("cuda_graph_bs",),
+    ),
+    HookTarget(
+        _SRT + "speculative.adaptive_runtime_state.AdaptiveController.activate_step_by_batch",
+        ("batch_size",),
+    ),
+    HookTarget(
+        _SRT + "speculative.eagle_utils.organize_draft_results",
+        ("score_list", "token_list", "parents_list", "num_draft_token"),
+    ),
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_speckv.config import POLICY_NAMES, SWITCHES, SpecKVConfig, without_switches
+from sglang_speckv.config import POLICY_NAMES, SWITCHES, Shape, SpecKVConfig, without_switches
 from sglang_speckv.offline.artifact import load_artifact
 from sglang_speckv.policy import Prior, create_policy
 from sglang_speckv.policy.base import Batch, Decision, Round, StepPolicy
@@ -44,7 +44,7 @@ class EnginePolicy:
     """
 
     def __init__(self, config: SpecKVConfig, launch_steps: int, overlap: bool = False) -> None:
-        self.candidate_steps = list(config.candidate_steps)
+        self.candidate_steps = list(config.tiers)
         self.launch_steps = launch_steps
         self.num_steps = launch_steps
         self.pinned: int | None = None
@@ -70,7 +70,7 @@ class EnginePolicy:
         self._on_device = False
         self.draft_sleeps = False
         """Whether the draft can sleep at depth 0 at all."""
-        self.counters = Counters(config.candidate_steps)
+        self.counters = Counters(config)
         self._fit = DraftFit(self.counters)
         self.lag = SignalLag(config.signal_lag, overlap)
         self.trace: TraceWriter | None = None
@@ -196,9 +196,9 @@ class EnginePolicy:
         """Serve the launch depth from now on; :meth:`select` releases."""
         if not self.held:
             logger.error(
-                "SpecKV: serving %d steps until a policy is selected again: a part of it failed, "
+                "SpecKV: serving %s steps until a policy is selected again: a part of it failed, "
                 "or the ranks no longer decide alike",
-                self.launch_steps,
+                self.name_of(self.launch_steps),
             )
         self.held = True
         self._profile = None
@@ -255,6 +255,7 @@ class EnginePolicy:
                 self.launch_steps,
                 adaptive_config=self._config.ema_config,
                 prior=self._prior,
+                candidate_shapes=self._config.candidate_shapes,
             )
             self._tell_graph_sizes(self._policies[name])
             self._tell_profile(self._policies[name])
@@ -297,10 +298,19 @@ class EnginePolicy:
 
     def selectable(self) -> list[str]:
         """Names that :meth:`select` takes."""
+        pinned = [f"static:{self.name_of(tier)}" for tier in self.candidate_steps]
+        if self._config.candidate_shapes is not None:
+            return ["throughput", *pinned]
         trained = self._prior is not None and self._prior.mlp is not None
         names = [name for name in POLICY_NAMES[:-1] if trained or not name.startswith("paper")]
         without = [f"throughput{switches}" for switches in SWITCHES]
-        return [*names, *without, *(f"static:{step}" for step in self.candidate_steps)]
+        return [*names, *without, *pinned]
+
+    def shape_of(self, tier: int) -> Shape:
+        return self._config.shape_of(tier)
+
+    def name_of(self, tier: int) -> str:
+        return self._config.name_of(tier)
 
     def keep_awake(self, on: bool) -> None:
         """Let the draft read every token, or let it sleep where the policy has no need of it."""
@@ -340,6 +350,12 @@ class EnginePolicy:
 
     def snapshot(self) -> dict[str, Any]:
         """What ``/server_info`` shows: JSON builtins."""
+        shapes = self._config.candidate_shapes
+        trees = shapes and {
+            "candidate_shapes": list(map(str, shapes)),
+            "launch_shape": self.name_of(self.launch_steps),
+            "shape": self.name_of(self.num_steps),
+        }
         return {
             "active": True,
             "policy": self.policy_name,
@@ -355,6 +371,7 @@ class EnginePolicy:
             "stops": on_or_off(self.no_stops),
             "widths": on_or_off(self.no_widths),
             "num_steps": self.num_steps,
+            **(trees or {}),
             "signal_lag": self.lag.describe(),
             **self.counters.snapshot(),
             "failures": dict(self.fuse.failures),
@@ -395,9 +412,9 @@ class EnginePolicy:
     def _bounded(self, decision: Decision) -> Decision:
         """No deeper than the coming round's requests allow."""
         most = self.most_steps
-        if most is None or decision.num_steps <= most:
+        if most is None or self.shape_of(decision.num_steps).num_steps <= most:
             return decision
-        allowed = [steps for steps in self.candidate_steps if steps <= most]
+        allowed = [tier for tier in self.candidate_steps if self.shape_of(tier).num_steps <= most]
         return Decision(max(allowed, default=self.candidate_steps[0]), "bounded")
 
     def _shallowest(self, reason: str) -> int:
@@ -414,12 +431,12 @@ class EnginePolicy:
         if not self._warned:
             self._warned = True
             logger.error(
-                "SpecKV: policy %s failed to %s (%r); serving %d steps instead, further failures "
+                "SpecKV: policy %s failed to %s (%r); serving %s steps instead, further failures "
                 "are only counted in /server_info",
                 self.policy_name,
                 what,
                 error,
-                self.launch_steps,
+                self.name_of(self.launch_steps),
             )
 
 

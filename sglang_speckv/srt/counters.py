@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.policy.base import Round
 from sglang_speckv.policy.checks import is_share, is_time
 
@@ -19,11 +20,15 @@ MOST_ANSWERS = 4096
 
 class Counters:
     """Counts since start-up. ``outcomes[w][c]``: request-rounds in which ``w`` drafts were verified
-    and ``c`` of them correct; everything about acceptance follows from it."""
+    and ``c`` of them correct; everything about acceptance follows from it. With trees ``w`` is the
+    tier."""
 
-    def __init__(self, candidate_steps: Sequence[int]) -> None:
-        self.rounds = dict.fromkeys(candidate_steps, 0)
-        self.outcomes = {w: [0] * (w + 1) for w in range(max(candidate_steps) + 1)}
+    def __init__(self, config: SpecKVConfig) -> None:
+        self._names = {tier: config.name_of(tier) for tier in config.tiers}
+        self.rounds = dict.fromkeys(config.tiers, 0)
+        shapes = {w: config.shape_of(w) for w in range(max(config.tiers) + 1)}
+        self.outcomes = {w: [0] * (shape.num_steps + 1) for w, shape in shapes.items()}
+        self._verified = {w: shape.drafts for w, shape in shapes.items()}
         self.exact_rounds: dict[str, int] = {}
         """Request-rounds that took no drafts, by the parameter that kept them from it."""
         self.drafted_tokens = 0
@@ -50,7 +55,7 @@ class Counters:
         self.stopped_rounds += outcome.stopped
         live = len(outcome.num_correct_drafts)
         made = outcome.num_steps if outcome.made is None else outcome.made
-        self.drafted_tokens += made * live
+        self.drafted_tokens += self._verified[made] * live
         widths = [made] * live if outcome.widths is None else outcome.widths.tolist()
         for width, correct in zip(widths, outcome.num_correct_drafts, strict=True):
             self.outcomes[width][correct] += 1
@@ -81,7 +86,7 @@ class Counters:
     @property
     def proposed_drafts(self) -> int:
         """Those that were verified."""
-        return sum(width * sum(counts) for width, counts in self.outcomes.items())
+        return sum(self._verified[w] * sum(counts) for w, counts in self.outcomes.items())
 
     @property
     def correct_drafts(self) -> int:
@@ -92,16 +97,19 @@ class Counters:
     def positions(self) -> list[tuple[int, int]]:
         """Per draft position: how often it was judged (all before it were correct), and correct."""
         table = []
-        for position in range(1, max(self.outcomes) + 1):
-            deep = [counts for steps, counts in self.outcomes.items() if steps >= position]
+        for position in range(1, max(map(len, self.outcomes.values()))):
+            deep = [counts for counts in self.outcomes.values() if len(counts) > position]
             judged = sum(sum(counts[position - 1 :]) for counts in deep)
             table.append((judged, sum(sum(counts[position:]) for counts in deep)))
         return table
 
+    def rounds_by_name(self) -> dict[str, int]:
+        return {self._names[tier]: count for tier, count in self.rounds.items()}
+
     def snapshot(self) -> dict[str, Any]:
         proposed, correct = self.proposed_drafts, self.correct_drafts
         return {
-            "rounds": {str(step): count for step, count in self.rounds.items()},
+            "rounds": self.rounds_by_name(),
             "request_rounds": self.request_rounds,
             "exact_rounds": dict(self.exact_rounds),
             "drafted_tokens": self.drafted_tokens,

@@ -60,9 +60,13 @@ def trace_header(worker: Any) -> Header:
     from sglang.srt.runtime_context import get_parallel
 
     policy = worker.speckv
+    names = tuple(map(policy.name_of, policy.candidate_steps))
+    tiers: dict[str, Any] = {"candidate_steps": tuple(policy.candidate_steps)}
+    if worker.topk > 1:
+        tiers = {"candidate_shapes": names, "topk": worker.topk}
     return Header(
         **identity(worker.server_args),  # type: ignore[arg-type]
-        candidate_steps=tuple(policy.candidate_steps),
+        **tiers,
         speckv=__version__,
         policy=policy.policy_name,
         signal_lag=policy.lag.mode,

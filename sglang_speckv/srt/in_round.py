@@ -55,13 +55,16 @@ def why_not(
         (simulated, "SGLANG_SIMULATE_ACC_LEN accepts what was not drafted"),
         (no_nodes is not None, str(no_nodes)),
     )
+    trees = config.candidate_shapes is not None, "trees are drafted and verified whole"
     stops = (
+        trees,
         (config.stop == "off", "--speckv-stop off"),
         (captured and depths < 1, "there is no depth above 1"),
         (not captured and depths < 2, "there are no two depths above 1"),
         *(by_graph if captured else by_host),
     )
     widths = (
+        trees,
         (config.width == "off", "--speckv-width off"),
         (max(config.candidate_steps) == 0, "nothing is drafted"),
         (simulated, "SGLANG_SIMULATE_ACC_LEN accepts what was not verified"),

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sglang_speckv.config import Shape
+
 
 class KVReserve:
     """One per scheduler process, between SGLang's functions and the worker."""
@@ -22,10 +24,10 @@ class KVReserve:
         self.short = False
         """The round to come has to be one."""
 
-    def serve(self, candidate_steps: Sequence[int], overlap: bool) -> None:
-        """From now on a round may be asked to run at the first of these depths."""
-        in_flight = candidate_steps[-1] + 1 if overlap else 0
-        self.least = candidate_steps[0] + 1 + in_flight
+    def serve(self, shapes: Sequence[Shape], overlap: bool) -> None:
+        """From now on a round may be asked to run at the first of these."""
+        in_flight = max(shape.num_draft_tokens for shape in shapes) if overlap else 0
+        self.least = shapes[0].num_draft_tokens + in_flight
 
 
 RESERVE = KVReserve()

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sglang_speckv.config import ConfigError
-from sglang_speckv.srt.arguments import requested, with_launch_steps
+from sglang_speckv.config import ConfigError, Shape
+from sglang_speckv.srt.arguments import requested, with_launch_tier
 from sglang_speckv.srt.identity import draft_model_config
 
 logger = logging.getLogger(__name__)
@@ -67,14 +67,19 @@ def wrappers(backend: str, num_steps: int, graph_sizes: Sequence[int]) -> int:
     return eager if backend == "trtllm_mha" else 0
 
 
-def depth_mib(
-    backend: str, num_steps: int, graph_sizes: Sequence[int], context_len: int, workspace_mib: float
+def tier_mib(
+    backend: str,
+    shape: Shape,
+    topk: int,
+    graph_sizes: Sequence[int],
+    context_len: int,
+    workspace_mib: float,
 ) -> float:
-    """MiB that one depth takes on each device, less its graphs; ``graph_sizes`` are the captured
+    """MiB that one tier takes on each device, less its graphs; ``graph_sizes`` are the captured
     batch sizes. Backends that keep page tables only count as nothing."""
-    largest = max(graph_sizes, default=0)
-    rows = largest * (num_steps + 1) * context_len
-    draft_rows = largest * num_steps * context_len if num_steps > 1 else 0
+    largest, (num_steps, num_draft_tokens) = max(graph_sizes, default=0), shape
+    rows = largest * num_draft_tokens * context_len
+    draft_rows = largest * topk * num_steps * context_len if num_steps > 1 else 0
     taken = WRAPPER_MIB * wrappers(backend, num_steps, graph_sizes)
     if backend == "flashinfer":
         indices = 2 * rows * (4 + 1) + draft_rows * 4  # with a mask of a byte per position
@@ -94,19 +99,20 @@ def planned(server_args: Any) -> Memory:
         config = requested(server_args)
         if config is None or cfg.device != "cuda":
             return Memory()
-        config, launch_steps = with_launch_steps(config, cfg.speculative_num_steps)
+        config, launch = with_launch_tier(config, cfg)
     except ConfigError:
         return Memory()
     workspace = _workspace_mib(server_args)
     context_len = int(model_config_of(server_args).context_len)
     backend, graph_sizes = _backend(server_args), _graph_sizes(cfg)
+    topk, shapes = cfg.speculative_eagle_topk or 1, [config.shape_of(k) for k in config.tiers]
     return Memory(
         sum(
-            depth_mib(backend, steps, graph_sizes, context_len, workspace)
-            for steps in config.candidate_steps
-            if steps != launch_steps
+            tier_mib(backend, shape, topk, graph_sizes, context_len, workspace)
+            for shape in shapes
+            if shape != config.shape_of(launch)
         ),
-        PINNED_MIB * sum(wrappers(backend, k, graph_sizes) for k in config.candidate_steps),
+        PINNED_MIB * sum(wrappers(backend, shape.num_steps, graph_sizes) for shape in shapes),
     )
 
 

@@ -83,7 +83,7 @@ class Metrics:
 
     def carry(self) -> None:
         """Bring the metrics up to date."""
-        self._num_steps.set(self._policy.num_steps)
+        self._num_steps.set(self._policy.shape_of(self._policy.num_steps).num_steps)
         self._held.set(self._policy.held)
         self._unexpected.set(getattr(self._policy.policy, "unexpected_drafts", 0.0))
         answers = self._policy.counters.answers
@@ -94,8 +94,8 @@ class Metrics:
 
     def _totals(self) -> Iterable[tuple[tuple[str, ...], float]]:
         counters = self._policy.counters
-        for steps, count in counters.rounds.items():
-            yield ("rounds", str(steps)), count
+        for name, count in counters.rounds_by_name().items():
+            yield ("rounds", name), count
         for position, (judged, correct) in enumerate(counters.positions(), start=1):
             yield ("proposed", str(position)), judged
             yield ("correct", str(position)), correct

@@ -197,13 +197,13 @@ def _profile(target: Target, server_args: Any) -> None:
     from sglang_speckv.srt import arguments
 
     config = arguments.requested(server_args)
-    if config is None or config.profile_seconds <= 0 or len(config.candidate_steps) < 2:
+    if config is None or config.profile_seconds <= 0 or len(config.tiers) < 2:
         return
     cfg = resolving_view(server_args)
     run(
         target,
         config.profile_seconds,
-        len(config.candidate_steps),
+        len(config.tiers),
         cfg.max_running_requests or BATCH_SIZES[-1],
         cfg.context_length or 512,
         cfg.dp_size,

@@ -20,10 +20,10 @@ def for_every_depth(worker: Any) -> None:
     original = runner.init_decode_cuda_graph
 
     def capture() -> None:
-        served = worker.speculative_num_steps
+        served = worker.tier
         states = worker.adaptive_controller._states
-        for num_steps, state in states.items():
-            if num_steps != served:
+        for tier, state in states.items():
+            if tier != served:
                 with worker._fuse.guard("capturing graphs again"):
                     capture_one(state)
         capture_one(states[served])

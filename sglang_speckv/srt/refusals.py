@@ -29,9 +29,16 @@ def _platform_worker(cfg: Any) -> bool:
 
 _UNSUPPORTED: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (
-        lambda cfg: cfg.speculative_eagle_topk not in (None, 1),
-        "draws chains, not trees: --speculative-eagle-topk {cfg.speculative_eagle_topk} has to "
-        "be 1 or left out",
+        lambda cfg: (cfg.speculative_eagle_topk or 1) > 1 and cfg.page_size not in (None, 1),
+        "drafts trees in pages of one token only; set --page-size to 1 instead of "
+        "{cfg.page_size}, or --speculative-eagle-topk to 1",
+    ),
+    (
+        lambda cfg: (
+            (cfg.speculative_eagle_topk or 1) > 1 and cfg.speculative_use_rejection_sampling
+        ),
+        "cannot draft trees under rejection sampling, which SGLang offers to chains only; remove "
+        "--speculative-use-rejection-sampling",
     ),
     (
         _attention_dp,

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sglang_speckv.config import Shape
 from sglang_speckv.policy.base import Batch, Decision, Round
 
 FIRST_PROB = "speckv_first_prob"
@@ -32,6 +33,10 @@ lives and dies with the request, so nothing has to be cleaned up after aborts.""
 NUMBER = "speckv_number"
 """Attribute of a request: a number that no other one has; the same on every rank, for ranks see
 requests in the same order."""
+
+TREE_SIGNALS = 3
+"""Of every node of a tree that is verified: the joint probability of the path to it, its level, and
+whether it was accepted. Behind them the coming round's first draft's, as of a chain."""
 
 SECONDS, DIGEST, TROUBLE, MADE = range(4)
 HEAD = 4
@@ -51,7 +56,7 @@ class Launch:
 
     reqs: tuple[Any, ...]
     payload: Tensor
-    shape: tuple[int, ...]
+    size: tuple[int, ...]
     early: bool = False
     """The host may have the signals before the result: they are there, or ``ready`` says when."""
     ready: Any = None
@@ -66,8 +71,9 @@ class Launch:
         return self.payload.numpy()
 
     def signals(self) -> np.ndarray:
-        """[bs, num_steps + 1, 2] of a decode round, [bs, 1, 2] of a prefill."""
-        return self.on_host()[HEAD:].reshape(self.shape)
+        """[bs, num_steps + 1, 2] of a decode round, [bs, drafts + 1, 3] of a tree's, [bs, 1, 2] of
+        a prefill."""
+        return self.on_host()[HEAD:].reshape(self.size)
 
     def tell(self) -> None:
         """Each request's next first-token probability, unless a newer one was told."""
@@ -86,6 +92,9 @@ class DecodeLaunch(Launch):
     rides in this payload."""
 
     num_steps: int = 0
+    """The tier: of a chain its depth."""
+    tree: Shape | None = None
+    """What the tier stands for where trees are drafted."""
     follows: bool = False
     overlapped: bool = False
     other_behind: bool = False
@@ -103,6 +112,10 @@ class DecodeLaunch(Launch):
     """Per request the parameter for which it took no drafts, None where it speculated; empty where
     all of them did."""
     settles: tuple[FinishedRound, ...] = ()
+
+    @property
+    def shape(self) -> Shape:
+        return self.tree or Shape(self.num_steps, self.num_steps + 1)
 
     @property
     def made(self) -> int | None:
@@ -231,8 +244,10 @@ class RoundTracker:
         widths: np.ndarray | None = None,
         made: Tensor | None = None,
         exact: Sequence[str | None] = (),
+        tree: Shape | None = None,
     ) -> DecodeLaunch:
-        """A decode round was launched; ``signals`` [bs, num_steps + 1, 2]. ``digest``: at most 24
+        """A decode round was launched; ``signals`` [bs, num_steps + 1, 2], of a tree [bs, drafts +
+        1, 3]. ``digest``: at most 24
         bits that differ where ``decision`` or what it followed from does. ``made`` []: how many
         drafts the device makes, where that is for it to decide."""
         settles = tuple(self._unsettled)
@@ -243,6 +258,7 @@ class RoundTracker:
             self._pack(signals, newest, digest, made),
             tuple(signals.shape),
             num_steps=num_steps,
+            tree=tree,
             follows=self._last_was_decode,
             overlapped=bool(self._flying),
             host_waits=self.waits_for_signals,
@@ -349,11 +365,17 @@ class RoundTracker:
         # Results come in order and this one's tokens are appended after this: what the requests
         # hold now is what they held when the round began.
         lens = [_context_len(req) for req in launch.reqs]
-        signals = launch.signals()[:, : launch.num_steps] / (1.0, self.log_vocab)
+        signals: np.ndarray | None = None
+        told, nodes = launch.signals(), None
+        if told.shape[2] == TREE_SIGNALS:
+            nodes = told[:, :-1].astype(float)
+        else:
+            signals = told[:, : launch.num_steps] / (1.0, self.log_vocab)
         batch = launch.batch or Batch(len(launch.reqs))
         firsts, requests = batch.first_probs, batch.requests
         if not whole:
-            signals = signals[live]
+            signals = None if signals is None else signals[live]
+            nodes = None if nodes is None else nodes[live]
             firsts = None if firsts is None else firsts[live]
             requests = None if requests is None else [requests[row] for row in live]
         outcome = Round(
@@ -369,6 +391,7 @@ class RoundTracker:
             None if launch.widths is None else launch.widths[live],
             launch.cut,
             launch.made,
+            nodes,
         )
         return FinishedRound(outcome, launch, live, [lens[row] for row in live], exact)
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from sglang_speckv.config import ConfigError
+from sglang_speckv.config import ConfigError, SpecKVConfig
 from sglang_speckv.srt import (
     arguments,
     carrier,
@@ -198,7 +198,7 @@ def _resolved(server_args: Any) -> dict[str, Any]:
         "vocabulary": "target and draft agree" if adaptive else None,
         "attention_backend": cfg.attention_backend,
         "policy": config.policy if config else None,
-        "candidate_steps": list(config.candidate_steps) if config else None,
+        **_candidates(config),
         "launch_steps": cfg.speculative_num_steps,
         "exact": config.exact if config else None,
         "stops": on_or_off(no_stops) if adaptive else None,
@@ -206,6 +206,12 @@ def _resolved(server_args: Any) -> dict[str, Any]:
         "memory_of_further_depths_gib": _gib(taken.further_device_mib),
         "pinned_host_memory_gib_per_rank": _gib(taken.pinned_host_mib),
     }
+
+
+def _candidates(config: SpecKVConfig | None) -> dict[str, list[int] | list[str] | None]:
+    if config is not None and config.candidate_shapes is not None:
+        return {"candidate_shapes": list(map(str, config.candidate_shapes))}
+    return {"candidate_steps": None if config is None else list(config.candidate_steps)}
 
 
 def _gib(mib: float) -> float | None:

@@ -139,7 +139,8 @@ class SignalTap:
         if self._phase == "draft":
             logits = result.logits_output.next_token_logits
             step, self._step = self._step, self._step + 1  # counted whatever fails
-            reduce_logits(logits, self._steps[step, : logits.shape[0]])
+            if step < len(self._steps):  # none are kept of a tree
+                reduce_logits(logits, self._steps[step, : logits.shape[0]])
         elif self._phase == "extend":
             self._output = result.logits_output
 

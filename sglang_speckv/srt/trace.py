@@ -169,7 +169,9 @@ def _line(struct: msgspec.Struct) -> bytes:
 def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) -> Iterator[Record]:
     outcome, launch = done.outcome, done.launch
     decision = launch.decision
-    signals = np.zeros((0,)) if outcome.signals is None else outcome.signals
+    signals = outcome.signals
+    if signals is None:
+        signals = np.zeros((len(done.live), 0, 2))
     # An exact round's time is also of requests that have no record.
     seconds = None if launch.exact else _time(outcome.seconds)
     for i, row in enumerate(done.live):
@@ -179,7 +181,7 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
             request=bounded_id(str(req.rid)),
             batch_size=outcome.batch_size,
             context_len=done.context_lens[i],
-            num_steps=outcome.num_steps,
+            num_steps=launch.shape.num_steps,
             num_correct_drafts=outcome.num_correct_drafts[i],
             top1_prob=_probs(signals[i, :, 0]),
             entropy=_rounded(signals[i, :, 1] * log_vocab),
@@ -192,6 +194,8 @@ def _records(number: int, policy: str, log_vocab: float, done: FinishedRound) ->
             policy=policy,
             reason=decision.reason if decision else "pinned",
             expected_accept_length=decision.expected_accept_length if decision else None,
+            num_draft_tokens=None if outcome.nodes is None else launch.shape.num_draft_tokens,
+            nodes=() if outcome.nodes is None else _nodes(outcome.nodes[i]),
         )
 
 
@@ -206,6 +210,17 @@ def bounded_id(rid: str) -> str:
 def _probs(values: np.ndarray) -> tuple[float, ...]:
     """-1 at positions without a signal, and where it is no probability."""
     return tuple(round(min(v, 1.0), DIGITS) if is_share(v) else -1.0 for v in values.tolist())
+
+
+def _nodes(nodes: np.ndarray) -> tuple[tuple[float, int, int], ...]:
+    """Nothing where one of them is unknown."""
+    if not is_share(nodes[:, 0]).all():
+        return ()
+    probs, levels, accepted = nodes.T.tolist()
+    return tuple(
+        (round(min(prob, 1.0), DIGITS), int(level), int(right))
+        for prob, level, right in zip(probs, levels, accepted, strict=True)
+    )
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:

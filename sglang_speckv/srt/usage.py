@@ -30,7 +30,7 @@ def bound_reasoning(result: None, self: Any, *args: Any, **kwargs: Any) -> None:
 def count_verified(launch: DecodeLaunch) -> None:
     """Of a round whose result is here and was not handed to its requests yet: the drafts of each
     live one that the target verified."""
-    drafts = launch.num_steps if launch.made is None else launch.made
+    drafts = launch.shape.drafts if launch.made is None else launch.made
     widths = [drafts] * len(launch.reqs) if launch.widths is None else launch.widths.tolist()
     exact = launch.exact or [None] * len(launch.reqs)
     for req, width, name in zip(launch.reqs, widths, exact, strict=True):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang_speckv.config import Shape
 from sglang_speckv.srt import (
     arguments,
     bounds,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sglang_speckv.srt.controller import EnginePolicy
+    from sglang_speckv.srt.tree_tap import TreeTap
 else:
     _Worker = object  # a mixin: SGLang's class comes in when a worker is created
 
@@ -51,14 +53,22 @@ def create_worker(original: Callable[..., type], self: Any, server_args: Any) ->
     worker_class = original(self, server_args)
     if not arguments.is_active(server_args):
         return worker_class
-    _hook_scheduler(exact.is_on(server_args))
+    _hook_scheduler(exact.is_on(server_args), server_args._speckv_trees)
     return type(f"SpecKV{worker_class.__name__}", (SpecKVMixin, worker_class), {})
 
 
-def _hook_scheduler(exactly: bool) -> None:
+def _hook_scheduler(exactly: bool, trees: bool) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_speckv.srt import finish, joint_cut, kv_reserve, penalties, request_checks, state
+    from sglang_speckv.srt import (
+        finish,
+        joint_cut,
+        kv_reserve,
+        penalties,
+        request_checks,
+        state,
+        tree_tap,
+    )
 
     hooks: list[tuple[compat.HookTarget, Callable[..., Any], HookType]] = [
         (compat.RESULT_DECODE, note_result, HookType.BEFORE),
@@ -80,6 +90,8 @@ def _hook_scheduler(exactly: bool) -> None:
             (compat.FINISH_STATE, finish.update_finish_state, HookType.AROUND),
             (compat.SAMPLING_INFO, penalties.go_on_counting, HookType.AFTER),
         ]
+    if trees:
+        hooks.append((compat.VERIFY_SAMPLE, tree_tap.sample, HookType.AROUND))
     for target, hook, kind in hooks:
         HookRegistry.register(target.path, hook, kind)
     HookRegistry.apply_hooks()
@@ -92,30 +104,35 @@ class SpecKVMixin(_Worker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         from sglang.srt.runtime_context import get_parallel, get_schedule, get_spec
-        from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 
         from sglang_speckv.srt.controller import EnginePolicy
+        from sglang_speckv.srt.tiers import TierController
 
         config = carrier.read(get_spec().speculative_adaptive_config)
         assert config is not None
         overlap, ranks = not get_schedule().disable_overlap_schedule, get_parallel().tp_size
-        self.speckv: EnginePolicy = EnginePolicy(config, self.speculative_num_steps, overlap)
+        spec = get_spec()
+        launch = Shape(spec.speculative_num_steps, spec.speculative_num_draft_tokens)
+        self.tier = config.tier_of(launch)
+        self.speckv: EnginePolicy = EnginePolicy(config, self.tier, overlap)
         self._captured = graph_stop.drafts_are_captured()
         reasons = in_round.found(config, self.device, self._captured)
         self.speckv.watch_rounds(*reasons, on_device=self._captured)
         self._config, self._overlap = config, overlap
         self.draft_weights_are_its_own = weights.draft_has_its_own(self.server_args)
-        self.adaptive_controller = AdaptiveController(self, self.speckv)
+        self.adaptive_controller = TierController(self, self.speckv, config)
         # Read for batches that mix prefill in under attention DP, which SpecKV refuses;
         # StandaloneWorkerV2 lacks it.
         self.enable_dp_spec_prefill_coordination = False
-        self._chain_buffers: dict[int, tuple[Any, Any]] = {}
+        self._chain_buffers: dict[Shape, tuple[Any, Any]] = {}
         self._rounds = RoundTracker(
             share=_share if ranks > 1 else None,
             early_copy=_early_copy,
             alarm=self.speckv.hold,
         )
         self._fuse = self.speckv.fuse
+        self._trees = config.candidate_shapes is not None
+        self._tree_tap: TreeTap | None = None
         self._fuse.blown = self._rounds.distrust
         self._reqs: list[Any] = []
         self._lane: exact.ExactLane | None = None
@@ -149,26 +166,27 @@ class SpecKVMixin(_Worker):
             )
         with graph_stop.told_of_failure(self._graph_stop):
             super().init_cuda_graphs()
-        draft = self._draft_worker
-        for num_steps in self.speckv.candidate_steps:
-            draft.speculative_num_steps = num_steps
-            draft.speculative_num_draft_tokens = num_steps + 1
+        draft, launch = self._draft_worker, self.speckv.shape_of(self.tier)
+        for shape in map(self.speckv.shape_of, self.speckv.candidate_steps):
+            draft.speculative_num_steps, draft.speculative_num_draft_tokens = shape
             draft._rebuild_topk1_chain_buffers()
-            self._chain_buffers[num_steps] = (
+            self._chain_buffers[shape] = (
                 draft._topk1_parents_prealloc,
                 draft._topk1_score_indices_prealloc,
             )
-        self._set_depth(self.speculative_num_steps)
+        self._set_shape(launch)
         recapture.for_every_depth(self)
         self._observe_from_outside()
-        RESERVE.serve(self.speckv.candidate_steps, self._overlap)
+        RESERVE.serve(
+            [self.speckv.shape_of(tier) for tier in self.speckv.candidate_steps], self._overlap
+        )
         self._fuse.armed = True
         logger.info(
-            "SpecKV is on: policy %s, candidate steps %s, launch steps %d; rounds that stop: %s; "
-            "widths per request: %s",
+            "SpecKV is on: policy %s, candidates %s, launch %s; rounds that stop: %s; widths per "
+            "request: %s",
             self.speckv.policy_name,
-            self.speckv.candidate_steps,
-            self.speckv.launch_steps,
+            ", ".join(map(self.speckv.name_of, self.speckv.candidate_steps)),
+            self.speckv.name_of(self.speckv.launch_steps),
             on_or_off(self.speckv.no_stops),
             on_or_off(self.speckv.no_widths),
         )
@@ -178,10 +196,16 @@ class SpecKVMixin(_Worker):
         from sglang.srt.utils.common import get_cuda_graph_max_batch_size
 
         slots = self._slots()
+        max_batch = get_cuda_graph_max_batch_size(slots)  # what captured batches are padded to
+        if self._trees:
+            from sglang_speckv.srt.tree_tap import TreeTap
+
+            drafts = max(self.speckv.shape_of(k).drafts for k in self.speckv.candidate_steps)
+            self._tree_tap = TreeTap(max_batch, drafts, self.device, self._fuse)
         return SignalTap(
             self._draft_worker,
-            max_steps=max(self.speckv.candidate_steps),
-            max_batch=get_cuda_graph_max_batch_size(slots),  # what captured batches are padded to
+            max_steps=1 if self._trees else max(self.speckv.candidate_steps),
+            max_batch=max_batch,
             slots=slots,
             fuse=self._fuse,
         )
@@ -239,15 +263,19 @@ class SpecKVMixin(_Worker):
 
     def _round_launched(self, batch: Any) -> DecodeLaunch:
         """The payload goes out whatever failed before: every rank takes part in sharing it."""
-        num_steps = self.speculative_num_steps
+        shape = self.speckv.shape_of(self.tier)
         signals: Tensor | None = None
         with self._fuse.guard("collecting a round's signals"):
-            signals = self._tap.finish_round(self._round_slots, num_steps)
+            if self._tree_tap is None:
+                signals = self._tap.finish_round(self._round_slots, shape.drafts)
+            else:
+                first = self._tap.finish_round(self._round_slots, 0)[:, -1]
+                signals = self._tree_tap.finish_round(len(batch.reqs), shape.drafts, first)
         if signals is None:
-            signals = self._tap.nothing(len(batch.reqs), num_steps + 1)
+            signals = self._tap.nothing(len(batch.reqs), shape.drafts + 1)
         return self._rounds.launched(
             batch.reqs,
-            num_steps,
+            self.tier,
             signals,
             self.speckv.coming,
             self.speckv.decision,
@@ -256,6 +284,7 @@ class SpecKVMixin(_Worker):
             widths=self._widths,
             made=None if self._graph_stop is None else self._graph_stop.decided(),
             exact=self._exact.names,
+            tree=shape if self._trees else None,
         )
 
     def _drafted(self, drafts: int) -> None:
@@ -295,6 +324,8 @@ class SpecKVMixin(_Worker):
 
     def verify(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         self._exact.mark(batch.spec_info)
+        if self._tree_tap is not None:
+            self._tree_tap.mark(batch.spec_info)
         return super().verify(batch, *args, **kwargs)
 
     def draft_caught_up(self, batch: Any) -> None:
@@ -348,13 +379,15 @@ class SpecKVMixin(_Worker):
     def apply_runtime_state(self, state: Any) -> None:
         """As SGLang's, without its INFO line, its rebuilt chain buffers and its override log,
         which grows by an entry with every switch."""
-        if self.speculative_num_steps == state.speculative_num_steps:
+        shape = Shape(state.speculative_num_steps, state.speculative_num_draft_tokens)
+        if self.tier == self._config.tier_of(shape):
             return
         switched = False
         with self._fuse.guard("switching the depth"):
             self._switch(state)
             switched = True
         if not switched:
+            self.speculative_num_steps = -1  # SGLang leaves a state of as many steps as it is
             super().apply_runtime_state(state)
 
     def _switch(self, state: Any) -> None:
@@ -369,21 +402,22 @@ class SpecKVMixin(_Worker):
         draft.cuda_graph_runner_for_draft_extend = state.cuda_graph_runner_for_draft_extend
         target.attn_backend = state.target_attn_backend
         target.decode_cuda_graph_runner = state.target_graph_runner
-        self._set_depth(state.speculative_num_steps)
+        self._set_shape(Shape(state.speculative_num_steps, state.speculative_num_draft_tokens))
         self.speckv.counters.switched(time.perf_counter() - started)
 
-    def _set_depth(self, num_steps: int) -> None:
+    def _set_shape(self, shape: Shape) -> None:
         from sglang.srt.runtime_context import get_spec
 
         spec, draft = get_spec(), self._draft_worker
-        self.speculative_num_steps = draft.speculative_num_steps = num_steps
-        self.speculative_num_draft_tokens = draft.speculative_num_draft_tokens = num_steps + 1
-        if num_steps in self._chain_buffers:
+        self.tier = self._config.tier_of(shape)
+        self.speculative_num_steps, self.speculative_num_draft_tokens = shape
+        draft.speculative_num_steps, draft.speculative_num_draft_tokens = shape
+        if shape in self._chain_buffers:
             draft._topk1_parents_prealloc, draft._topk1_score_indices_prealloc = (
-                self._chain_buffers[num_steps]
+                self._chain_buffers[shape]
             )
-        spec._set("speculative_num_steps", num_steps)
-        spec._set("speculative_num_draft_tokens", num_steps + 1)
+        spec._set("speculative_num_steps", shape.num_steps)
+        spec._set("speculative_num_draft_tokens", shape.num_draft_tokens)
 
 
 # ---------------------------------------------------------------------------- scheduler hooks

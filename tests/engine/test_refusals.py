@@ -23,6 +23,10 @@ from tests.forked import call
 pytestmark = pytest.mark.engine
 
 
+TREE = ["--speckv", "--speculative-eagle-topk", "4"]
+SHAPE = ["--speculative-num-steps", "3", "--speculative-num-draft-tokens", "8"]
+
+
 @pytest.fixture(scope="module")
 def diagnosed(models: dict[str, str]) -> Callable[..., dict[str, Any]]:
     def run(*extra: str, algorithm: str | None = "STANDALONE", draft: str = "alike") -> Any:
@@ -41,10 +45,26 @@ def test_what_is_served(diagnosed: Callable[..., Any], algorithm: str, draft: st
     assert report["stops"] == report["widths"] == "on"
 
 
+@pytest.mark.parametrize("algorithm", ["EAGLE3", "STANDALONE"])
+def test_trees_that_are_served(diagnosed: Callable[..., Any], algorithm: str) -> None:
+    draft = {"EAGLE3": "eagle3", "STANDALONE": "alike"}[algorithm]
+    report = diagnosed(*TREE, *SHAPE, algorithm=algorithm, draft=draft)
+    assert (report["adaptive"], report["problem"]) == (True, None)
+    assert report["candidate_shapes"] == ["0", "1x2", "2x4", "3x4", "3x8"]
+    assert report["launch_steps"] == 3 and "trees" in report["stops"]
+
+
 @pytest.mark.parametrize(
     ("extra", "names"),
     [
         (["--speckv", "--speculative-eagle-topk", "4"], "--speculative-eagle-topk 4"),
+        (TREE, "needs --speculative-num-steps and --speculative-num-draft-tokens"),
+        ([*TREE, *SHAPE, "--page-size", "16"], "--page-size to 1 instead of 16"),
+        (["--speckv-candidate-shapes", "3x8"], "add --speculative-eagle-topk K above 1"),
+        ([*TREE, *SHAPE, "--speckv-candidate-steps", "0,3"], "take --speckv-candidate-shapes"),
+        ([*TREE, *SHAPE, "--speckv-candidate-shapes", "1x8"], "shape 1x8 cannot be"),
+        ([*TREE, *SHAPE, "--speckv-candidate-shapes", "3"], "shape '3' is neither"),
+        ([*TREE, *SHAPE, "--speckv-policy", "ema"], "policy 'ema' cannot choose among trees"),
         (["--speckv", "--enable-two-batch-overlap"], "two-batch overlap"),
         (["--speckv", "--pp-size", "2"], "pipeline parallelism"),
         (["--speckv", "--tp-size", "2", "--attn-dp-size", "2"], "attention DP"),

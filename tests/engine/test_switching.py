@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from sglang_speckv.config import Shape, SpecKVConfig
 from sglang_speckv.srt.counters import Counters
 from sglang_speckv.srt.engine import prepare
 from sglang_speckv.srt.fuse import Fuse
@@ -31,9 +32,13 @@ def worker() -> Iterator[Any]:
         def __init__(self) -> None:
             self.speculative_num_steps, self.speculative_num_draft_tokens = 1, 2
             self._draft_worker, self._target_worker = MagicMock(), MagicMock()
-            self.speckv = SimpleNamespace(counters=Counters(STEPS))
+            self._config = SpecKVConfig(candidate_steps=STEPS)
+            self.tier = 1
+            self.speckv = SimpleNamespace(counters=Counters(self._config))
             self._fuse = Fuse(lambda: None)
-            self._chain_buffers = {steps: (f"parents {steps}", "scores") for steps in STEPS}
+            self._chain_buffers = {
+                Shape(steps, steps + 1): (f"parents {steps}", "scores") for steps in STEPS
+            }
 
     with get_context().override_server_args(tp_size=1):
         yield Worker()

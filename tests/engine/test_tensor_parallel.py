@@ -11,6 +11,7 @@ import requests
 
 from sglang_speckv.ab.process import Server
 from tests.engine.conftest import PROMPTS, flags, serving
+from tests.engine.test_trees import LAUNCH, SHAPES, shuffled
 from tests.forked import ForkedServer
 
 pytestmark = pytest.mark.engine
@@ -90,3 +91,17 @@ def _wait_listening(server: Server) -> None:
         except requests.RequestException:
             time.sleep(1)
     raise TimeoutError("the server did not listen")
+
+
+def test_ranks_agree_on_shapes_of_trees(
+    models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path, ranks_differ: None
+) -> None:
+    launch = [*flags(models, "STANDALONE", "alike"), *ASKED, *LAUNCH]
+    with serving(tmp_path, *launch, "--speckv-candidate-shapes", ",".join(SHAPES)) as server:
+        for _ in range(2):
+            assert server.tokens(PROMPTS) == plain_answers["batch"]
+        with shuffled(server):
+            assert server.tokens(PROMPTS) == plain_answers["batch"]
+        shown = server.speckv()
+    assert not shown["failures"] and not shown["held"] and shown["fallbacks"] == 0
+    assert sum(count > 0 for count in shown["rounds"].values()) >= 3

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from examples.gpu.observe import memory_of, tier_memory
+from sglang_speckv.config import Shape
 from sglang_speckv.offline.records import Record
 from sglang_speckv.policy.prior import OFF
-from sglang_speckv.srt.memory import MIB, PINNED_MIB, WRAPPER_MIB, depth_mib, wrappers
+from sglang_speckv.srt.memory import MIB, PINNED_MIB, WRAPPER_MIB, tier_mib, wrappers
 from tests import operators
 from tests.engine.conftest import PROMPTS, Serving, serving
 from tests.engine.test_signals import compare_with_transformers, doze, records_of, shuffle
@@ -236,7 +237,8 @@ def test_every_further_depth_holds_what_is_reserved(
     for steps, stock in found.items():
         count = wrappers("flashinfer", steps, serve.GRAPH_SIZES)
         length = config["max_position_embeddings"]
-        reserved = depth_mib("flashinfer", steps, serve.GRAPH_SIZES, length, serve.WORKSPACE_MIB)
+        shape, sizes = Shape(steps, steps + 1), serve.GRAPH_SIZES
+        reserved = tier_mib("flashinfer", shape, 1, sizes, length, serve.WORKSPACE_MIB)
         least = reserved - (WRAPPER_MIB - PINNED_MIB) * count  # without what the allocator adds
         assert stock.wrappers == count
         assert stock.pinned == PINNED_MIB * MIB * count

@@ -13,8 +13,12 @@ from sglang_speckv.ab.options import options_from
 from sglang_speckv.config import (
     DEFAULT_CANDIDATE_STEPS,
     MAX_NUM_STEPS,
+    MAX_TREE_TOKENS,
     ConfigError,
+    Shape,
     SpecKVConfig,
+    default_shapes,
+    parse_shapes,
     parse_steps,
     static_steps,
 )
@@ -33,7 +37,15 @@ def configs(draw: st.DrawFn) -> SpecKVConfig:
     return SpecKVConfig(policy, tuple(tiers), draw(slots))
 
 
-@given(configs())
+@st.composite
+def trees(draw: st.DrawFn) -> SpecKVConfig:
+    shape = st.builds(Shape, st.integers(1, MAX_NUM_STEPS), st.integers(2, MAX_TREE_TOKENS))
+    shapes = tuple(draw(st.lists(shape, min_size=1, max_size=6)))
+    policy = draw(st.sampled_from(["throughput", f"static:{shapes[0]}", "static:0"]))
+    return SpecKVConfig(policy, candidate_shapes=shapes)
+
+
+@given(st.one_of(configs(), trees()))
 def test_survives_json(config: SpecKVConfig) -> None:
     assert SpecKVConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -43,6 +55,67 @@ def test_candidates_are_sorted_and_unique(given_steps: list[int]) -> None:
     assert SpecKVConfig(candidate_steps=given_steps).candidate_steps == tuple(  # type: ignore[arg-type]
         sorted(set(given_steps))
     )
+
+
+@given(trees())
+def test_tiers_are_numbered_by_what_they_verify(config: SpecKVConfig) -> None:
+    shapes = [config.shape_of(tier) for tier in config.tiers]
+    assert shapes[0] == (0, 1) and len(set(shapes)) == len(shapes)
+    tokens = [shape.num_draft_tokens for shape in shapes]
+    assert tokens == sorted(tokens)
+    assert [config.tier_of(shape) for shape in shapes] == list(config.tiers)
+    assert parse_shapes(",".join(map(config.name_of, config.tiers))) == config.candidate_shapes
+    if config.policy != "throughput":
+        assert config.name_of(config.pinned_tier or 0) == config.policy.removeprefix("static:")
+
+
+def test_a_chain_is_a_tier_by_its_depth() -> None:
+    config = SpecKVConfig("static:3", (0, 1, 3))
+    assert config.tiers == (0, 1, 3) and config.pinned_tier == 3
+    assert config.shape_of(3) == (3, 4) and config.tier_of(Shape(3, 4)) == 3
+    assert config.name_of(3) == "3" and SpecKVConfig("ema").pinned_tier is None
+
+
+BAD_SHAPES = {
+    "": "neither STEPSxTOKENS",
+    "3": "neither STEPSxTOKENS",
+    "0x1": "neither STEPSxTOKENS",
+    "3x8x4": "neither STEPSxTOKENS",
+    "3x8,": "neither STEPSxTOKENS",
+    "-1x8": "neither STEPSxTOKENS",
+    "17x40": "more than 16 steps",
+    "3x257": "more than 256 tokens",
+}
+
+
+@pytest.mark.parametrize(("text", "problem"), BAD_SHAPES.items())
+def test_bad_shapes_are_refused_by_name(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse_shapes(text)
+
+
+@pytest.mark.parametrize("policy", ["ema", "confidence", "static:3", "static:4x8", "paper"])
+def test_policies_that_cannot_choose_among_trees(policy: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot choose among trees.*static:3x8"):
+        SpecKVConfig(policy, candidate_shapes=parse_shapes("3x8"))
+
+
+FITS = {(3, 4, 8): True, (3, 1, 4): True, (3, 1, 5): False, (1, 4, 6): False, (2, 4, 21): True}
+
+
+@pytest.mark.parametrize(("tree", "fits"), FITS.items())
+def test_how_many_tokens_a_tree_has(tree: tuple[int, int, int], fits: bool) -> None:
+    steps, topk, tokens = tree
+    assert Shape(steps, tokens).fits(topk) is fits
+    assert not Shape(steps, steps).fits(topk), "some step would have no token"
+
+
+@pytest.mark.parametrize("launch", [(3, 4, 16), (5, 4, 8), (5, 8, 64), (1, 2, 3), (10, 10, 60)])
+def test_default_shapes_are_trees_smaller_than_the_launch(launch: tuple[int, int, int]) -> None:
+    steps, topk, tokens = launch
+    shapes = default_shapes(Shape(steps, tokens), topk)
+    assert Shape(1, 2) in shapes
+    assert all(shape.fits(topk) and shape.num_draft_tokens < tokens for shape in shapes)
 
 
 @given(steps)

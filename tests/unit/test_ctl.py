@@ -126,6 +126,18 @@ def test_it_steers(
     assert (f"pinned to {pinned}" in capsys.readouterr().out) == (pinned >= 0)
 
 
+def test_a_shape_is_pinned_by_its_name(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.speckv |= {"candidate_steps": [0, 1, 2], "candidate_shapes": ["0", "1x2", "3x8"]}
+    assert ctl(monkeypatch, fake.url, "pin", "3x8") == 0
+    assert fake.sent == [({"server_args": {"speckv_num_steps": 2}}, "")]
+    told = capsys.readouterr().out
+    assert "pinned to 3x8" in told and "0, 1x2, 3x8" in told
+    assert ctl(monkeypatch, fake.url, "pin", "2") == 2
+    assert "the server has no depth 2; it has 0, 1x2, 3x8" in capsys.readouterr().err
+
+
 def test_what_the_server_has_not_is_refused_before_it_is_sent(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

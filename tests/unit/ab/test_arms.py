@@ -2,7 +2,14 @@
 
 import pytest
 
-from sglang_speckv.ab.arms import Draft, arms_for, check_arm, needs_draft, servers_for
+from sglang_speckv.ab.arms import (
+    Draft,
+    arms_for,
+    check_arm,
+    check_arms,
+    needs_draft,
+    servers_for,
+)
 from sglang_speckv.config import ConfigError
 
 EAGLE3 = Draft("eagle3", "/e", "EAGLE3")
@@ -100,3 +107,35 @@ def test_none_alone_needs_no_draft():
 def test_what_is_no_arm_is_refused_by_name(name: str):
     with pytest.raises(ConfigError, match="arm"):
         check_arm(name)
+
+
+def test_trees_of_one_topk_share_a_server() -> None:
+    names = ("tree:5x4x8", "tree:3x4x16#2", "speckv:topk4", "speckv:topk4#2", "tree:3x2x6")
+    check_arms(names)
+    arms = arms_for(STANDALONE, names)
+    assert [(arm.server, arm.policy) for arm in arms] == [
+        ("standalone-speckv-topk4", "static:5x8"),
+        ("standalone-speckv-topk4", "static:3x16"),
+        ("standalone-speckv-topk4", "throughput"),
+        ("standalone-speckv-topk4", "throughput#2"),
+        ("standalone-speckv-topk2", "static:3x6"),
+    ]
+    assert [arm.is_fixed for arm in arms] == [True, False, False, False, True]
+    assert [arm.learns for arm in arms] == [False, False, True, True, False]
+    four, two = servers_for(STANDALONE, arms)
+    told = " ".join(four.flags)
+    assert "--speculative-num-steps 3 --speculative-eagle-topk 4" in told
+    assert "--speculative-num-draft-tokens 16 --speckv-candidate-shapes" in told
+    assert {"5x8", "3x16", "1x2"} <= set(four.flags[-1].split(","))
+    assert "--speculative-eagle-topk 2" in " ".join(two.flags)
+
+
+@pytest.mark.parametrize("name", ["tree:3x1x4", "tree:3x4x3", "tree:1x4x6", "tree:17x4x60"])
+def test_what_is_no_tree(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no tree of STEPSxTOPKxTOKENS"):
+        check_arm(name)
+
+
+def test_speckv_over_shapes_needs_a_tree_of_its_topk() -> None:
+    with pytest.raises(ConfigError, match="needs a tree of its topk, such as tree:5x8x8"):
+        check_arms(["tree:5x4x8", "speckv:topk8"])

@@ -56,3 +56,11 @@ def test_reading_tells_inactive_from_broken():
     assert read_counters({"speckv": {**good, "active": False}}) is None
     with pytest.raises(ValueError, match="its SpecKV counters are unreadable"):
         read_counters({"speckv": {**good, "rounds": "many"}})
+
+
+def test_shapes_come_in_the_order_of_what_they_verify() -> None:
+    recent = ((0.1, 0, 1), (0.2, 2, 4), (0.3, 3, 4), (0.4, 3, 16))
+    counters = Counters({"0": 1, "1x2": 0, "3x8": 1, "3x16": 2, "2x6": 0}, 9, 9, 0, recent)
+    assert counters.shares() == {"0": 0.25, "3x8": 0.25, "3x16": 0.5}
+    named = Counters({"0": 1, "1x2": 0, "3x8": 1, "3x16": 2}, 9, 9, 0, recent)
+    assert named.shares((0, 4)) == {"0": 1 / 3, "3x8": 1 / 3, "3x16": 1 / 3}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from sglang_speckv.config import SpecKVConfig
+from sglang_speckv.config import SpecKVConfig, parse_shapes
 from sglang_speckv.policy.base import Round
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.counters import RECENT_ROUNDS, Counters
@@ -47,7 +47,7 @@ def widths_of(outcome: Round) -> list[int]:
 
 @given(st.lists(some_rounds()))
 def test_everything_adds_up(outcomes: list[Round]) -> None:
-    counters = Counters(TIERS)
+    counters = Counters(SpecKVConfig(candidate_steps=TIERS))
     for outcome in outcomes:
         counters.count(outcome)
     correct = [c for o in outcomes for c in o.num_correct_drafts]
@@ -67,7 +67,7 @@ def test_everything_adds_up(outcomes: list[Round]) -> None:
 
 
 def test_the_recent_rounds_are_bounded() -> None:
-    counters = Counters(TIERS)
+    counters = Counters(SpecKVConfig(candidate_steps=TIERS))
     for _ in range(2 * RECENT_ROUNDS):
         counters.count(Round(1, 1, [1]))
     assert len(counters.snapshot()["recent"]) == RECENT_ROUNDS
@@ -79,7 +79,7 @@ ODD = np.array([[0.5, np.nan, 2.0], [np.inf, -1.0, 1.0005]])
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, np.nan, np.inf, 1e9])
 def test_readings_that_cannot_be_are_counted(seconds: float) -> None:
-    counters = Counters(TIERS)
+    counters = Counters(SpecKVConfig(candidate_steps=TIERS))
     for time_and_signals in ((None, None), (0.01, np.ones((2, 3, 2))), (0.01, np.ones((0, 3, 2)))):
         counters.count(Round(3, 2, [0, 0], time_and_signals[0], signals=time_and_signals[1]))
     assert (counters.odd_signals, counters.odd_times) == (0, 0)
@@ -90,7 +90,7 @@ def test_readings_that_cannot_be_are_counted(seconds: float) -> None:
 
 
 def test_decisions_and_switches_are_shown_with_their_times() -> None:
-    counters = Counters(TIERS)
+    counters = Counters(SpecKVConfig(candidate_steps=TIERS))
     assert counters.snapshot()["switch_microseconds"] == 0
     for seconds in (3e-6, 1e-6):
         counters.decided(seconds)
@@ -163,7 +163,20 @@ def _until(holds: Callable[[], bool]) -> None:
 
 
 def test_rounds_without_drafts_are_counted_by_parameter() -> None:
-    counters = Counters((0, 1))
+    counters = Counters(SpecKVConfig(candidate_steps=(0, 1)))
     for names in (["min_p"], [], ["min_p", "presence_penalty"]):
         counters.count_exact(names)
     assert counters.snapshot()["exact_rounds"] == {"min_p": 2, "presence_penalty": 1}
+
+
+def test_trees_are_counted_by_shape() -> None:
+    config = SpecKVConfig(candidate_shapes=parse_shapes("1x2,3x8,5x16"))
+    counters = Counters(config)
+    counters.count(Round(2, 2, [3, 0]))
+    counters.count(Round(3, 1, [4]))
+    counters.count(Round(0, 1, [0]))
+    shown = counters.snapshot()
+    assert shown["rounds"] == {"0": 1, "1x2": 0, "3x8": 1, "5x16": 1}
+    assert shown["proposed_drafts"] == shown["drafted_tokens"] == 2 * 7 + 15
+    assert shown["correct_drafts"] == 7
+    assert counters.positions() == [(3, 2), (2, 2), (2, 2), (1, 1), (1, 0)]

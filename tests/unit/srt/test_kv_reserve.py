@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sglang_speckv.config import Shape
 from sglang_speckv.srt import kv_reserve
 from sglang_speckv.srt.kv_reserve import KVReserve, check_decode_mem, reserve_per_decode
 
@@ -16,7 +17,7 @@ def reserve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     fresh = KVReserve()
     monkeypatch.setattr(kv_reserve, "RESERVE", fresh)
     overlap, least = request.param
-    fresh.serve([0, 1, 7], overlap)
+    fresh.serve([Shape(0, 1), Shape(1, 2), Shape(7, 8)], overlap)
     assert fresh.least == least
     return fresh
 

@@ -4,8 +4,9 @@ import ast
 
 import pytest
 
+from sglang_speckv.config import Shape
 from sglang_speckv.srt import memory
-from sglang_speckv.srt.memory import depth_mib, workspace_mib, wrappers
+from sglang_speckv.srt.memory import tier_mib, workspace_mib, wrappers
 from sglang_speckv.srt.patches_present import installed_package
 
 DEFAULT_STEPS = (0, 1, 2, 3, 5, 7)
@@ -14,7 +15,7 @@ SGLANG_SIZES = [*range(1, 9), *range(10, 33, 2), 40, 44, 48]
 
 
 def gib(backend: str, sizes: list[int], context_len: int, steps: tuple[int, ...]) -> float:
-    return sum(depth_mib(backend, k, sizes, context_len, 384) for k in steps) / 1024
+    return sum(tier_mib(backend, Shape(k, k + 1), 1, sizes, context_len, 384) for k in steps) / 1024
 
 
 def test_flashinfer() -> None:
@@ -34,6 +35,15 @@ def test_other_backends() -> None:
     assert 0 < gib("triton", SGLANG_SIZES, 8192, DEFAULT_STEPS) < 0.5
     assert gib("triton", [], 8192, (3,)) == gib("fa3", SGLANG_SIZES, 8192, (3,)) == 0
     assert gib("trtllm_mha", SGLANG_SIZES, 8192, (3,)) * 1024 == 10 * (2 * 4 + 2 * 2)
+
+
+def test_a_tree_takes_room_for_its_tokens_and_branches() -> None:
+    def mib(backend: str, shape: Shape, topk: int) -> float:
+        return tier_mib(backend, shape, topk, SGLANG_SIZES, 8192, 384)
+
+    for backend in ("flashinfer", "triton"):
+        chain = mib(backend, Shape(3, 4), 1)
+        assert chain < mib(backend, Shape(3, 4), 4) < mib(backend, Shape(3, 16), 4)
 
 
 def test_every_wrapper_pins_memory_of_the_host() -> None:

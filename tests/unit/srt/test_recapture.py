@@ -33,18 +33,18 @@ class Worker:
         self.held = True
 
     def apply_runtime_state(self, state: Any) -> None:
-        self.speculative_num_steps = state.steps
+        self.tier = state.steps
         self.runner.decode_cuda_graph_runner = state.target_graph_runner
 
     def capture(self) -> None:
         """SGLang's own, which lets go of the old graph first."""
         self.runner.decode_cuda_graph_runner = None
-        held = self.adaptive_controller._states[self.speculative_num_steps]
+        held = self.adaptive_controller._states[self.tier]
         assert held.target_graph_runner is None, "two graphs of one depth take memory at once"
-        if self.speculative_num_steps == self.broken:
+        if self.tier == self.broken:
             raise RuntimeError("out of memory")
         self.captures += 1
-        self.runner.decode_cuda_graph_runner = (self.speculative_num_steps, 1)
+        self.runner.decode_cuda_graph_runner = (self.tier, 1)
 
     def graphs(self) -> list[Any]:
         states = self.adaptive_controller._states
@@ -57,7 +57,7 @@ def test_every_depth_has_its_new_graph(served: int) -> None:
     worker.runner.init_decode_cuda_graph()
     assert worker.captures == len(STEPS)
     assert worker.graphs() == [(steps, 1) for steps in STEPS]
-    assert worker.speculative_num_steps == served
+    assert worker.tier == served
     assert worker.runner.decode_cuda_graph_runner == (served, 1)
 
 

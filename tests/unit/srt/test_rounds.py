@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from sglang_speckv.config import Shape
 from sglang_speckv.policy.base import Batch, Decision
 from sglang_speckv.srt.rounds import (
     FIRST_PROB,
@@ -389,3 +390,27 @@ def test_requests_without_drafts_are_counted_and_not_learned_from() -> None:
     (done,) = tracker.finished(flying, [0, 1, 0])
     assert (done.exact, list(done.live), done.outcome.num_correct_drafts) == (["min_p"], [1], [1])
     assert done.outcome.batch_size == 3 and done.outcome.requests == [1]
+
+
+# ---------------------------------------------------------------------------- trees
+
+
+def test_a_trees_nodes_go_with_their_requests() -> None:
+    tracker, reqs = RoundTracker(), [Req(), Req()]
+    told = torch.arange(2 * 4 * 3).reshape(2, 4, 3).float() / 100
+    told[:, -1, 0] = torch.tensor([0.25, 0.75])
+    flying = tracker.launched(reqs, 2, told, tracker.next_batch(reqs), tree=Shape(3, 4))
+    assert flying.shape == (3, 4)
+    reqs[0].done = True
+    (done,) = tracker.finished(flying, [1, 2])
+    assert done.outcome.signals is None and done.outcome.num_correct_drafts == [2]
+    assert done.outcome.nodes is not None
+    np.testing.assert_allclose(done.outcome.nodes, told[1:, :-1].numpy())
+    assert [req.first_prob for req in reqs] == [0.25, 0.75]
+
+
+def test_a_chain_has_no_nodes() -> None:
+    tracker, reqs = RoundTracker(), [Req()]
+    flying = launch(tracker, 3, reqs)
+    assert flying.shape == (3, 4)
+    assert finish(tracker, flying)[0].outcome.nodes is None

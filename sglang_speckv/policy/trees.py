@@ -1,0 +1,126 @@
+"""How much of a draft tree gets accepted, by its shape.
+
+With topk above 1 the draft makes several children of a node, and the nodes with the greatest joint
+probability are verified. A shape is how many steps are drafted and how many tokens are verified.
+Of each shape every level is a position of the logistic model of :mod:`policy.acceptance`:
+
+    P(a node of level i is accepted | one of level i - 1 is) = sigmoid(a_i + b_i x + o)
+
+A round says this of its own shape, and of smaller ones as well: their nodes are those with the
+greatest joint probability among the same ones, so it is known how far they would have got. A chain
+is the tree whose nodes have one child; there all shapes have the same positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sglang_speckv.config import Shape
+from sglang_speckv.policy.acceptance import Acceptance, labels_of
+from sglang_speckv.policy.checks import correct_drafts_of, is_share, numbers_of
+from sglang_speckv.policy.logistic import log_odds
+
+WIDER = 0.3
+"""Log-odds that every doubling of the verified tokens adds at each level before any evidence. In
+1,086 rounds of the demo pair's two drafts it was 0 to 0.7, least where all children of a level are
+verified anyway."""
+
+
+class TreeAcceptance(Acceptance):
+    """``shapes``: those of the tiers, the first one without drafts."""
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self._shapes = tuple(shapes)
+        steps = [shape.num_steps for shape in shapes]
+        ends = np.cumsum(steps).tolist()
+        self._spans = [slice(end - k, end) for end, k in zip(ends, steps, strict=True)]
+        """The positions of each shape."""
+        levels = np.concatenate([np.arange(k) for k in steps])
+        sizes = np.repeat(np.log2([shape.num_draft_tokens for shape in shapes]), steps)
+        apart = sum(np.abs(values[:, None] - values) for values in (levels, sizes))
+        super().__init__(len(levels), apart=np.asarray(apart))
+        self._model.mean[: self.depth] += WIDER * (sizes - 1.0)
+        self._believe()
+
+    def _survive(self, accepted: np.ndarray) -> np.ndarray:
+        return np.concatenate([accepted[:, span].cumprod(axis=1) for span in self._spans], axis=1)
+
+    def _summed(self, drafts: np.ndarray) -> np.ndarray:
+        return np.stack([drafts[..., span].sum(axis=-1) for span in self._spans[1:]], axis=-1)
+
+    def learn_tree(
+        self,
+        tier: int,
+        num_correct_drafts: Sequence[int],
+        first_probs: np.ndarray | None,
+        requests: Sequence[int] | None = None,
+        nodes: np.ndarray | None = None,
+    ) -> None:
+        """One round of the shape ``tier``; ``nodes`` [size, drafts, 3] as in
+        :class:`~sglang_speckv.policy.base.Round`. Entries that cannot be true are left out."""
+        shape, size = self._shapes[tier], len(num_correct_drafts)
+        correct, valid = correct_drafts_of(num_correct_drafts, shape.num_steps)
+        if not len(correct) or not shape.num_steps:
+            return
+        x = log_odds(first_probs, (size,))[valid]
+        own = np.array(self._offsets(size, requests))[valid]
+        self._see(x)
+        x = np.where(np.isnan(x), self._usual_x, x)[:, None]
+        judged, accepted = self._nothing(len(correct)), self._nothing(len(correct))
+        span = self._spans[tier]
+        made = np.full(len(correct), shape.num_steps)
+        judged[:, span], accepted[:, span] = labels_of(correct, made, shape.num_steps)
+        self.labels += judged.sum(axis=0)
+        self._learn_own(requests, valid, x, judged, accepted)
+        smaller = self._smaller(tier, nodes_of(nodes, size, shape.drafts)[valid])
+        for other, right in smaller.items():
+            at, steps = self._spans[other], self._shapes[other].num_steps
+            all_steps = np.full(len(right), steps)
+            judged[:, at], accepted[:, at] = labels_of(right, all_steps, steps)
+        # They tell of the same drafts, so together they weigh as much as one.
+        self._model.update(x, own, judged / (1 + len(smaller)), accepted)
+        self._believe()
+
+    def _nothing(self, requests: int) -> np.ndarray:
+        return np.zeros((requests, self.depth))
+
+    def _smaller(self, tier: int, nodes: np.ndarray) -> dict[int, np.ndarray]:
+        """How many drafts of each request the smaller shapes would have had right, by tier; where
+        the ``nodes`` of this one say it."""
+        if np.isnan(nodes).any():
+            return {}
+        served = self._shapes[tier]
+        return {
+            other: right_within(nodes, shape)
+            for other, shape in enumerate(self._shapes[:tier])
+            if shape.num_steps and holds(served, shape)
+        }
+
+
+def holds(larger: Shape, smaller: Shape) -> bool:
+    """Whether nearly all nodes of a tree of the one shape are verified in the other one: deeper
+    nodes may take the place of some."""
+    if smaller.num_steps > larger.num_steps:
+        return False
+    shallower = smaller.num_steps < larger.num_steps
+    return smaller.drafts <= larger.drafts // (2 if shallower else 1)
+
+
+def right_within(nodes: np.ndarray, shape: Shape) -> np.ndarray:
+    """How many drafts of each request a tree of that shape would have had right, [size]; ``nodes``
+    [size, drafts, 3] are those of a larger one that :func:`holds` it."""
+    prob, level, accepted = np.moveaxis(nodes, -1, 0)
+    reached = np.where(level <= shape.num_steps, prob, -1.0)
+    chosen = np.argsort(-reached, axis=1, kind="stable")[:, : shape.drafts]
+    right = np.take_along_axis(accepted * (reached >= 0.0), chosen, axis=1).sum(axis=1)
+    found: np.ndarray = right.astype(int)
+    return found
+
+
+def nodes_of(nodes: object, size: int, drafts: int) -> np.ndarray:
+    """``nodes`` [size, drafts, 3] as they are; NaN where they have another shape or cannot be."""
+    found = numbers_of(nodes)
+    fits = found.shape == (size, drafts, 3) and bool(is_share(found[..., ::2]).all())
+    return found if fits else np.full((size, drafts, 3), np.nan)
