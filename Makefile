@@ -57,7 +57,8 @@ rehearse: $(STAMP)
 exact: export SPECKV_EXACT := all
 exact: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 $(SHARED) tests/engine/test_exact.py tests/engine/test_lossless.py \
-		tests/engine/test_rejection_sampling.py $(ARGS)
+		tests/engine/test_rejection_sampling.py tests/engine/test_python_api.py tests/engine/test_trees.py \
+		tests/engine/test_tensor_parallel.py $(ARGS)
 
 unit: $(STAMP)
 	@$(BIN)/python -m pytest -n 3 $(SHARED) tests/unit $(ARGS)

@@ -115,8 +115,8 @@ class Worker(SpecKVMixin, Sglang):
         }
 
     def _set_shape(self, shape: Shape) -> None:
-        num_steps = self.tier = shape.num_steps
         """Without SGLang's context, which ``benchmarks/switching.py`` has."""
+        num_steps = self.tier = shape.num_steps
         self.speculative_num_steps = self._draft_worker.speculative_num_steps = num_steps
 
 

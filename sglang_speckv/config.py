@@ -33,6 +33,8 @@ _STATIC = re.compile(rf"static:({_NUMBER})")
 _STEPS = re.compile(rf" *{_NUMBER} *(, *{_NUMBER} *)*")
 _SHAPE = re.compile(rf" *({_NUMBER})(?:x({_NUMBER}))? *")
 MAX_TREE_TOKENS = 256
+MAX_LEVELS = 64
+"""Of all shapes together: what is learned of a round takes time with the square of it and more."""
 
 
 class ConfigError(ValueError):
@@ -89,6 +91,12 @@ def checked_shapes(texts: Any) -> tuple[Shape, ...]:
     if not isinstance(texts, list | tuple) or not texts:
         raise ConfigError(f"candidate shapes {texts!r} are no list such as 0,1x2,3x8")
     shapes = {Shape(0, 1), *map(_shape, texts)}
+    levels = sum(shape.num_steps for shape in shapes)
+    if levels > MAX_LEVELS:
+        raise ConfigError(
+            f"candidate shapes {', '.join(texts)} have {levels} steps together, more than "
+            f"{MAX_LEVELS}; leave some out"
+        )
     return tuple(sorted(shapes, key=lambda shape: (shape.num_draft_tokens, shape)))
 
 
@@ -108,12 +116,18 @@ def _shape(text: Any) -> Shape:
 
 
 def default_shapes(launch: Shape, topk: int) -> list[Shape]:
-    """Beside the launch shape: half its steps, and half and a quarter of its tokens; and a draft
-    alone."""
+    """Beside the launch shape: one draft; half of the steps with a quarter and with half of the
+    tokens; all steps with half of the tokens. Those that cannot be are left out."""
     steps, tokens = launch
     half = -(-steps // 2)
     wanted = [(1, 2), (half, tokens // 4), (half, tokens // 2), (steps, tokens // 2)]
     return [shape for shape in (Shape(*each) for each in wanted) if shape.fits(topk)]
+
+
+def names_shape(policy: str) -> bool:
+    """Whether it is ``static:SxT``."""
+    kind, _, shape = policy.partition(":")
+    return kind == "static" and "x" in shape and _SHAPE.fullmatch(shape) is not None
 
 
 def static_steps(policy: str) -> int | None:
@@ -280,6 +294,8 @@ def _check_profile_seconds(seconds: Any) -> None:
 
 
 def _check_policy(policy: Any, candidate_steps: tuple[int, ...]) -> None:
+    if isinstance(policy, str) and names_shape(policy):
+        return  # of trees, once it is known that they are drafted
     if not isinstance(policy, str) or (
         policy not in POLICY_NAMES[:-1] and static_steps(policy) is None
     ):

@@ -30,6 +30,7 @@ from typing import Any
 from sglang_speckv.config import (
     DEFAULT_CANDIDATE_STEPS,
     MAX_NUM_STEPS,
+    MAX_TREE_TOKENS,
     SWITCHES,
     ConfigError,
     Shape,
@@ -133,11 +134,12 @@ def check_arm(name: str) -> None:
         raise ConfigError(f"arm {name!r} drafts nothing; without drafting the arm is none")
     if match and match["tree"]:
         topk, shape = _tree(name)
-        if topk < 2 or shape.num_steps > MAX_NUM_STEPS or not shape.fits(topk):
+        large = shape.num_steps > MAX_NUM_STEPS or shape.num_draft_tokens > MAX_TREE_TOKENS
+        if topk < 2 or large or not shape.fits(topk):
             raise ConfigError(
                 f"arm {name!r} is no tree of STEPSxTOPKxTOKENS, such as tree:5x4x8: topk is above "
-                f"1, steps are 1 to {MAX_NUM_STEPS}, and tokens more than steps and no more than "
-                "such a tree has"
+                f"1, steps are 1 to {MAX_NUM_STEPS}, tokens more than steps, at most "
+                f"{MAX_TREE_TOKENS} and no more than such a tree has"
             )
 
 

@@ -90,6 +90,6 @@ def _color(arm: str) -> Any:
     base = arm.partition("#")[0]
     if base.startswith("speckv"):
         return _SPECKV
-    steps = base.partition(":")[2]
+    steps = base.partition(":")[2].partition("x")[0]
     depth = min(int(steps), 8) if steps.isdigit() else 0
     return _NAMED.get(base) or matplotlib.colormaps["Blues"](0.35 + 0.07 * depth)

@@ -49,8 +49,8 @@ class Counters(msgspec.Struct, frozen=True):
         return self.correct_drafts / self.proposed_drafts if self.proposed_drafts else None
 
     def shares(self, batch_sizes: tuple[int, int] | None = None) -> dict[str, float]:
-        """Part of the rounds by num_steps, ascending; of batches above the one size and up to the
-        other only the newest rounds are known."""
+        """Part of the rounds by num_steps or shape, ascending. ``batch_sizes``: of batches above
+        the first size and up to the second, as far as the newest rounds tell."""
         if batch_sizes is None:
             return shares_of(self.rounds)
         low, high = batch_sizes

@@ -143,7 +143,12 @@ def doubt(arm: Arm, state: Mapping[str, Any]) -> str | None:
     if not algorithm:
         return "speculative decoding is off"
     if arm.policy is not None:
-        return None if active else "SpecKV is not active"
+        if not active or not isinstance(speckv, Mapping):
+            return "SpecKV is not active"
+        known = speckv.get("policies")
+        named = arm.policy.removesuffix("#2")
+        has = not isinstance(known, Sequence) or named in known or arm.learns
+        return None if has else f"it has no policy {named}"
     if active:
         return "SpecKV is active"
     if arm.base == "ema":

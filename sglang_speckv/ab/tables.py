@@ -103,10 +103,10 @@ NOTES = (
     "'whole block' counts all tokens from the first request to the last answer. Percentiles are "
     "p50 / p99.",
     "Ratios are raw ratios of tok/s with 95 % intervals, paired by block; they count both the "
-    "blocks' and the prompts' variance. A fixed setting is no drafting, SGLang's default or a "
-    "number of steps. The best one is the one that came out fastest, which flatters it. 'At "
-    "least' is the lowest lower bound against all fixed settings. An arm is as good as the "
-    "best where that is 0.95 or more.",
+    "blocks' and the prompts' variance. A fixed setting is no drafting, SGLang's default, a number "
+    "of steps or a tree of one shape. The best one is the one that came out fastest, which "
+    "flatters it. 'At least' is the lowest lower bound against all fixed settings. An arm is as "
+    "good as the best where that is 0.95 or more.",
     "Text: greedy answers that equal those without drafting token by token. The server without "
     "drafting reads all others back. A tie: no token scores below the likeliest by more than "
     "rounding explains.",

@@ -120,6 +120,11 @@ class Acceptance:
         survival[unknown & (own == 0.0)] = self._usual
         return np.ones(size), survival
 
+    def shown(self) -> list[float] | dict[str, list[float]]:
+        """[max_steps]: of a usual request, how likely the first i drafts are all accepted."""
+        usual: list[float] = self.survival(np.array([np.nan]))[0].round(4).tolist()
+        return usual
+
     def survival(self, first_probs: np.ndarray) -> np.ndarray:
         """[requests, max_steps]: P(the first i drafts are all accepted), i = 1..max_steps, of new
         requests with these signals; of a usual one where a signal is NaN."""

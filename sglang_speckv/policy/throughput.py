@@ -391,9 +391,9 @@ class ThroughputPolicy:
     def snapshot(self) -> dict[str, object]:
         size = self._last_size
         load = self._loads.get(self._cost.row_of(size))
-        known, usual = bool(self._cost.rounds), self._acceptance.survival(np.array([np.nan]))[0]
+        known = bool(self._cost.rounds)
         return {
-            "survival": usual.round(4).tolist(),
+            "survival": self._acceptance.shown(),
             "labels": [round(n, 1) for n in self._acceptance.labels.tolist()],
             "batch_size": size,
             "round_ms": self._round_ms(size) if known else None,

@@ -6,9 +6,9 @@ Of each shape every level is a position of the logistic model of :mod:`policy.ac
 
     P(a node of level i is accepted | one of level i - 1 is) = sigmoid(a_i + b_i x + o)
 
-A round says this of its own shape, and of smaller ones as well: their nodes are those with the
-greatest joint probability among the same ones, so it is known how far they would have got. A chain
-is the tree whose nodes have one child; there all shapes have the same positions.
+A round tells of its own shape, and of smaller ones as well: those have the nodes of the greatest
+joint probability among its own, so it is known how far they would have got. Chains of different
+depths, trees with one child per node, have the same positions instead.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class TreeAcceptance(Acceptance):
         """The positions of each shape."""
         levels = np.concatenate([np.arange(k) for k in steps])
         sizes = np.repeat(np.log2([shape.num_draft_tokens for shape in shapes]), steps)
-        apart = sum(np.abs(values[:, None] - values) for values in (levels, sizes))
+        lengths = np.repeat(np.log2(np.maximum(steps, 1)), steps)
+        apart = sum(np.abs(values[:, None] - values) for values in (levels, sizes, lengths))
         super().__init__(len(levels), apart=np.asarray(apart))
+        self._surprise = 0.0
         self._model.mean[: self.depth] += WIDER * (sizes - 1.0)
         self._believe()
 
@@ -79,9 +81,25 @@ class TreeAcceptance(Acceptance):
             at, steps = self._spans[other], self._shapes[other].num_steps
             all_steps = np.full(len(right), steps)
             judged[:, at], accepted[:, at] = labels_of(right, all_steps, steps)
-        # They tell of the same drafts, so together they weigh as much as one.
-        self._model.update(x, own, judged / (1 + len(smaller)), accepted)
+        weight = judged
+        if smaller:  # all tell of the same drafts: together they weigh as much as one
+            weight = judged / (2 * len(smaller))
+            weight[:, span] = judged[:, span] / 2
+        expected = self._model.probability(x, own)[:, span]
+        self._surprise += float((judged[:, span] * (accepted[:, span] - expected)).sum())
+        self._model.update(x, own, weight, accepted)
         self._believe()
+
+    @property
+    def unexpected_drafts(self) -> float:
+        """Of the shapes that were served."""
+        return self._surprise
+
+    def shown(self) -> dict[str, list[float]]:
+        """Of a usual request, for every shape: how likely the first i levels are all accepted."""
+        usual = self.survival(np.array([np.nan]))[0].round(4)
+        names, spans = map(str, self._shapes), self._spans
+        return {name: usual[span].tolist() for name, span in zip(names, spans, strict=True)}
 
     def _nothing(self, requests: int) -> np.ndarray:
         return np.zeros((requests, self.depth))
@@ -100,8 +118,8 @@ class TreeAcceptance(Acceptance):
 
 
 def holds(larger: Shape, smaller: Shape) -> bool:
-    """Whether nearly all nodes of a tree of the one shape are verified in the other one: deeper
-    nodes may take the place of some."""
+    """Whether a tree of the ``larger`` shape has nearly all nodes of the ``smaller`` one. It has
+    all of them where both have as many steps; else its deeper nodes may be in the place of some."""
     if smaller.num_steps > larger.num_steps:
         return False
     shallower = smaller.num_steps < larger.num_steps

@@ -89,11 +89,12 @@ def replay_command(
     from sglang_speckv.replay.trees import Machine, is_of_trees, replay_trees, tree_lines
 
     if paths[0].suffix != SUFFIX and is_of_trees(paths[0]):
-        if policy or artifact or cost or explain is not None or draft_cost is None:
+        chains = policy or artifact or cost or candidate_steps or plot or captured or lag
+        if chains or traffic != "mixed" or explain is not None or draft_cost is None:
             raise ConfigError(
                 f"{paths[0]} is a trace of draft trees: throughput is compared with every fixed "
                 "shape, and round times are assumed; give --draft-cost and --verify-width, such as "
-                "0.1 and 0.02, and leave --policy, --artifact, --cost and --explain out"
+                "0.1 and 0.02, and of the others only --requests, --seeds, --passes, --out, --json"
             )
         machine = Machine(draft_cost, verify_width)
         told = replay_trees(paths, machine, _counts(requests), seeds, passes)

@@ -51,7 +51,13 @@ def read_trees(paths: Sequence[Path]) -> Trees:
     for number, file in enumerate(file for path in paths for file in trace_files(path)):
         header, records = read_trace(file)
         names |= set(header.candidate_shapes)
-        source = {"target": header.target, "draft": header.draft, "topk": header.topk}
+        own = {"target": header.target, "draft": header.draft, "topk": header.topk}
+        source = source or own
+        if own != source:
+            raise ConfigError(
+                f"{file} is of {own} and the trace before it of {source}; take one pair of models "
+                "and one topk at a time"
+            )
         for record in records:
             if record.nodes:
                 by_request.setdefault(f"{number}:{record.request}", []).append(record)
@@ -59,6 +65,11 @@ def read_trees(paths: Sequence[Path]) -> Trees:
     if not seen:
         raise ConfigError(f"{paths[0]}: no round of a draft tree whose nodes are known")
     served = max(set(seen), key=lambda shape: (shape.num_draft_tokens, shape))
+    if 2 * seen.count(served) < len(seen):
+        raise ConfigError(
+            f"{paths[0]}: only {seen.count(served)} of {len(seen)} rounds have the largest shape "
+            f"{served}; record one with --speckv-policy static:{served}, which tells of all others"
+        )
     requests = [rounds for one in by_request.values() if (rounds := _rounds(one, served))]
     shapes = tuple(s for s in parse_shapes(",".join(names)) if s == served or holds(served, s))
     return Trees(source, served, shapes, requests)
@@ -70,8 +81,9 @@ def shape_of(record: Record) -> Shape:
 
 def _rounds(records: Sequence[Record], served: Shape) -> tuple[np.ndarray, np.ndarray] | None:
     kept = [record for record in records if shape_of(record) == served]
-    if not all(len(record.nodes) == served.drafts for record in kept):
-        raise ConfigError(f"round {kept[0].round} has not as many nodes as its shape {served}")
+    for record in kept:
+        if len(record.nodes) != served.drafts:
+            raise ConfigError(f"round {record.round} has not as many nodes as its shape {served}")
     firsts = [np.nan if record.first_prob is None else record.first_prob for record in kept]
     return (np.array(firsts), np.array([record.nodes for record in kept])) if kept else None
 

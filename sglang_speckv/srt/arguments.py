@@ -30,6 +30,7 @@ from sglang_speckv.config import (
     SpecKVConfig,
     default_shapes,
     joined,
+    names_shape,
     parse_shapes,
     parse_steps,
     static_steps,
@@ -59,9 +60,9 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         const="",
         default=None,
         metavar="ARTIFACT",
-        help="Choose speculative_num_steps per batch at run time. Needs --speculative-algorithm "
-        "EAGLE, EAGLE3, NEXTN or STANDALONE. ARTIFACT: a file that `speckv train` made for this "
-        "pair; without one everything is learned while serving.",
+        help="Choose the depth of drafting, or the shape of draft trees, for every round. Needs "
+        "--speculative-algorithm EAGLE, EAGLE3, NEXTN or STANDALONE. ARTIFACT: a file that `speckv "
+        "train` made for this pair; without one everything is learned while serving.",
     )
     group.add_argument(
         "--speckv-policy",
@@ -263,7 +264,11 @@ def _refusals_told(server_args: Any) -> Iterator[None]:
 
 
 def _resolve(config: SpecKVConfig, server_args: Any) -> None:
-    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+    from sglang.srt.arg_groups.overrides import (
+        declare_resolution,
+        resolving_view,
+        use_mla_backend,
+    )
 
     compat.check_installation()
     cfg = resolving_view(server_args)
@@ -277,6 +282,11 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
     if config.artifact is not None:
         check_identity(load_artifact(Path(config.artifact)), identity(server_args))
     config, launch = with_launch_tier(config, cfg)
+    if config.candidate_shapes is not None and use_mla_backend(server_args):
+        raise ConfigError(
+            f"SpecKV cannot draft trees for {cfg.model_path!r}, whose attention is MLA; set "
+            f"--speculative-eagle-topk to 1 instead of {cfg.speculative_eagle_topk}"
+        )
     EnginePolicy(config, launch)  # refuses here what it would refuse in the scheduler
     shape, topk = config.shape_of(launch), cfg.speculative_eagle_topk or 1
     declare_resolution(
@@ -317,18 +327,29 @@ def with_launch_tier(config: SpecKVConfig, cfg: Any) -> tuple[SpecKVConfig, int]
             "--speckv-candidate-shapes are those of trees; add --speculative-eagle-topk K above 1, "
             "or take --speckv-candidate-steps"
         )
+    if names_shape(config.policy):
+        raise ConfigError(
+            f"policy {config.policy!r} names the shape of a tree; add --speculative-eagle-topk K "
+            "above 1, or take static:K"
+        )
     return with_launch_steps(config, cfg.speculative_num_steps)
 
 
 def _with_launch_shape(config: SpecKVConfig, cfg: Any) -> tuple[SpecKVConfig, int]:
     topk, shapes = cfg.speculative_eagle_topk, config.candidate_shapes
     steps, tokens = cfg.speculative_num_steps, cfg.speculative_num_draft_tokens
+    named = parse_shapes(config.policy.partition(":")[2]) if names_shape(config.policy) else ()
+    if static_steps(config.policy) is not None and config.policy != "static:0":
+        raise ConfigError(
+            f"policy {config.policy!r} names the depth of a chain; with --speculative-eagle-topk "
+            f"{topk} name a shape, such as static:3x8"
+        )
     if config.candidate_steps != DEFAULT_CANDIDATE_STEPS:
         raise ConfigError(
             f"--speckv-candidate-steps are those of chains; with --speculative-eagle-topk {topk} "
             "take --speckv-candidate-shapes"
         )
-    if (steps is None) != (tokens is None) or (steps is None and shapes is None):
+    if (steps is None) != (tokens is None) or (steps is None and shapes is None and not named):
         raise ConfigError(
             f"--speculative-eagle-topk {topk} needs --speculative-num-steps and "
             "--speculative-num-draft-tokens beside it"
@@ -338,12 +359,13 @@ def _with_launch_shape(config: SpecKVConfig, cfg: Any) -> tuple[SpecKVConfig, in
             f"the artifact {config.artifact!r} knows chains; leave it out, or set "
             f"--speculative-eagle-topk to 1 instead of {topk}"
         )
-    if shapes is not None and steps is None:
-        pinned = config.pinned_tier
-        launch = shapes[-1] if pinned is None else shapes[pinned]
-    else:
-        launch = Shape(steps, tokens)
-    shapes = tuple({*(shapes or default_shapes(launch, topk)), launch})
+    launch = Shape(steps, tokens) if steps is not None else (named or shapes or ())[-1]
+    if launch.num_steps < 1:
+        raise ConfigError(
+            f"--speculative-num-steps {launch.num_steps} drafts no tree; set it to 1 or more (a "
+            "server with trees can be told to draft nothing: --speckv-policy static:0)"
+        )
+    shapes = tuple({*(shapes or default_shapes(launch, topk)), *named, launch})
     for shape in shapes:
         if not shape.fits(topk):
             raise ConfigError(

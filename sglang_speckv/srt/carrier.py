@@ -2,7 +2,7 @@
 ``--speculative-adaptive-config`` JSON, which stock SGLang ignores.
 
 The batch-size slot beside it exists for SGLang: the largest of its candidate steps sizes every
-buffer, as of chains of so many drafts. The file is content-addressed, so that the same settings
+buffer, for a chain of that depth. The file is content-addressed, so that the same settings
 give the same path and a running server's file is never rewritten.
 """
 
@@ -99,8 +99,8 @@ def with_slots(asked: Mapping[str, Any], slots: Mapping[str, Any] | None) -> dic
 
 
 def _sizing_steps(config: SpecKVConfig, topk: int, launch: Shape | None) -> list[int]:
-    """Candidate steps by which SGLang makes room for all tiers: a tree's verified tokens, and the
-    slots that its drafting fills, are those of a chain of one less."""
+    """Candidate steps by which SGLang makes room for all tiers. For a chain of k it makes room for
+    k + 1 tokens; a tree needs room for its verified tokens and for all that its drafting makes."""
     if config.candidate_shapes is None or launch is None:
         return list(config.candidate_steps)
     most = max(max(tokens, steps * topk) for steps, tokens in config.candidate_shapes)

@@ -106,6 +106,7 @@ DECODE_MEM = HookTarget(
     _SRT + "managers.schedule_batch.ScheduleBatch.check_decode_mem", ("selected_indices",)
 )
 DECODE_RESERVE = HookTarget(_SRT + "mem_cache.allocation_sizing.get_alloc_reserve_per_decode", ())
+SLOT_ROWS = HookTarget(_SRT + "mem_cache.allocation_sizing.get_req_to_token_extra_context_len", ())
 SCHEDULER_HOOKS = (
     FINISH_STATE,
     RESULT_DECODE,
@@ -117,6 +118,7 @@ SCHEDULER_HOOKS = (
     SELECT_RUNNERS,
     DECODE_MEM,
     DECODE_RESERVE,
+    SLOT_ROWS,
 )
 # Beside these, unless --speckv-exact is off.
 VERIFY_SAMPLE = HookTarget(

@@ -72,7 +72,10 @@ class EnginePolicy:
         """Whether the draft can sleep at depth 0 at all."""
         self.counters = Counters(config)
         self._fit = DraftFit(self.counters)
-        self.lag = SignalLag(config.signal_lag, overlap)
+        lag = config.signal_lag
+        if config.candidate_shapes is not None and lag == "auto":
+            lag = "late"  # of trees it is not learned what the coming round's signal is worth
+        self.lag = SignalLag(lag, overlap)
         self.trace: TraceWriter | None = None
         self._profile: ProfileRun | None = None
         self._profile_began = False
@@ -414,7 +417,8 @@ class EnginePolicy:
         most = self.most_steps
         if most is None or self.shape_of(decision.num_steps).num_steps <= most:
             return decision
-        allowed = [tier for tier in self.candidate_steps if self.shape_of(tier).num_steps <= most]
+        smaller = [tier for tier in self.candidate_steps if tier < decision.num_steps]
+        allowed = [tier for tier in smaller if self.shape_of(tier).num_steps <= most]
         return Decision(max(allowed, default=self.candidate_steps[0]), "bounded")
 
     def _shallowest(self, reason: str) -> int:

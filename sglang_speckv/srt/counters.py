@@ -21,7 +21,7 @@ MOST_ANSWERS = 4096
 class Counters:
     """Counts since start-up. ``outcomes[w][c]``: request-rounds in which ``w`` drafts were verified
     and ``c`` of them correct; everything about acceptance follows from it. With trees ``w`` is the
-    tier."""
+    tier, whose shape says how many were verified."""
 
     def __init__(self, config: SpecKVConfig) -> None:
         self._names = {tier: config.name_of(tier) for tier in config.tiers}

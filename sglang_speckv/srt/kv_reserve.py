@@ -46,6 +46,14 @@ def check_decode_mem(
     return enough
 
 
+def slots_behind_the_end(result: int) -> int:
+    """AFTER ``get_req_to_token_extra_context_len``: an answer may use the whole context, and then
+    what is set aside for a round lies behind its end. SGLang leaves about half of that room."""
+    from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
+
+    return max(result, get_alloc_reserve_per_decode())
+
+
 def reserve_per_decode(original: Callable[[], int]) -> int:
     """AROUND ``get_alloc_reserve_per_decode``."""
     usual = original()

@@ -86,6 +86,8 @@ def tier_mib(
         return workspace_mib + taken + indices / MIB
     if backend == "triton":
         return (2 * rows * 8 + rows + draft_rows * 8) / MIB
+    if backend == "fa3" and topk > 1:
+        return largest * num_draft_tokens * (context_len + num_draft_tokens) / MIB  # the mask
     return taken
 
 
@@ -122,7 +124,7 @@ def reserve(original: Callable[..., float], server_args: Any) -> float:
     if extra:
         logger.info(
             "SpecKV: candidate depths take about %.1f GiB more than one depth; reserved. They pin "
-            "%.1f GiB of host memory on each rank. Fewer --speckv-candidate-steps or "
+            "%.1f GiB of host memory on each rank. Fewer candidates or "
             "--cuda-graph-bs-decode take less, --mem-fraction-static overrules it",
             extra / 1024,
             pinned / 1024,

@@ -34,6 +34,11 @@ _UNSUPPORTED: tuple[tuple[Callable[[Any], bool], str], ...] = (
         "{cfg.page_size}, or --speculative-eagle-topk to 1",
     ),
     (
+        lambda cfg: (cfg.speculative_eagle_topk or 1) > 1 and cfg.disaggregation_mode != "null",
+        "cannot draft trees under PD disaggregation ({cfg.disaggregation_mode}); set "
+        "--speculative-eagle-topk to 1",
+    ),
+    (
         lambda cfg: (
             (cfg.speculative_eagle_topk or 1) > 1 and cfg.speculative_use_rejection_sampling
         ),

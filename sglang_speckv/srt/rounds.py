@@ -246,10 +246,10 @@ class RoundTracker:
         exact: Sequence[str | None] = (),
         tree: Shape | None = None,
     ) -> DecodeLaunch:
-        """A decode round was launched; ``signals`` [bs, num_steps + 1, 2], of a tree [bs, drafts +
-        1, 3]. ``digest``: at most 24
-        bits that differ where ``decision`` or what it followed from does. ``made`` []: how many
-        drafts the device makes, where that is for it to decide."""
+        """A decode round was launched; ``signals`` are [bs, num_steps + 1, 2], and of a ``tree``
+        [bs, drafts + 1, 3]. ``digest``: at most 24 bits that differ where ``decision`` or what it
+        followed from does. ``made`` []: how many drafts the device makes, where that is for it to
+        decide."""
         settles = tuple(self._unsettled)
         self._unsettled.clear()
         newest = settles[-1].outcome.seconds if settles else None

@@ -108,9 +108,9 @@ class SignalTap:
         first, self._next_first = self._next_first, None
         return self.nothing(size, 1) if first is None else first[:, None]
 
-    def nothing(self, size: int, positions: int) -> Tensor:
-        """[size, positions, 2] of NaN: signals that are unknown."""
-        return self._first.new_full((size, positions, SIGNALS), math.nan)
+    def nothing(self, size: int, positions: int, numbers: int = SIGNALS) -> Tensor:
+        """[size, positions, numbers] of NaN: signals that are unknown."""
+        return self._first.new_full((size, positions, numbers), math.nan)
 
     # -- inside the draft worker
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sglang_speckv.config import Shape
@@ -30,8 +31,8 @@ from sglang_speckv.srt.controller import on_or_off
 from sglang_speckv.srt.graph_stop import GraphStop
 from sglang_speckv.srt.kv_reserve import RESERVE
 from sglang_speckv.srt.metrics import Metrics
-from sglang_speckv.srt.rounds import TROUBLE, DecodeLaunch, Launch, RoundTracker
-from sglang_speckv.srt.signals import SignalTap
+from sglang_speckv.srt.rounds import TREE_SIGNALS, TROUBLE, DecodeLaunch, Launch, RoundTracker
+from sglang_speckv.srt.signals import SIGNALS, SignalTap
 from sglang_speckv.srt.sleep import DraftSleep
 from sglang_speckv.srt.trace import TraceWriter
 
@@ -81,21 +82,35 @@ def _hook_scheduler(exactly: bool, trees: bool) -> None:
         (compat.SELECT_RUNNERS, weights.select_runners, HookType.AROUND),
         (compat.DECODE_MEM, kv_reserve.check_decode_mem, HookType.AROUND),
         (compat.DECODE_RESERVE, kv_reserve.reserve_per_decode, HookType.AROUND),
+        (compat.SLOT_ROWS, kv_reserve.slots_behind_the_end, HookType.AFTER),
         (compat.FINISH_STATE, usage.bound_reasoning, HookType.AFTER),
     ]
+    samples: list[Callable[..., Any]] = []
     if exactly:
+        samples += [joint_cut.install().sample, exact.sample]
         hooks += [
-            (compat.VERIFY_SAMPLE, joint_cut.install().sample, HookType.AROUND),
-            (compat.VERIFY_SAMPLE, exact.sample, HookType.AROUND),
             (compat.FINISH_STATE, finish.update_finish_state, HookType.AROUND),
             (compat.SAMPLING_INFO, penalties.go_on_counting, HookType.AFTER),
         ]
     if trees:
-        hooks.append((compat.VERIFY_SAMPLE, tree_tap.sample, HookType.AROUND))
+        samples.append(tree_tap.sample)
+    if samples:
+        hooks.append((compat.VERIFY_SAMPLE, _nested(samples), HookType.AROUND))
     for target, hook, kind in hooks:
         HookRegistry.register(target.path, hook, kind)
     HookRegistry.apply_hooks()
     compat.check_applied(target for target, _, _ in hooks)
+
+
+def _nested(hooks: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """One hook of several, each around those before it: SGLang warns of more than one."""
+
+    def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        for hook in hooks:
+            original = partial(hook, original)
+        return original(*args, **kwargs)
+
+    return around
 
 
 class SpecKVMixin(_Worker):
@@ -272,7 +287,8 @@ class SpecKVMixin(_Worker):
                 first = self._tap.finish_round(self._round_slots, 0)[:, -1]
                 signals = self._tree_tap.finish_round(len(batch.reqs), shape.drafts, first)
         if signals is None:
-            signals = self._tap.nothing(len(batch.reqs), shape.drafts + 1)
+            numbers = TREE_SIGNALS if self._trees else SIGNALS
+            signals = self._tap.nothing(len(batch.reqs), shape.drafts + 1, numbers)
         return self._rounds.launched(
             batch.reqs,
             self.tier,
@@ -389,6 +405,7 @@ class SpecKVMixin(_Worker):
         if not switched:
             self.speculative_num_steps = -1  # SGLang leaves a state of as many steps as it is
             super().apply_runtime_state(state)
+            self.tier = self._config.tier_of(shape)
 
     def _switch(self, state: Any) -> None:
         started = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sglang_speckv.offline.records import read_trace
-from tests.engine.conftest import PROMPTS, TOKENS
+from tests.engine.conftest import ALL, PROMPTS, TOKENS
 from tests.forked import call
 
 pytestmark = pytest.mark.engine
@@ -49,7 +49,13 @@ def arguments(models: dict[str, str], algorithm: str, draft: str) -> dict[str, A
 
 @pytest.mark.parametrize(
     ("kind", "algorithm", "draft"),
-    [("Engine", "NEXTN", "eagle2"), ("Runtime", "STANDALONE", "alike")],
+    [
+        pytest.param(
+            *("Engine", "NEXTN", "eagle2"),
+            marks=pytest.mark.skipif(not ALL, reason="spawns for a minute: make exact"),
+        ),
+        ("Runtime", "STANDALONE", "alike"),
+    ],
 )
 def test_serves_losslessly(
     kind: str,

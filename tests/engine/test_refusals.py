@@ -25,6 +25,7 @@ pytestmark = pytest.mark.engine
 
 TREE = ["--speckv", "--speculative-eagle-topk", "4"]
 SHAPE = ["--speculative-num-steps", "3", "--speculative-num-draft-tokens", "8"]
+NOTHING = ["--speculative-num-steps", "0", "--speculative-num-draft-tokens", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,8 @@ def test_trees_that_are_served(diagnosed: Callable[..., Any], algorithm: str) ->
     assert (report["adaptive"], report["problem"]) == (True, None)
     assert report["candidate_shapes"] == ["0", "1x2", "2x4", "3x4", "3x8"]
     assert report["launch_steps"] == 3 and "trees" in report["stops"]
+    named = diagnosed(*TREE, "--speckv-policy", "static:5x16", algorithm=algorithm, draft=draft)
+    assert named["candidate_shapes"] == ["0", "1x2", "3x4", "3x8", "5x8", "5x16"]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,13 @@ def test_trees_that_are_served(diagnosed: Callable[..., Any], algorithm: str) ->
         ([*TREE, *SHAPE, "--speckv-candidate-shapes", "1x8"], "shape 1x8 cannot be"),
         ([*TREE, *SHAPE, "--speckv-candidate-shapes", "3"], "shape '3' is neither"),
         ([*TREE, *SHAPE, "--speckv-policy", "ema"], "policy 'ema' cannot choose among trees"),
+        ([*TREE, *SHAPE, "--speckv-policy", "static:4"], "static:4' names the depth of a chain"),
+        (["--speckv-policy", "static:3x8"], "policy 'static:3x8' names the shape of a tree"),
+        ([*TREE, *NOTHING], "--speculative-num-steps 0 drafts no tree"),
+        (
+            [*TREE, *SHAPE, "--disaggregation-mode", "prefill"],
+            "trees under PD disaggregation (prefill)",
+        ),
         (["--speckv", "--enable-two-batch-overlap"], "two-batch overlap"),
         (["--speckv", "--pp-size", "2"], "pipeline parallelism"),
         (["--speckv", "--tp-size", "2", "--attn-dp-size", "2"], "attention DP"),

@@ -81,3 +81,13 @@ def test_a_switch_of_sglang_leaves_an_entry_and_a_line(
     sglangs = super(type(worker).__mro__[1], worker).apply_runtime_state
     switches = len(STEPS) * ROUNDS
     assert left_behind(worker, sglangs, monkeypatch) == (switches, switches)
+
+
+def test_a_switch_that_fails_leaves_the_tier_that_sglang_switched_to(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker._fuse.armed = True
+    monkeypatch.setattr(worker, "_switch", MagicMock(side_effect=RuntimeError))
+    worker.apply_runtime_state(MagicMock(speculative_num_steps=3, speculative_num_draft_tokens=4))
+    assert worker.tier == worker.speculative_num_steps == 3
+    assert worker._fuse.failures == {"switching the depth": 1}

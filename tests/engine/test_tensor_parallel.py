@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from sglang_speckv.ab.process import Server
-from tests.engine.conftest import PROMPTS, flags, serving
+from tests.engine.conftest import ALL, PROMPTS, flags, serving
 from tests.engine.test_trees import LAUNCH, SHAPES, shuffled
 from tests.forked import ForkedServer
 
@@ -93,6 +93,7 @@ def _wait_listening(server: Server) -> None:
     raise TimeoutError("the server did not listen")
 
 
+@pytest.mark.skipif(not ALL, reason="takes long: make exact")
 def test_ranks_agree_on_shapes_of_trees(
     models: dict[str, str], plain_answers: dict[str, Any], tmp_path: Path, ranks_differ: None
 ) -> None:

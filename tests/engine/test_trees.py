@@ -17,14 +17,16 @@ import requests
 from sglang_speckv.offline.records import read_trace
 from tests.engine.conftest import ALL, PAIRS, PROMPTS, Serving, flags, serving
 from tests.engine.reference import AT_A_TIME, Reference, follows_target, sampled
-from tests.exact.features import unlike
+from tests.engine.test_exact import alike, alone
+from tests.exact.features import FEATURES, end_of_the_context, unlike
 
+__all__ = ["alone"]
 pytestmark = pytest.mark.engine
 
 SHAPES = ("0", "1x2", "3x8", "3x16", "5x16")
 TREE = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "4")
 LAUNCH = (*TREE, "--speculative-num-draft-tokens", "16")
-DRAFTS = tuple(PAIRS) if ALL else ("eagle3", "standalone-self")
+DRAFTS = tuple(PAIRS) if ALL else ("eagle3",)
 
 
 @pytest.fixture(scope="module", params=DRAFTS)
@@ -91,19 +93,34 @@ def test_sampled_text_follows_the_target_while_the_shape_moves(
     assert follows_target(answers, Reference(models["target"]), top_p)
 
 
-def test_a_request_that_takes_no_drafts_beside_others(tree: Serving) -> None:
+def test_a_request_that_takes_no_drafts_beside_others(
+    tree: Serving, plain_answers: dict[str, Any]
+) -> None:
     tree.select("static:5x16")
-    answers = [
-        answer["meta_info"]
-        for answer in unlike(
-            tree, [{}, {"presence_penalty": 1e-6}, {}, {"frequency_penalty": 1e-6}]
-        )
-    ]
+    told = unlike(tree, [{}, {"presence_penalty": 1e-6}, {}, {"frequency_penalty": 1e-6}])
+    assert [answer["output_ids"] for answer in told] == plain_answers["batch"]
+    answers = [answer["meta_info"] for answer in told]
     proposed, rounds = (
         [answer[f"spec_{name}"] for answer in answers]
         for name in ("num_proposed_drafts", "verify_ct")
     )
     assert proposed == [15 * rounds[0], 0, 15 * rounds[2], 0]
+
+
+def test_an_answer_may_use_the_whole_context(tree: Serving) -> None:
+    """Where what is set aside for a round lies behind its end."""
+    tree.select("static:0")
+    wanted = end_of_the_context(tree)
+    tree.select("static:5x16")
+    assert end_of_the_context(tree) == wanted
+
+
+@pytest.mark.skipif(not ALL, reason="takes long: make exact")
+@pytest.mark.parametrize("name", FEATURES)
+def test_feature(tree: Serving, alone: dict[str, Any], name: str) -> None:
+    with shuffled(tree):
+        assert alike(FEATURES[name](tree), alone[name])
+    assert not tree.speckv()["failures"]
 
 
 def test_the_policy_chooses_shapes_and_counts_what_was_verified(tree: Serving) -> None:

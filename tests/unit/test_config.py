@@ -40,7 +40,7 @@ def configs(draw: st.DrawFn) -> SpecKVConfig:
 @st.composite
 def trees(draw: st.DrawFn) -> SpecKVConfig:
     shape = st.builds(Shape, st.integers(1, MAX_NUM_STEPS), st.integers(2, MAX_TREE_TOKENS))
-    shapes = tuple(draw(st.lists(shape, min_size=1, max_size=6)))
+    shapes = tuple(draw(st.lists(shape, min_size=1, max_size=4)))
     policy = draw(st.sampled_from(["throughput", f"static:{shapes[0]}", "static:0"]))
     return SpecKVConfig(policy, candidate_shapes=shapes)
 
@@ -76,6 +76,11 @@ def test_a_chain_is_a_tier_by_its_depth() -> None:
     assert config.name_of(3) == "3" and SpecKVConfig("ema").pinned_tier is None
 
 
+def test_shapes_have_a_limit_together() -> None:
+    with pytest.raises(ConfigError, match="have 80 steps together, more than 64; leave some out"):
+        parse_shapes(",".join(f"16x{tokens}" for tokens in (20, 30, 40, 50, 60)))
+
+
 BAD_SHAPES = {
     "": "neither STEPSxTOKENS",
     "3": "neither STEPSxTOKENS",
@@ -94,7 +99,9 @@ def test_bad_shapes_are_refused_by_name(text: str, problem: str) -> None:
         parse_shapes(text)
 
 
-@pytest.mark.parametrize("policy", ["ema", "confidence", "static:3", "static:4x8", "paper"])
+@pytest.mark.parametrize(
+    "policy", ["ema", "confidence", "static:3", "static:4x8", "static:x", "paper"]
+)
 def test_policies_that_cannot_choose_among_trees(policy: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot choose among trees.*static:3x8"):
         SpecKVConfig(policy, candidate_shapes=parse_shapes("3x8"))

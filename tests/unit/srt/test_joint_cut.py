@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sglang_speckv.srt.cpu.kernels.sampling import top_k_renorm_prob, top_p_renorm_prob
 from sglang_speckv.srt.joint_cut import JointCut
+from sglang_speckv.srt.patches_present import installed_package
 
 PROBS = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.7, 0.2, 0.06, 0.04]])
 TOP_K = torch.tensor([3, 2])
@@ -62,9 +63,5 @@ def test_a_verification_that_fails_leaves_nothing_behind(cut: JointCut) -> None:
 
 def test_sglang_calls_top_k_first() -> None:
     """The order that :class:`JointCut` turns round."""
-    import inspect
-
-    from sglang.srt.speculative import eagle_utils
-
-    source = inspect.getsource(inspect.unwrap(eagle_utils.eagle_sample))
+    source = (installed_package() / "srt" / "speculative" / "eagle_utils.py").read_text()
     assert source.index("= top_k_renorm_prob(") < source.index("= top_p_renorm_prob(")

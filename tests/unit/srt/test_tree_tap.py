@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sglang_speckv.srt.fuse import Fuse
+from sglang_speckv.srt.signals import TAP
 from sglang_speckv.srt.tree_tap import TreeTap, sample
 
 SIZE, TOKENS = 2, 4
@@ -84,6 +85,7 @@ def test_a_fault_of_the_tap_leaves_drafts_and_results_as_they_are(tap: TreeTap) 
     tap._probs = torch.zeros(1, 1)
     _, picked, tokens = draft(tap)
     assert picked.shape == tokens.shape == (SIZE, TOKENS - 1)
+    assert tap._fuse.failures == {TAP: 1}
     tap._note = None  # type: ignore[assignment,method-assign]
     verify(tap, [[0, 2, -1], [4, 5, 6]])
-    assert tap._fuse.failures
+    assert tap._fuse.failures == {TAP: 2}
