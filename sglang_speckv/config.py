@@ -158,9 +158,10 @@ class SpecKVConfig:
     ``ema_config`` holds the user's own batch-size slots in SGLang's adaptive-config form, for the
     ``ema`` policy; None means SGLang's defaults. ``signal_lag``: see
     :mod:`sglang_speckv.srt.lag`. ``trace`` is a folder for per-round records, ``artifact`` a file
-    that `speckv train` made. ``profile_seconds`` bounds the rounds that are timed before serving; 0
-    learns while serving. ``stop``, ``width``: see :mod:`sglang_speckv.srt.in_round`; ``exact``: see
-    :mod:`sglang_speckv.srt.exact`; ``max_context``: :mod:`sglang_speckv.srt.bounds`.
+    that `speckv train` made, or a folder of such files. ``profile_seconds`` bounds the rounds that
+    are timed before serving; 0 learns while serving. ``stop``, ``width``: see
+    :mod:`sglang_speckv.srt.in_round`; ``exact``: see :mod:`sglang_speckv.srt.exact`;
+    ``max_context``: :mod:`sglang_speckv.srt.bounds`.
     """
 
     policy: str = "throughput"

@@ -25,7 +25,9 @@ RUNS = {
     "demo-cpu": ("demo", "load moves between 1 and 4 requests"),
     "ab-cpu-sweep": ("sweep", "1, 4 and 16 requests"),
     "ab-cpu-held-out": ("other prompts", "1, 4 and 16 requests"),
+    "ab-cpu-trees": ("with trees", "1, 4 and 16 requests"),
 }
+OURS = {"speckv": "", "speckv:topk4": ", trees"}
 DRAFTS = {"eagle3": "EAGLE-3 head", "standalone": "separate draft"}
 
 
@@ -38,12 +40,12 @@ def summary(folder: Path) -> str:
     for name, (run, load) in RUNS.items():
         result = json.loads((folder / f"{name}.json").read_text())
         for title, _, records in ab_tables(result):
-            speckv = next((record for record in records if record["arm"] == "speckv"), None)
-            if title.endswith("all loads") and speckv is not None:
-                draft = DRAFTS[title.partition(",")[0].lower()]
-                cells = [of_best_fixed(speckv), _of_rule(speckv), over("none")(speckv)]
-                link = f"[{run}](examples/results/{name}.json)"
-                lines.append(f"| {link}, {draft}, {load} | {' | '.join(cells)} |")
+            for speckv in (record for record in records if record["arm"] in OURS):
+                if title.endswith("all loads"):
+                    draft = DRAFTS[title.partition(",")[0].lower()] + OURS[speckv["arm"]]
+                    cells = [of_best_fixed(speckv), _of_rule(speckv), over("none")(speckv)]
+                    link = f"[{run}](examples/results/{name}.json)"
+                    lines.append(f"| {link}, {draft}, {load} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

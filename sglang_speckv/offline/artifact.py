@@ -26,6 +26,8 @@ from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
 SCHEMA = 3
 SUFFIX = ".safetensors"
 MAX_BYTES = 5 << 20
+MOST_FILES = 64
+"""Artifacts of a folder that are looked at."""
 _PARTS: dict[str, Any] = {"acceptance": AcceptancePrior, "cost": CostPrior, "mlp": MlpWeights}
 _DTYPES = ("float64", "int64")
 _REMEDY = "check the path or train it again (speckv train)"
@@ -73,18 +75,53 @@ class Artifact:
         return self.prior.mlp
 
 
-def check_identity(artifact: Artifact, identity: Mapping[str, str | int | None]) -> None:
+Identity = Mapping[str, str | int | None]
+
+
+def check_identity(artifact: Artifact, identity: Identity) -> None:
     """Raise :class:`ConfigError` that names everything in which a server differs."""
-    differences = [
-        f"{name} {value!r} (here {identity.get(name)!r})"
-        for name, value in artifact.identity.items()
-        if identity.get(name) != value
-    ]
+    differences = _differences(artifact, identity)
     if differences:
         raise ConfigError(
             f"the artifact was trained for {', '.join(differences)}; train one from this server's "
             "own trace (speckv train) or leave the artifact out"
         )
+
+
+def artifacts_in(path: Path) -> dict[Path, Artifact]:
+    """The artifact that ``path`` is, or those in the folder that it is: one for each compression
+    of a target, say. Raises :class:`ConfigError` where one of them cannot be read."""
+    files = sorted(path.glob(f"*{SUFFIX}"))[: MOST_FILES + 1] if path.is_dir() else []
+    if len(files) > MOST_FILES:
+        raise ConfigError(f"{str(path)!r} holds more than {MOST_FILES} artifacts; name one of them")
+    return {file: load_artifact(file) for file in files or [path]}
+
+
+def fitting(path: Path, identity: Identity) -> Path:
+    """The artifact at ``path`` that was trained for such a server.
+
+    Raises:
+        ConfigError: there is none; says in what the nearest one differs.
+    """
+    found = artifacts_in(path)
+    nearest = min(found, key=lambda file: len(_differences(found[file], identity)))
+    differences = _differences(found[nearest], identity)
+    if differences and len(found) > 1:
+        raise ConfigError(
+            f"none of the {len(found)} artifacts in {str(path)!r} was trained for this server; the "
+            f"nearest, {nearest.name}, is for {', '.join(differences)}; train one from this "
+            "server's own trace (speckv train) or leave them out"
+        )
+    check_identity(found[nearest], identity)
+    return nearest
+
+
+def _differences(artifact: Artifact, identity: Identity) -> list[str]:
+    return [
+        f"{name} {value!r} (here {identity.get(name)!r})"
+        for name, value in artifact.identity.items()
+        if identity.get(name) != value
+    ]
 
 
 def check_target(path: Path) -> None:

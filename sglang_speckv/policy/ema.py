@@ -69,7 +69,9 @@ class EmaPolicy:
 
     def observe(self, outcome: Round) -> None:
         if is_round(outcome, self.candidate_steps):
-            correct, _ = correct_drafts_of(outcome.num_correct_drafts, outcome.num_steps)
+            correct, valid = correct_drafts_of(outcome.num_correct_drafts, outcome.num_steps)
+            if outcome.widths is not None and len(outcome.widths) == len(valid):
+                correct = correct[outcome.widths[valid] > 0]  # others were not drafted for
             self._route(outcome.batch_size).update(correct.tolist())
 
     def snapshot(self) -> dict[str, object]:

@@ -35,7 +35,7 @@ from sglang_speckv.config import (
     parse_steps,
     static_steps,
 )
-from sglang_speckv.offline.artifact import check_identity, load_artifact
+from sglang_speckv.offline.artifact import artifacts_in, fitting
 from sglang_speckv.srt import carrier, compat, cpu, detokenizer, exact, request_checks
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.draft_check import check_draft
@@ -62,7 +62,8 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         metavar="ARTIFACT",
         help="Choose the depth of drafting, or the shape of draft trees, for every round. Needs "
         "--speculative-algorithm EAGLE, EAGLE3, NEXTN or STANDALONE. ARTIFACT: a file that `speckv "
-        "train` made for this pair; without one everything is learned while serving.",
+        "train` made for this pair, or a folder of such files, of which the one for this server is "
+        "taken; without one everything is learned while serving.",
     )
     group.add_argument(
         "--speckv-policy",
@@ -205,7 +206,7 @@ def _check_artifact(artifact: str) -> None:
             f"--speckv {artifact} is neither a switch nor an artifact; write --speckv alone "
             "(in a YAML config: speckv: '')"
         )
-    load_artifact(Path(artifact))  # what is wrong with it is said before SGLang is imported
+    artifacts_in(Path(artifact))  # what is wrong with it is said before SGLang is imported
 
 
 def exit_with(error: ConfigError) -> None:
@@ -280,7 +281,8 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
     refuse_recurrent("draft", draft_model_config(server_args))
     config = located(config)
     if config.artifact is not None:
-        check_identity(load_artifact(Path(config.artifact)), identity(server_args))
+        own = fitting(Path(config.artifact), identity(server_args))
+        config = replace(config, artifact=str(own))
     config, launch = with_launch_tier(config, cfg)
     if config.candidate_shapes is not None and use_mla_backend(server_args):
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from sglang_speckv.config import ConfigError
 from sglang_speckv.offline import artifact as artifact_module
 from sglang_speckv.offline.artifact import (
     MAX_BYTES,
+    MOST_FILES,
     Artifact,
+    artifacts_in,
     check_identity,
+    fitting,
     load_artifact,
     save_artifact,
 )
@@ -128,6 +132,43 @@ def test_what_could_not_be_read_back_is_not_written(
     with pytest.raises(ConfigError, match="too large to be read back"):
         saved(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def several(folder: Path) -> None:
+    for name in (None, "int8", "nf4"):
+        value = replace(artifact(), identity={**IDENTITY, "quantization": name})
+        save_artifact(value, folder / f"{name}.safetensors")
+
+
+def test_of_several_artifacts_the_one_that_fits_is_taken(tmp_path: Path) -> None:
+    several(tmp_path)
+    for name in (None, "int8", "nf4"):
+        wanted = tmp_path / f"{name}.safetensors"
+        assert fitting(tmp_path, {**IDENTITY, "quantization": name}) == wanted
+        assert fitting(wanted, {**IDENTITY, "quantization": name}) == wanted
+
+
+def test_where_none_fits_the_nearest_is_named(tmp_path: Path) -> None:
+    several(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        fitting(tmp_path, {**IDENTITY, "quantization": "int8", "draft": "other"})
+    message = str(caught.value)
+    assert "none of the 3 artifacts" in message and "\n" not in message
+    assert "the nearest, int8.safetensors, is for draft 'small' (here 'other');" in message
+
+
+def test_one_broken_artifact_of_several_is_told(tmp_path: Path) -> None:
+    several(tmp_path)
+    (tmp_path / "int8.safetensors").write_bytes(b"{")
+    with pytest.raises(ConfigError, match=r"int8\.safetensors' is no artifact"):
+        artifacts_in(tmp_path)
+
+
+def test_a_folder_of_very_many(tmp_path: Path) -> None:
+    for number in range(MOST_FILES + 1):
+        (tmp_path / f"{number}.safetensors").touch()
+    with pytest.raises(ConfigError, match="more than 64 artifacts; name one of them"):
+        artifacts_in(tmp_path)
 
 
 def test_a_mismatch_is_refused_with_what_differs(tmp_path: Path) -> None:

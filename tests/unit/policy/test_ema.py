@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from sglang_speckv.config import ConfigError
@@ -55,3 +56,12 @@ def test_what_is_no_batch_size_is_no_slot(key: str) -> None:
 def test_a_bad_slot_is_refused(bad: dict) -> None:
     with pytest.raises(ConfigError, match="adaptive config"):
         EmaPolicy(ALL, 3, bad)
+
+
+def test_requests_that_took_no_drafts_say_nothing() -> None:
+    slots = {"1": {"candidate_steps": [0, 3, 5]}, "warmup_batches": 0, "update_interval": 1}
+    alone, beside = EmaPolicy(ALL, 3, slots), EmaPolicy(ALL, 3, slots)
+    for _ in range(3):
+        alone.observe(Round(3, 1, [3]))
+        beside.observe(Round(3, 2, [3, 0], widths=np.array([3, 0])))
+    assert alone.snapshot() == beside.snapshot()
