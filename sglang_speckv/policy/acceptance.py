@@ -14,7 +14,7 @@ out would take the confident rounds for all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -182,10 +182,6 @@ class Acceptance:
         if requests is not None and len(requests) == len(valid) <= SMALL:
             names = [name for name, kept in zip(requests, valid.tolist(), strict=True) if kept]
             self._own.learn(names, self._model.probability(x), judged, accepted)
-
-    def name(self, classes: Mapping[int, str]) -> None:
-        """Of which class requests are."""
-        self._own.name(classes)
 
     def _see(self, x: np.ndarray) -> None:
         """What signals are usual: of a request whose own is unknown nothing else is known."""

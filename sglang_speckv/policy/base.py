@@ -23,7 +23,7 @@ Thirteen words, one idea each; SGLang's names where it has them:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,14 +37,12 @@ class Batch:
     ``first_probs`` [size] is per request the draft's newest known top-1 probability of a first
     draft token: of the coming round where the host has it in time, else of an earlier round; NaN
     where unknown. None where nothing taps the draft. ``requests`` [size] are numbers that tell
-    requests apart, the same from round to round; None where nobody numbers them. ``classes``: of
-    those of them that named a class, by their number.
+    requests apart, the same from round to round; None where nobody numbers them.
     """
 
     size: int
     first_probs: np.ndarray | None = None
     requests: Sequence[int] | None = None
-    classes: Mapping[int, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ the deeper ones too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,10 +34,7 @@ REQUEST_SPREAD = 0.4
 """Standard deviation of a request's own log-odds."""
 REQUEST_MEMORY = 0.9
 """What a round of a request still weighs a round later."""
-CLASS_MEMORY = 0.99
-"""What a round of a request still weighs a round later in what is known of its class."""
 MOST_REQUESTS = 4096
-MOST_CLASSES = 256
 LIMIT = 7.0
 """Largest log-odds of anything: 1 in 1,100."""
 LEAST = 1.0 / (1.0 + math.exp(LIMIT))
@@ -94,28 +90,15 @@ class Logistic:
 
 class OwnAcceptance:
     """By how much more or less than expected is accepted of each request, in log-odds, shrunk
-    towards what is known of its class; towards nothing where it has none."""
+    towards nothing."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[float, float]] = {}
         """Decayed sums: accepted less expected, and their variance."""
-        self._classes: dict[int, str] = {}
-        self._by_class: dict[str, tuple[float, float]] = {}
-
-    def name(self, classes: Mapping[int, str]) -> None:
-        """Of which class requests are."""
-        for request, label in classes.items():
-            _renew(self._classes, request, label, MOST_REQUESTS)
 
     def of(self, requests: Sequence[int]) -> list[float]:
-        own = [_offset(self._known.get(name, _NOTHING)) for name in requests]
-        if not self._classes:
-            return own
-        return [value + of for value, of in zip(own, self._of_classes(requests), strict=True)]
-
-    def _of_classes(self, requests: Sequence[int]) -> list[float]:
-        labels = [self._classes.get(name, "") for name in requests]
-        return [_offset(self._by_class.get(label, _NOTHING)) for label in labels]
+        known = [self._known.get(name, (0.0, 0.0)) for name in requests]
+        return [s / (v + REQUEST_SPREAD**-2) for s, v in known]
 
     def learn(
         self,
@@ -125,58 +108,13 @@ class OwnAcceptance:
         accepted: np.ndarray,
     ) -> None:
         """``expected`` [requests, positions]: what was expected of anybody."""
-        if self._classes:
-            expected = self._learn_classes(requests, expected, judged, accepted)
-        for name, news in zip(requests, _news(expected, judged, accepted), strict=True):
-            known = _grown(self._known.get(name, _NOTHING), news, REQUEST_MEMORY)
-            _renew(self._known, name, known, MOST_REQUESTS)
-
-    def _learn_classes(
-        self,
-        requests: Sequence[int],
-        expected: np.ndarray,
-        judged: np.ndarray,
-        accepted: np.ndarray,
-    ) -> np.ndarray:
-        """Returns what was expected of each request as one of its class."""
-        offsets = np.array(self._of_classes(requests))[:, None]
-        for name, news in zip(requests, _news(expected, judged, accepted), strict=True):
-            label = self._classes.get(name)
-            if label is not None:
-                known = _grown(self._by_class.get(label, _NOTHING), news, CLASS_MEMORY)
-                _renew(self._by_class, label, known, MOST_CLASSES)
-        return probability(np.log(expected / (1.0 - expected)) + offsets)
-
-
-_NOTHING = (0.0, 0.0)
-
-
-def _offset(known: tuple[float, float]) -> float:
-    surprise, variance = known
-    return surprise / (variance + REQUEST_SPREAD**-2)
-
-
-def _news(
-    expected: np.ndarray, judged: np.ndarray, accepted: np.ndarray
-) -> list[tuple[float, float]]:
-    """Of each request what was accepted beyond what was expected, and the variance of that."""
-    surprise = (judged * (accepted - expected)).sum(axis=1).tolist()
-    variance = (judged * expected * (1.0 - expected)).sum(axis=1).tolist()
-    return list(zip(surprise, variance, strict=True))
-
-
-def _grown(
-    before: tuple[float, float], news: tuple[float, float], memory: float
-) -> tuple[float, float]:
-    return memory * before[0] + news[0], memory * before[1] + news[1]
-
-
-def _renew(table: dict[Any, Any], key: Any, value: Any, most: int) -> None:
-    """Put it last, and forget the one that was renewed longest ago where there are too many."""
-    table.pop(key, None)
-    table[key] = value
-    if len(table) > most:
-        del table[next(iter(table))]
+        surprise = (judged * (accepted - expected)).sum(axis=1).tolist()
+        variance = (judged * expected * (1.0 - expected)).sum(axis=1).tolist()
+        for name, s, v in zip(requests, surprise, variance, strict=True):
+            before, known = self._known.pop(name, (0.0, 0.0))
+            self._known[name] = REQUEST_MEMORY * before + s, REQUEST_MEMORY * known + v
+        while len(self._known) > MOST_REQUESTS:
+            del self._known[next(iter(self._known))]  # the one that was served longest ago
 
 
 def probability(odds: np.ndarray) -> np.ndarray:

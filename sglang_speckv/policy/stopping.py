@@ -20,7 +20,7 @@ keeps its distribution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -138,10 +138,6 @@ class Stopping:
         judged[:, 0] = 0.0
         self._by_last.update(last, own, judged, accepted)
         return expected
-
-    def name(self, classes: Mapping[int, str]) -> None:
-        """Of which class requests are."""
-        self._own.name(classes)
 
     def _see(self, odds: np.ndarray) -> None:
         made = odds.shape[1]

@@ -11,7 +11,7 @@ shallower than the best one, at once again where that paid and the best one was 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -198,16 +198,9 @@ class ThroughputPolicy:
         return (more - less) / max(weighed.tokens)
 
     def decide(self, batch: Batch) -> Decision:
-        if batch.classes:
-            self._name(batch.classes)
         decision = self._newest = self._choose(batch)
         self._decisions[decision.reason] += 1
         return decision
-
-    def _name(self, classes: Mapping[int, str]) -> None:
-        for model in (*self._by_age.values(), self._stopping):
-            if model is not None:
-                model.name(classes)
 
     def _choose(self, batch: Batch) -> Decision:
         self._weighed = None

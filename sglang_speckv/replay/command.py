@@ -64,9 +64,6 @@ def replay_command(
             help="Draft in graphs, as on CUDA: the device stops, nothing is cut. Add --lag 1."
         ),
     ] = False,
-    classes: Annotated[
-        bool, typer.Option(help="Let requests name their class, as they may in serving.")
-    ] = False,
     jobs: Annotated[int, typer.Option(min=0, max=1024, help="Processes; 0: one per core.")] = 0,
     explain: Annotated[
         int | None, typer.Option(help="Say why the policy chose what it did in this round.")
@@ -92,7 +89,7 @@ def replay_command(
     from sglang_speckv.replay.trees import Machine, is_of_trees, replay_trees, tree_lines
 
     if paths[0].suffix != SUFFIX and is_of_trees(paths[0]):
-        chains = policy or artifact or cost or candidate_steps or plot or captured or lag or classes
+        chains = policy or artifact or cost or candidate_steps or plot or captured or lag
         if chains or traffic != "mixed" or explain is not None or draft_cost is None:
             raise ConfigError(
                 f"{paths[0]} is a trace of draft trees: throughput is compared with every fixed "
@@ -122,7 +119,6 @@ def replay_command(
         artifact=artifact,
         profiled=profile,
         captured=captured,
-        classes=classes,
         jobs=jobs,
     )
     if explain is not None:

@@ -111,7 +111,6 @@ def to_json(replay: Replay) -> dict[str, Any]:
             "passes": options.passes,
             "lag": options.lag,
             "captured": options.captured,
-            "classes": options.classes,
             "artifact": options.artifact and shown_path(str(options.artifact)),
             "profiled": options.profiled,
             "files": trace_hashes(options.paths),

@@ -54,7 +54,6 @@ class ReplayOptions:
     artifact: Path | None = None
     profiled: bool = True
     captured: bool = False
-    classes: bool = False
     jobs: int = 1
 
 
@@ -230,15 +229,7 @@ def _walk_once(name: str, at: Setting, options: ReplayOptions, size: int, seed: 
     profile = at.profile(size) if options.profiled else ()
     policy = policy_of(name, at.tiers, at.prior, profile, options.captured)
     noise, walk = np.random.default_rng([seed, 1]), walk_of(at, options, size, seed)
-    return play(
-        policy,
-        walk,
-        price,
-        options.lag,
-        noise,
-        captured=options.captured,
-        classes=options.classes,
-    )
+    return play(policy, walk, price, options.lag, noise, captured=options.captured)
 
 
 def _foreseen(at: Setting, options: ReplayOptions, size: int, rate: float, seed: int) -> Played:

@@ -33,18 +33,12 @@ class Walk:
         self.row = positions.start[self.request]
         self._end = positions.start[self.request + 1]
         self.is_over = len(self.request) < size
-        self._labels = positions.labels
         self.names = list(range(size))
         """[size]: numbers that tell requests apart, also the same one in another pass."""
         self._served = size
         self._first = positions.signals[:, 0, 0].astype(float)
         self._told = deque([np.full(size, np.nan) for _ in range(lag)])
         self._told.append(self._first[self.row])
-
-    def classes(self) -> dict[int, str]:
-        """What each request would name as its class."""
-        labels = self._labels[self.request].tolist()
-        return {name: str(label) for name, label in zip(self.names, labels, strict=True)}
 
     def first_probs(self) -> np.ndarray:
         """What is known of the coming round's first drafts, [size]."""
@@ -139,11 +133,9 @@ def play(
     stop: int | None = None,
     witness: Witness | None = None,
     captured: bool = False,
-    classes: bool = False,
 ) -> Played:
     """Decide, look up, observe, until the walk is over or for ``stop`` rounds. ``captured``: a
-    graph drafts and stops by itself, and the whole depth is verified. ``classes``: requests name
-    theirs.
+    graph drafts and stops by itself, and the whole depth is verified.
 
     Results reach the policy ``lag`` decisions late. A policy with a ``foresee`` method is shown
     the coming drafts' signals first: what stopping inside of the round would know.
@@ -156,7 +148,7 @@ def play(
     slept = False
     while not walk.is_over and len(steps) != stop:
         names = tuple(walk.names)
-        batch = Batch(size, walk.first_probs(), names, walk.classes() if classes else None)
+        batch = Batch(size, walk.first_probs(), names)
         if foresee is not None:
             foresee(walk.signals())
         decision = policy.decide(batch)

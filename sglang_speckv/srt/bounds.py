@@ -1,8 +1,6 @@
-"""What a request says of its own drafting, in ``"custom_params"``:
-``{"speckv": {"max_steps": 2, "class": "code"}}``.
+"""What a request says of its own drafting: ``"custom_params": {"speckv": {"max_steps": 2}}``.
 
-The policy learns how well each class is drafted for, and starts from that with a request of it. At
-most so many drafts of the request are verified in a round, none at 0. Where the engine verifies
+At most so many drafts of the request are verified in a round, none at 0. Where the engine verifies
 a width per request, this holds for each of them. Elsewhere it holds for whole rounds: where every
 request has a bound, the round is no deeper than the largest of them. The text is the same either
 way. Requests of the exact lane take no drafts, so here they are bounded by 0. So are those whose
@@ -18,8 +16,6 @@ import numpy as np
 
 KEY = "speckv"
 MAX_STEPS = "max_steps"
-CLASS = "class"
-CLASS_CHARS = 64
 _ASKED = "speckv_max_steps"
 """Attribute of a request: what it asked for, once it was looked up."""
 _UNBOUNDED = 1 << 30
@@ -31,21 +27,12 @@ def problem(custom_params: Any) -> str | None:
     if not isinstance(custom_params, dict) or KEY not in custom_params:
         return None
     asked = custom_params[KEY]
-    if not isinstance(asked, dict) or set(asked) - {MAX_STEPS, CLASS}:
-        return f'"{KEY}" is {asked!r:.60}: send {{"{MAX_STEPS}": NUMBER, "{CLASS}": NAME}}.'
+    if not isinstance(asked, dict) or set(asked) - {MAX_STEPS}:
+        return f'"{KEY}" is {asked!r:.60}: send {{"{MAX_STEPS}": NUMBER}}.'
     steps = asked.get(MAX_STEPS)
     if steps is not None and not _is_bound(steps):
         return f'"{KEY}": "{MAX_STEPS}" is {steps!r:.40}: send a number from 0 on, 0 for no drafts.'
-    if asked.get(CLASS) is not None and not _is_class(asked[CLASS]):
-        return f'"{KEY}": "{CLASS}" is {asked[CLASS]!r:.40}: send 1 to {CLASS_CHARS} characters.'
     return None
-
-
-def class_of(req: Any) -> str | None:
-    """The class that a request named."""
-    told = _told(req)
-    label = told.get(CLASS) if told is not None else None
-    return label if _is_class(label) else None
 
 
 class Bounds:
@@ -105,21 +92,12 @@ NO_BOUNDS = Bounds()
 def _asked(req: Any) -> int | None:
     found: int | None = getattr(req, _ASKED, _UNBOUNDED)
     if found == _UNBOUNDED:
-        told = _told(req)
-        steps = told.get(MAX_STEPS) if told is not None else None
+        params = getattr(req.sampling_params, "custom_params", None)
+        told = params.get(KEY) if isinstance(params, dict) else None
+        steps = told.get(MAX_STEPS) if isinstance(told, dict) else None
         found = min(steps, _UNBOUNDED) if _is_bound(steps) else None
         setattr(req, _ASKED, found)
     return found
-
-
-def _told(req: Any) -> dict[str, Any] | None:
-    params = getattr(getattr(req, "sampling_params", None), "custom_params", None)
-    told = params.get(KEY) if isinstance(params, dict) else None
-    return told if isinstance(told, dict) else None
-
-
-def _is_class(label: Any) -> TypeGuard[str]:
-    return isinstance(label, str) and 0 < len(label) <= CLASS_CHARS
 
 
 def _is_bound(steps: Any) -> TypeGuard[int]:

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from sglang_speckv.config import Shape
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.srt.bounds import class_of
 
 FIRST_PROB = "speckv_first_prob"
 """Attribute of a request: the newest known top-1 probability of its next first draft token. It
@@ -206,10 +205,7 @@ class RoundTracker:
                     launch.tell()
         firsts = np.array([getattr(req, FIRST_PROB, math.nan) for req in reqs])
         firsts[list(closed)] = 0.0
-        numbers = [self._number_of(req) for req in reqs]
-        labels = [class_of(req) for req in reqs]
-        classes = {n: label for n, label in zip(numbers, labels, strict=True) if label is not None}
-        return Batch(len(reqs), firsts, numbers, classes or None)
+        return Batch(len(reqs), firsts, [self._number_of(req) for req in reqs])
 
     def _number_of(self, req: Any) -> int:
         number: int | None = getattr(req, NUMBER, None)

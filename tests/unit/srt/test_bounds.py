@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sglang_speckv.config import SpecKVConfig
-from sglang_speckv.srt.bounds import Bounds, class_of, problem
+from sglang_speckv.srt.bounds import Bounds, problem
 from sglang_speckv.srt.controller import EnginePolicy
 
 
@@ -22,12 +22,7 @@ def bounded(*steps: int | None) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "asked",
-    [
-        *(None, {}, {"other": 1}, {"speckv": {}}, {"speckv": {"max_steps": 2}}),
-        *({"speckv": {"class": name}} for name in ("code", "é" * 64, None)),
-        {"speckv": {"max_steps": 0, "class": "talk"}},
-    ],
+    "asked", [None, {}, {"other": 1}, {"speckv": {}}, {"speckv": {"max_steps": 2}}]
 )
 def test_what_can_be_served(asked: Any) -> None:
     assert problem(asked) is None
@@ -57,19 +52,6 @@ def test_a_huge_one_bounds_nothing(steps: int) -> None:
     assert bounds.most is None
     narrow = bounds.narrowed(None, 3)
     assert narrow is not None and narrow.dtype == np.int64 and narrow.tolist() == [3, 1]
-
-
-@pytest.mark.parametrize("label", ["", "x" * 65, 1, ["code"], {}, True])
-def test_what_is_no_class(label: Any) -> None:
-    told = problem({"speckv": {"class": label}})
-    assert told is not None and "1 to 64 characters" in told and "\n" not in told
-    assert class_of(request({"speckv": {"class": label}})) is None
-
-
-def test_a_request_names_its_class() -> None:
-    asked = [None, {"speckv": {"max_steps": 2}}, {"speckv": {"class": "code", "max_steps": 1}}]
-    assert [class_of(request(each)) for each in asked] == [None, None, "code"]
-    assert Bounds.of([request(each) for each in asked[1:]]).most == 2
 
 
 def test_a_batch_without_bounds_is_left_alone() -> None:

@@ -5,7 +5,6 @@ import gc
 import math
 import weakref
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -415,15 +414,3 @@ def test_a_chain_has_no_nodes() -> None:
     flying = launch(tracker, 3, reqs)
     assert flying.shape == (3, 4)
     assert finish(tracker, flying)[0].outcome.nodes is None
-
-
-# ---------------------------------------------------------------------------- classes
-
-
-def test_a_batch_knows_the_classes_that_requests_named() -> None:
-    tracker, reqs = RoundTracker(), [Req(), Req()]
-    assert tracker.next_batch(reqs).classes is None
-    params = SimpleNamespace(custom_params={"speckv": {"class": "code"}})
-    reqs[1].sampling_params = params  # type: ignore[attr-defined]
-    batch = tracker.next_batch(reqs)
-    assert batch.requests is not None and batch.classes == {batch.requests[1]: "code"}
