@@ -62,3 +62,12 @@ def correct_drafts_of(num_correct_drafts: Any, num_steps: int) -> tuple[np.ndarr
     except (TypeError, ValueError, OverflowError):
         return np.empty(0, dtype=int), np.empty(0, dtype=bool)
     return values[valid].astype(int, copy=False), valid
+
+
+def widths_of(outcome: Round, steps: int) -> np.ndarray | None:
+    """Those of a round, as integers; None where all drafts were verified, or where they cannot be
+    true."""
+    if outcome.widths is None:
+        return None
+    widths, valid = correct_drafts_of(outcome.widths, steps)
+    return widths if len(widths) == len(valid) == len(outcome.num_correct_drafts) else None

@@ -16,7 +16,7 @@ from typing import Any
 
 from sglang_speckv.config import ConfigError
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round
+from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round, widths_of
 
 DEFAULT_SLOTS: dict[str, dict[str, Any]] = {
     "1": {"candidate_steps": [1, 3, 5, 7]},
@@ -70,8 +70,9 @@ class EmaPolicy:
     def observe(self, outcome: Round) -> None:
         if is_round(outcome, self.candidate_steps):
             correct, valid = correct_drafts_of(outcome.num_correct_drafts, outcome.num_steps)
-            if outcome.widths is not None and len(outcome.widths) == len(valid):
-                correct = correct[outcome.widths[valid] > 0]  # others were not drafted for
+            widths = widths_of(outcome, outcome.num_steps)
+            if widths is not None:
+                correct = correct[widths[valid] > 0]  # others were not drafted for
             self._route(outcome.batch_size).update(correct.tolist())
 
     def snapshot(self) -> dict[str, object]:

@@ -20,7 +20,14 @@ import numpy as np
 from sglang_speckv.config import Shape
 from sglang_speckv.policy.acceptance import RECENT, Acceptance
 from sglang_speckv.policy.base import Batch, Decision, Round
-from sglang_speckv.policy.checks import correct_drafts_of, is_count, is_round, is_time, windows_of
+from sglang_speckv.policy.checks import (
+    correct_drafts_of,
+    is_count,
+    is_round,
+    is_time,
+    widths_of,
+    windows_of,
+)
 from sglang_speckv.policy.cost import CostModel, TimedRound
 from sglang_speckv.policy.logistic import log_odds
 from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
@@ -322,7 +329,7 @@ class ThroughputPolicy:
         steps, size = int(outcome.num_steps), int(outcome.batch_size)
         self._observed += 1
         self._last_size = size
-        widths, signals = _widths_of(outcome, steps), outcome.signals
+        widths, signals = widths_of(outcome, steps), outcome.signals
         cut = outcome.cut if widths is not None and is_count(outcome.cut) else 0
         wakes, self._slept = self._slept and not outcome.asleep, outcome.asleep
         if outcome.made is None:
@@ -423,12 +430,3 @@ def _first_look(tiers: tuple[int, ...], launch: int) -> list[int]:
 def _all_known(batch: Batch) -> bool:
     """Whether every request's first draft has told its probability."""
     return not np.isnan(log_odds(batch.first_probs, (int(batch.size),))).any()
-
-
-def _widths_of(outcome: Round, steps: int) -> np.ndarray | None:
-    """Those of a round, as integers; None where all drafts were verified, or where they cannot be
-    true."""
-    if outcome.widths is None:
-        return None
-    widths, valid = correct_drafts_of(outcome.widths, steps)
-    return widths if len(widths) == len(valid) == len(outcome.num_correct_drafts) else None
