@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sglang_speckv.config import Shape
 from sglang_speckv.srt.usage import bound_reasoning, count_verified, ended, say_verified
 
 pytestmark = pytest.mark.engine
@@ -67,7 +68,9 @@ def test_drafts_that_were_verified(
 ) -> None:
     """Of live requests: the last two are none."""
     reqs = [served(), served(), served(finished=True), served(retracted=True)]
-    launch: Any = SimpleNamespace(num_steps=3, made=made, widths=widths, exact=exact, reqs=reqs)
+    launch: Any = SimpleNamespace(
+        shape=Shape(3, 4), made=made, widths=widths, exact=exact, reqs=reqs
+    )
     count_verified(launch)
     assert [req.spec_num_cap_tokens for req in reqs] == [*verified, 0, 0]
 
