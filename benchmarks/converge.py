@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ from sglang_speckv.policy import Prior
 from sglang_speckv.progress import Screen
 from sglang_speckv.provenance import provenance
 from sglang_speckv.replay.arms import policy_of
-from sglang_speckv.replay.run import ReplayOptions, prepare, walk_of
+from sglang_speckv.replay.run import ReplayOptions, Setting, prepare, walk_of
 from sglang_speckv.replay.walk import Played, play
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +37,11 @@ STARTS = ("nothing", "profile", "artifact and profile")
 SERVED, ROUNDS, WINDOW = 2000, 320, 16
 """Rounds that one policy has served before; rounds that are compared, by so many."""
 WITHIN = 0.02
+
+
+@cache
+def setting_of(draft: str, size: int) -> Setting:
+    return prepare(options_of(draft, size))
 
 
 def options_of(draft: str, size: int) -> ReplayOptions:
@@ -52,8 +57,7 @@ def both(
     draft: str, size: int, start: str, artifacts: Path, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """[windows, 2]: tokens and seconds of the new policy, and of the one that knows."""
-    options = options_of(draft, size)
-    at = prepare(options)
+    options, at = options_of(draft, size), setting_of(draft, size)
     prior = Prior()
     if start.startswith("artifact"):
         prior = replace(load_artifact(artifacts / f"{draft}.safetensors").prior, cost=None)

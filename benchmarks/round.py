@@ -106,7 +106,7 @@ class Worker(SpecKVMixin, Sglang):
         self._sleep = self._trace = self._result = self._widths = None
         self._lane = exact.ExactLane(None, self._fuse)
         self._graph_stop, self._exact = None, exact.NOBODY
-        self._trees, self._tree_tap = False, None
+        self._tree_tap = None
         self._waited, self._chain_buffers = False, {}
         empty = dict.fromkeys(compat.RUNTIME_STATE_FIELDS)
         fields = compat.RUNTIME_STATE_FIELDS[:2]

@@ -65,6 +65,11 @@ class Shape(NamedTuple):
     num_steps: int
     num_draft_tokens: int
 
+    @classmethod
+    def of(cls, settings: Any) -> Shape:
+        """That of an object that has SGLang's two numbers: a runtime state, its settings."""
+        return cls(settings.speculative_num_steps, settings.speculative_num_draft_tokens)
+
     def __str__(self) -> str:
         return f"{self.num_steps}x{self.num_draft_tokens}" if self.num_steps else "0"
 
@@ -243,6 +248,16 @@ class SpecKVConfig:
         if self.candidate_shapes is None:
             return Shape(tier, tier + 1)
         return self.candidate_shapes[tier]
+
+    @property
+    def trees(self) -> bool:
+        """Whether trees are drafted, not chains."""
+        return self.candidate_shapes is not None
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Those of the tiers."""
+        return tuple(map(self.shape_of, self.tiers))
 
     def tier_of(self, shape: Shape) -> int:
         if self.candidate_shapes is None:

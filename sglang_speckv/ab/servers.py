@@ -146,9 +146,8 @@ def doubt(arm: Arm, state: Mapping[str, Any]) -> str | None:
         if not active or not isinstance(speckv, Mapping):
             return "SpecKV is not active"
         known = speckv.get("policies")
-        named = arm.policy.removesuffix("#2")
-        has = not isinstance(known, Sequence) or named in known or arm.learns
-        return None if has else f"it has no policy {named}"
+        has = arm.learns or not isinstance(known, Sequence) or arm.policy in known
+        return None if has else f"it has no policy {arm.policy}"
     if active:
         return "SpecKV is active"
     if arm.base == "ema":

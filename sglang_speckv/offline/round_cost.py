@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sglang_speckv.config import ConfigError
+from sglang_speckv.config import ConfigError, Shape
 from sglang_speckv.offline.columns import Columns
 from sglang_speckv.policy.prior import OFF, CostPrior
 
@@ -158,10 +158,15 @@ class AssumedCost:
     def measured(self, batch_size: int, steps: int) -> bool:
         return True
 
-    def _column(self, sizes: np.ndarray, steps: int) -> np.ndarray:
-        tokens = sizes * (max(steps, 0) + 1)
-        drafting = 0.0 if steps == OFF else self.draft * (1 + max(steps - 1, 0))
+    def of_shape(self, sizes: np.ndarray, shape: Shape) -> np.ndarray:
+        """T of rounds that draft and verify so much of each request, [len(sizes)]."""
+        tokens, drafting = sizes * shape.num_draft_tokens, self.draft * max(shape.num_steps, 1)
         return 1.0 + self.width * (tokens - 1.0) + drafting
+
+    def _column(self, sizes: np.ndarray, steps: int) -> np.ndarray:
+        if steps == OFF:
+            return 1.0 + self.width * (sizes - 1.0)
+        return self.of_shape(sizes, Shape(steps, steps + 1))
 
 
 RoundCost = MeasuredCost | AssumedCost

@@ -158,10 +158,7 @@ class Acceptance:
         correct, valid = correct_drafts_of(num_correct_drafts, num_steps)
         if not len(correct) or not num_steps:
             return
-        x = log_odds(first_probs, (size,))[valid]
-        own = np.array(self._offsets(size, requests))[valid]
-        self._see(x)
-        x = np.where(np.isnan(x), self._usual_x, x)[:, None]
+        x, own = self._known(valid, first_probs, requests)
         made = np.full(size, num_steps)[valid] if widths is None else widths[valid]
         judged, accepted = labels_of(correct, made, self.depth)
         self.labels += judged.sum(axis=0)
@@ -170,6 +167,17 @@ class Acceptance:
         self._model.update(x, own, judged, accepted)
         self._believe()
         self._learn_own(requests, valid, x, judged, accepted)
+
+    def _known(
+        self, valid: np.ndarray, first_probs: np.ndarray | None, requests: Sequence[int] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of the ``valid`` requests of a round that is learned from: their signals [.., 1], a usual
+        one where it is unknown, and what they add of their own."""
+        size = len(valid)
+        x = log_odds(first_probs, (size,))[valid]
+        self._see(x)
+        own = np.array(self._offsets(size, requests))[valid]
+        return np.where(np.isnan(x), self._usual_x, x)[:, None], own
 
     def _learn_own(
         self,

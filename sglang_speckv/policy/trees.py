@@ -20,7 +20,6 @@ import numpy as np
 from sglang_speckv.config import Shape
 from sglang_speckv.policy.acceptance import Acceptance, labels_of
 from sglang_speckv.policy.checks import correct_drafts_of, is_share, numbers_of
-from sglang_speckv.policy.logistic import log_odds
 
 WIDER = 0.3
 """Log-odds that every doubling of the verified tokens adds at each level before any evidence. In
@@ -66,11 +65,8 @@ class TreeAcceptance(Acceptance):
         correct, valid = correct_drafts_of(num_correct_drafts, shape.num_steps)
         if not len(correct) or not shape.num_steps:
             return
-        x = log_odds(first_probs, (size,))[valid]
-        own = np.array(self._offsets(size, requests))[valid]
-        self._see(x)
-        x = np.where(np.isnan(x), self._usual_x, x)[:, None]
-        judged, accepted = self._nothing(len(correct)), self._nothing(len(correct))
+        x, own = self._known(valid, first_probs, requests)
+        judged, accepted = np.zeros((2, len(correct), self.depth))
         span = self._spans[tier]
         made = np.full(len(correct), shape.num_steps)
         judged[:, span], accepted[:, span] = labels_of(correct, made, shape.num_steps)
@@ -79,8 +75,8 @@ class TreeAcceptance(Acceptance):
         smaller = self._smaller(tier, nodes_of(nodes, size, shape.drafts)[valid])
         for other, right in smaller.items():
             at, steps = self._spans[other], self._shapes[other].num_steps
-            all_steps = np.full(len(right), steps)
-            judged[:, at], accepted[:, at] = labels_of(right, all_steps, steps)
+            made = np.full(len(right), steps)
+            judged[:, at], accepted[:, at] = labels_of(right, made, steps)
         weight = judged
         if smaller:  # all tell of the same drafts: together they weigh as much as one
             weight = judged / (2 * len(smaller))
@@ -100,9 +96,6 @@ class TreeAcceptance(Acceptance):
         usual = self.survival(np.array([np.nan]))[0].round(4)
         names, spans = map(str, self._shapes), self._spans
         return {name: usual[span].tolist() for name, span in zip(names, spans, strict=True)}
-
-    def _nothing(self, requests: int) -> np.ndarray:
-        return np.zeros((requests, self.depth))
 
     def _smaller(self, tier: int, nodes: np.ndarray) -> dict[int, np.ndarray]:
         """How many drafts of each request the smaller shapes would have had right, by tier; where
@@ -126,15 +119,21 @@ def holds(larger: Shape, smaller: Shape) -> bool:
     return smaller.drafts <= larger.drafts // (2 if shallower else 1)
 
 
-def right_within(nodes: np.ndarray, shape: Shape) -> np.ndarray:
-    """How many drafts of each request a tree of that shape would have had right, [size]; ``nodes``
-    [size, drafts, 3] are those of a larger one that :func:`holds` it."""
-    prob, level, accepted = np.moveaxis(nodes, -1, 0)
+def within(nodes: np.ndarray, shape: Shape) -> np.ndarray:
+    """Those of the ``nodes`` [size, drafts, 3] that a tree of that shape verifies. They are of a
+    larger one that :func:`holds` it; where it has too few, deeper ones fill up."""
+    prob, level, _ = np.moveaxis(nodes, -1, 0)
     reached = np.where(level <= shape.num_steps, prob, -1.0)
     chosen = np.argsort(-reached, axis=1, kind="stable")[:, : shape.drafts]
-    right = np.take_along_axis(accepted * (reached >= 0.0), chosen, axis=1).sum(axis=1)
-    found: np.ndarray = right.astype(int)
-    return found
+    kept: np.ndarray = np.take_along_axis(nodes, chosen[..., None], axis=1)
+    return kept
+
+
+def right_within(nodes: np.ndarray, shape: Shape) -> np.ndarray:
+    """How many drafts of each request such a tree would have had right, [size]."""
+    _, level, accepted = np.moveaxis(within(nodes, shape), -1, 0)
+    right: np.ndarray = (accepted * (level <= shape.num_steps)).sum(axis=1).astype(int)
+    return right
 
 
 def nodes_of(nodes: object, size: int, drafts: int) -> np.ndarray:

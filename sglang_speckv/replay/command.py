@@ -80,13 +80,14 @@ def replay_command(
     begins where the one before it ended. A trace holds only the rounds that were served: they are
     taken as recorded, which flatters policies that adapt.
     """
+    from sglang_speckv.offline.round_cost import AssumedCost
     from sglang_speckv.progress import Screen
     from sglang_speckv.replay.explain import explain as explained
     from sglang_speckv.replay.explain import lines
     from sglang_speckv.replay.positions import SUFFIX
     from sglang_speckv.replay.report import print_report, to_json
     from sglang_speckv.replay.run import ReplayOptions, run_replay
-    from sglang_speckv.replay.trees import Machine, is_of_trees, replay_trees, tree_lines
+    from sglang_speckv.replay.trees import is_of_trees, replay_trees, tree_lines
 
     if paths[0].suffix != SUFFIX and is_of_trees(paths[0]):
         chains = policy or artifact or cost or candidate_steps or plot or captured or lag
@@ -96,8 +97,8 @@ def replay_command(
                 "shape, and round times are assumed; give --draft-cost and --verify-width, such as "
                 "0.1 and 0.02, and of the others only --requests, --seeds, --passes, --out, --json"
             )
-        machine = Machine(draft_cost, verify_width)
-        told = replay_trees(paths, machine, _counts(requests), seeds, passes)
+        assumed = AssumedCost(draft_cost, verify_width)
+        told = replay_trees(paths, assumed, _counts(requests), seeds, passes)
         if out is not None:
             _write(told, out)
         if not json:

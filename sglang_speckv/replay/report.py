@@ -147,7 +147,7 @@ def arm_json(cell: Cell, name: str, arm: Arm) -> Record:
         "rate": round(arm.earned.rate, 5),
         "best_fixed": cell.best_static,
         "vs_best_fixed": None if name == cell.best_static else round(ratio.value, 5),
-        "interval": _rounded(ratio.interval) if name != cell.best_static else None,
+        "interval": rounded(ratio.interval) if name != cell.best_static else None,
         "of_oracle": round(arm.earned.rate / cell.arms[ORACLE].earned.rate, 5),
         "accept_length": round(float(tokens.mean()), 4),
         "bias": _bias(arm),
@@ -161,7 +161,7 @@ def arm_json(cell: Cell, name: str, arm: Arm) -> Record:
     }
 
 
-def _rounded(interval: Sequence[float] | None) -> list[float] | None:
+def rounded(interval: Sequence[float] | None) -> list[float] | None:
     return None if interval is None else [round(end, 5) for end in interval]
 
 

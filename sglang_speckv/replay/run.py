@@ -136,14 +136,18 @@ def prepare(options: ReplayOptions) -> Setting:
     if positions is None:
         assert columns is not None
         positions = from_trace(columns, tiers[-1])
-    most, there = max(options.requests), len(positions.source.requests)
-    if most > there:
-        raise ConfigError(
-            f"--requests {most}: there are {there} requests in all, too few to serve so many at a "
-            "time; ask for fewer"
-        )
+    check_enough(options.requests, len(positions.source.requests))
     cost = read_cost(options.cost, options.draft_cost, options.verify_width, columns)
     return Setting(positions, tiers, cost, _prior(options.artifact, columns))
+
+
+def check_enough(sizes: Sequence[int], there: int) -> None:
+    """Raise :class:`ConfigError` where more requests are to be served at a time than there are."""
+    if max(sizes) > there:
+        raise ConfigError(
+            f"--requests {max(sizes)}: there are {there} requests in all, too few to serve so many "
+            "at a time; ask for fewer"
+        )
 
 
 def run_replay(options: ReplayOptions, say: Callable[[str], None] = lambda _: None) -> Replay:

@@ -17,10 +17,12 @@ import numpy as np
 
 from sglang_speckv.config import ConfigError, Shape, parse_shapes
 from sglang_speckv.offline.records import Record, read_trace, trace_files, trace_hashes
+from sglang_speckv.offline.round_cost import AssumedCost
 from sglang_speckv.policy import Batch, Round, create_policy
 from sglang_speckv.policy.cost import TimedRound
-from sglang_speckv.policy.trees import holds, right_within
-from sglang_speckv.replay.report import of_best
+from sglang_speckv.policy.trees import holds, right_within, within
+from sglang_speckv.replay.report import of_best, rounded
+from sglang_speckv.replay.run import check_enough
 from sglang_speckv.replay.score import Earned, earned, over_best
 from sglang_speckv.replay.walk import NOISE, Played
 
@@ -88,21 +90,8 @@ def _rounds(records: Sequence[Record], served: Shape) -> tuple[np.ndarray, np.nd
     return (np.array(firsts), np.array([record.nodes for record in kept])) if kept else None
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Times in steps of the target: ``draft`` is a step of the draft and its extend pass, ``width``
-    each further verified token."""
-
-    draft: float
-    width: float
-
-    def seconds(self, size: int, shape: Shape) -> float:
-        tokens = size * shape.num_draft_tokens - 1
-        return 1.0 + self.width * tokens + self.draft * max(shape.num_steps, 1)
-
-
 def replay_trees(
-    paths: Sequence[Path], machine: Machine, sizes: Sequence[int], seeds: int = 4, passes: int = 4
+    paths: Sequence[Path], cost: AssumedCost, sizes: Sequence[int], seeds: int = 4, passes: int = 4
 ) -> dict[str, Any]:
     """What every arm earned with so many requests at a time: JSON builtins.
 
@@ -110,11 +99,7 @@ def replay_trees(
         ConfigError: no trace of trees, or too few requests in it.
     """
     trees = read_trees(paths)
-    if max(sizes) > len(trees.requests):
-        raise ConfigError(
-            f"--requests {max(sizes)}: there are {len(trees.requests)} requests in all, too few to "
-            "serve so many at a time; ask for fewer"
-        )
+    check_enough(sizes, len(trees.requests))
     return {
         "source": {
             **trees.source,
@@ -123,9 +108,9 @@ def replay_trees(
             "rounds": sum(len(firsts) for firsts, _ in trees.requests),
             "files": trace_hashes(paths),
         },
-        "cost": {"draft": machine.draft, "width": machine.width},
+        "cost": {"draft": cost.draft, "width": cost.width},
         "candidate_shapes": list(map(str, trees.shapes)),
-        "cells": [_cell(trees, machine, size, seeds, passes) for size in sizes],
+        "cells": [_cell(trees, cost, size, seeds, passes) for size in sizes],
         "notes": [
             "Rounds as recorded: another shape would have moved all later ones, which flatters the "
             "policy. Round times are assumed."
@@ -149,12 +134,12 @@ def tree_lines(result: dict[str, Any]) -> list[str]:
     return [*lines, *result["notes"]]
 
 
-def _cell(trees: Trees, machine: Machine, size: int, seeds: int, passes: int) -> dict[str, Any]:
+def _cell(trees: Trees, cost: AssumedCost, size: int, seeds: int, passes: int) -> dict[str, Any]:
     fixed = [f"static:{shape}" for shape in trees.shapes]
     arms: dict[str, tuple[Earned, Sequence[Played]]] = {}
     for name in (*fixed, THROUGHPUT):
         walks: Sequence[Played] = [
-            _walk(name, trees, machine, size, seed, passes) for seed in range(seeds)
+            _walk(name, trees, cost, size, seed, passes) for seed in range(seeds)
         ]
         arms[name] = earned(walks, len(trees.requests)), walks
     ratios = over_best({name: arm for name, (arm, _) in arms.items()}, fixed)
@@ -170,9 +155,7 @@ def _cell(trees: Trees, machine: Machine, size: int, seeds: int, passes: int) ->
                 "rate": round(arm.rate, 5),
                 "best_fixed": best,
                 "vs_best_fixed": None if name == best else round(ratio.value, 5),
-                "interval": None
-                if name == best or ratio.interval is None
-                else [round(end, 5) for end in ratio.interval],
+                "interval": None if name == best else rounded(ratio.interval),
                 "accept_length": round(
                     float(np.concatenate([walk.tokens for walk in walks]).mean()), 4
                 ),
@@ -186,11 +169,11 @@ def _cell(trees: Trees, machine: Machine, size: int, seeds: int, passes: int) ->
     return {"requests": size, "best_fixed": best, "arms": rows}
 
 
-def _walk(name: str, trees: Trees, machine: Machine, size: int, seed: int, passes: int) -> Played:
+def _walk(name: str, trees: Trees, cost: AssumedCost, size: int, seed: int, passes: int) -> Played:
     shapes = trees.shapes
     tiers = tuple(range(len(shapes)))
     policy: Any = create_policy(name, tiers, len(shapes) - 1, candidate_shapes=shapes)
-    seconds = [machine.seconds(size, shape) for shape in shapes]
+    seconds = [float(cost.of_shape(np.array([size]), shape)[0]) for shape in shapes]
     if name == THROUGHPUT:
         policy.profiled([TimedRound(size, tier, took) for tier, took in enumerate(seconds)])
     order, noise = np.random.default_rng([seed, size]), np.random.default_rng([seed, 1])
@@ -202,7 +185,13 @@ def _walk(name: str, trees: Trees, machine: Machine, size: int, seed: int, passe
         took = seconds[tier] * float(np.exp(noise.normal(0.0, NOISE)))
         policy.observe(
             Round(
-                tier, size, correct.tolist(), took, firsts, requests=rows, nodes=_kept(nodes, shape)
+                tier,
+                size,
+                correct.tolist(),
+                took,
+                firsts,
+                requests=rows,
+                nodes=within(nodes, shape),
             )
         )
         told.append((tier, seconds[tier], np.array(rows), correct + 1))
@@ -214,13 +203,6 @@ def _walk(name: str, trees: Trees, machine: Machine, size: int, seed: int, passe
         np.concatenate(requests) % len(trees.requests),
         np.concatenate(tokens),
     )
-
-
-def _kept(nodes: np.ndarray, shape: Shape) -> np.ndarray:
-    """[size, drafts, 3]: those that a tree of that shape verifies; fewer would not be told."""
-    prob, level, _ = np.moveaxis(nodes, -1, 0)
-    order = np.argsort(-np.where(level <= shape.num_steps, prob, -1.0), axis=1, kind="stable")
-    return np.take_along_axis(nodes, order[:, : shape.drafts, None], axis=1)
 
 
 def _batches(

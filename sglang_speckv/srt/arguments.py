@@ -245,11 +245,10 @@ def resolve(original: Callable[..., Any], server_args: Any) -> Any:
     """AROUND ``handle_speculative_decoding``: check, then state what SGLang has to build."""
     with _refusals_told(server_args):
         config = requested(server_args)
-        if config is not None:
-            _resolve(config, server_args)
+        launch = None if config is None else _resolve(config, server_args)
     result = original(server_args)
-    if is_active(server_args):
-        restate_shape(server_args)
+    if launch is not None:
+        _restate(launch, server_args)
     return result
 
 
@@ -264,7 +263,8 @@ def _refusals_told(server_args: Any) -> Iterator[None]:
         raise
 
 
-def _resolve(config: SpecKVConfig, server_args: Any) -> None:
+def _resolve(config: SpecKVConfig, server_args: Any) -> Shape:
+    """Returns the shape to start on."""
     from sglang.srt.arg_groups.overrides import (
         declare_resolution,
         resolving_view,
@@ -284,7 +284,7 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
         own = fitting(Path(config.artifact), identity(server_args))
         config = replace(config, artifact=str(own))
     config, launch = with_launch_tier(config, cfg)
-    if config.candidate_shapes is not None and use_mla_backend(server_args):
+    if config.trees and use_mla_backend(server_args):
         raise ConfigError(
             f"SpecKV cannot draft trees for {cfg.model_path!r}, whose attention is MLA; set "
             f"--speculative-eagle-topk to 1 instead of {cfg.speculative_eagle_topk}"
@@ -301,19 +301,17 @@ def _resolve(config: SpecKVConfig, server_args: Any) -> None:
         speculative_eagle_topk=topk,
     )
     server_args._speckv_active = True
-    server_args._speckv_launch, server_args._speckv_trees = shape, topk > 1
     if config.exact == "on":
         exact.switch_on(server_args)
+    return shape
 
 
-def restate_shape(server_args: Any) -> None:
+def _restate(launch: Shape, server_args: Any) -> None:
     """SGLang takes all that adapts for chains, and has set as many tokens as a chain has."""
     from sglang.srt.arg_groups.overrides import declare_resolution
 
-    steps, tokens = server_args._speckv_launch
-    declare_resolution(
-        server_args, "speckv", speculative_num_steps=steps, speculative_num_draft_tokens=tokens
-    )
+    tokens = launch.num_draft_tokens
+    declare_resolution(server_args, "speckv", speculative_num_draft_tokens=tokens)
 
 
 def with_launch_tier(config: SpecKVConfig, cfg: Any) -> tuple[SpecKVConfig, int]:
@@ -324,7 +322,7 @@ def with_launch_tier(config: SpecKVConfig, cfg: Any) -> tuple[SpecKVConfig, int]
     """
     if (cfg.speculative_eagle_topk or 1) > 1:
         return _with_launch_shape(config, cfg)
-    if config.candidate_shapes is not None:
+    if config.trees:
         raise ConfigError(
             "--speckv-candidate-shapes are those of trees; add --speculative-eagle-topk K above 1, "
             "or take --speckv-candidate-steps"
@@ -375,8 +373,7 @@ def _with_launch_shape(config: SpecKVConfig, cfg: Any) -> tuple[SpecKVConfig, in
                 f"{shape.num_steps + 1} to {topk + (shape.num_steps - 1) * topk**2 + 1} tokens"
             )
     config = replace(config, candidate_shapes=shapes)
-    assert config.candidate_shapes is not None
-    return config, config.candidate_shapes.index(launch)
+    return config, config.tier_of(launch)
 
 
 def with_launch_steps(config: SpecKVConfig, asked: int | None) -> tuple[SpecKVConfig, int]:

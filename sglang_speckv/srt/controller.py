@@ -73,7 +73,7 @@ class EnginePolicy:
         self.counters = Counters(config)
         self._fit = DraftFit(self.counters)
         lag = config.signal_lag
-        if config.candidate_shapes is not None and lag == "auto":
+        if config.trees and lag == "auto":
             lag = "late"  # of trees it is not learned what the coming round's signal is worth
         self.lag = SignalLag(lag, overlap)
         self.trace: TraceWriter | None = None
@@ -302,7 +302,7 @@ class EnginePolicy:
     def selectable(self) -> list[str]:
         """Names that :meth:`select` takes."""
         pinned = [f"static:{self.name_of(tier)}" for tier in self.candidate_steps]
-        if self._config.candidate_shapes is not None:
+        if self._config.trees:
             return ["throughput", *pinned]
         trained = self._prior is not None and self._prior.mlp is not None
         names = [name for name in POLICY_NAMES[:-1] if trained or not name.startswith("paper")]

@@ -55,7 +55,7 @@ def why_not(
         (simulated, "SGLANG_SIMULATE_ACC_LEN accepts what was not drafted"),
         (no_nodes is not None, str(no_nodes)),
     )
-    trees = config.candidate_shapes is not None, "trees are drafted and verified whole"
+    trees = config.trees, "trees are drafted and verified whole"
     stops = (
         trees,
         (config.stop == "off", "--speckv-stop off"),

@@ -107,7 +107,7 @@ def planned(server_args: Any) -> Memory:
     workspace = _workspace_mib(server_args)
     context_len = int(model_config_of(server_args).context_len)
     backend, graph_sizes = _backend(server_args), _graph_sizes(cfg)
-    topk, shapes = cfg.speculative_eagle_topk or 1, [config.shape_of(k) for k in config.tiers]
+    topk, shapes = cfg.speculative_eagle_topk or 1, config.shapes
     return Memory(
         sum(
             tier_mib(backend, shape, topk, graph_sizes, context_len, workspace)

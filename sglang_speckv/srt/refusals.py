@@ -27,21 +27,23 @@ def _platform_worker(cfg: Any) -> bool:
     return SpeculativeAlgorithm.from_string(name).get_platform_worker_cls() is not None
 
 
+def _trees(cfg: Any) -> bool:
+    return (cfg.speculative_eagle_topk or 1) > 1
+
+
 _UNSUPPORTED: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (
-        lambda cfg: (cfg.speculative_eagle_topk or 1) > 1 and cfg.page_size not in (None, 1),
+        lambda cfg: _trees(cfg) and cfg.page_size not in (None, 1),
         "drafts trees in pages of one token only; set --page-size to 1 instead of "
         "{cfg.page_size}, or --speculative-eagle-topk to 1",
     ),
     (
-        lambda cfg: (cfg.speculative_eagle_topk or 1) > 1 and cfg.disaggregation_mode != "null",
+        lambda cfg: _trees(cfg) and cfg.disaggregation_mode != "null",
         "cannot draft trees under PD disaggregation ({cfg.disaggregation_mode}); set "
         "--speculative-eagle-topk to 1",
     ),
     (
-        lambda cfg: (
-            (cfg.speculative_eagle_topk or 1) > 1 and cfg.speculative_use_rejection_sampling
-        ),
+        lambda cfg: _trees(cfg) and cfg.speculative_use_rejection_sampling,
         "cannot draft trees under rejection sampling, which SGLang offers to chains only; remove "
         "--speculative-use-rejection-sampling",
     ),

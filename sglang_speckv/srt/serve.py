@@ -209,8 +209,8 @@ def _resolved(server_args: Any) -> dict[str, Any]:
 
 
 def _candidates(config: SpecKVConfig | None) -> dict[str, list[int] | list[str] | None]:
-    if config is not None and config.candidate_shapes is not None:
-        return {"candidate_shapes": list(map(str, config.candidate_shapes))}
+    if config is not None and config.trees:
+        return {"candidate_shapes": list(map(str, config.shapes))}
     return {"candidate_steps": None if config is None else list(config.candidate_steps)}
 
 

@@ -13,10 +13,6 @@ from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang_speckv.config import Shape, SpecKVConfig
 
 
-def shape_of(state: Any) -> Shape:
-    return Shape(state.speculative_num_steps, state.speculative_num_draft_tokens)
-
-
 class TierController(AdaptiveController):
     """``worker`` has a ``tier``."""
 
@@ -25,7 +21,7 @@ class TierController(AdaptiveController):
         self._config = config
 
     def register(self, state: Any, steps: int | None = None) -> None:
-        self._states[self._config.tier_of(shape_of(state))] = state
+        self._states[self._config.tier_of(Shape.of(state))] = state
 
     def init_states(self, cuda_graph_bs: list[int] | None = None) -> None:
         self.params.set_cuda_graph_bs(cuda_graph_bs)

@@ -54,8 +54,14 @@ def create_worker(original: Callable[..., type], self: Any, server_args: Any) ->
     worker_class = original(self, server_args)
     if not arguments.is_active(server_args):
         return worker_class
-    _hook_scheduler(exact.is_on(server_args), server_args._speckv_trees)
+    _hook_scheduler(exact.is_on(server_args), _trees_are_drafted())
     return type(f"SpecKV{worker_class.__name__}", (SpecKVMixin, worker_class), {})
+
+
+def _trees_are_drafted() -> bool:
+    from sglang.srt.runtime_context import get_spec
+
+    return bool(get_spec().speculative_eagle_topk > 1)
 
 
 def _hook_scheduler(exactly: bool, trees: bool) -> None:
@@ -126,9 +132,7 @@ class SpecKVMixin(_Worker):
         config = carrier.read(get_spec().speculative_adaptive_config)
         assert config is not None
         overlap, ranks = not get_schedule().disable_overlap_schedule, get_parallel().tp_size
-        spec = get_spec()
-        launch = Shape(spec.speculative_num_steps, spec.speculative_num_draft_tokens)
-        self.tier = config.tier_of(launch)
+        self.tier = config.tier_of(Shape.of(get_spec()))
         self.speckv: EnginePolicy = EnginePolicy(config, self.tier, overlap)
         self._captured = graph_stop.drafts_are_captured()
         reasons = in_round.found(config, self.device, self._captured)
@@ -146,7 +150,6 @@ class SpecKVMixin(_Worker):
             alarm=self.speckv.hold,
         )
         self._fuse = self.speckv.fuse
-        self._trees = config.candidate_shapes is not None
         self._tree_tap: TreeTap | None = None
         self._fuse.blown = self._rounds.distrust
         self._reqs: list[Any] = []
@@ -181,8 +184,8 @@ class SpecKVMixin(_Worker):
             )
         with graph_stop.told_of_failure(self._graph_stop):
             super().init_cuda_graphs()
-        draft, launch = self._draft_worker, self.speckv.shape_of(self.tier)
-        for shape in map(self.speckv.shape_of, self.speckv.candidate_steps):
+        draft, launch = self._draft_worker, self._config.shape_of(self.tier)
+        for shape in self._config.shapes:
             draft.speculative_num_steps, draft.speculative_num_draft_tokens = shape
             draft._rebuild_topk1_chain_buffers()
             self._chain_buffers[shape] = (
@@ -192,16 +195,14 @@ class SpecKVMixin(_Worker):
         self._set_shape(launch)
         recapture.for_every_depth(self)
         self._observe_from_outside()
-        RESERVE.serve(
-            [self.speckv.shape_of(tier) for tier in self.speckv.candidate_steps], self._overlap
-        )
+        RESERVE.serve(self._config.shapes, self._overlap)
         self._fuse.armed = True
         logger.info(
             "SpecKV is on: policy %s, candidates %s, launch %s; rounds that stop: %s; widths per "
             "request: %s",
             self.speckv.policy_name,
-            ", ".join(map(self.speckv.name_of, self.speckv.candidate_steps)),
-            self.speckv.name_of(self.speckv.launch_steps),
+            ", ".join(map(self._config.name_of, self._config.tiers)),
+            self._config.name_of(self.speckv.launch_steps),
             on_or_off(self.speckv.no_stops),
             on_or_off(self.speckv.no_widths),
         )
@@ -212,14 +213,14 @@ class SpecKVMixin(_Worker):
 
         slots = self._slots()
         max_batch = get_cuda_graph_max_batch_size(slots)  # what captured batches are padded to
-        if self._trees:
+        if self._config.trees:
             from sglang_speckv.srt.tree_tap import TreeTap
 
-            drafts = max(self.speckv.shape_of(k).drafts for k in self.speckv.candidate_steps)
+            drafts = max(shape.drafts for shape in self._config.shapes)
             self._tree_tap = TreeTap(max_batch, drafts, self.device, self._fuse)
         return SignalTap(
             self._draft_worker,
-            max_steps=1 if self._trees else max(self.speckv.candidate_steps),
+            max_steps=1 if self._config.trees else max(self.speckv.candidate_steps),
             max_batch=max_batch,
             slots=slots,
             fuse=self._fuse,
@@ -278,7 +279,7 @@ class SpecKVMixin(_Worker):
 
     def _round_launched(self, batch: Any) -> DecodeLaunch:
         """The payload goes out whatever failed before: every rank takes part in sharing it."""
-        shape = self.speckv.shape_of(self.tier)
+        shape, trees = self._config.shape_of(self.tier), self._config.trees
         signals: Tensor | None = None
         with self._fuse.guard("collecting a round's signals"):
             if self._tree_tap is None:
@@ -287,7 +288,7 @@ class SpecKVMixin(_Worker):
                 first = self._tap.finish_round(self._round_slots, 0)[:, -1]
                 signals = self._tree_tap.finish_round(len(batch.reqs), shape.drafts, first)
         if signals is None:
-            numbers = TREE_SIGNALS if self._trees else SIGNALS
+            numbers = TREE_SIGNALS if trees else SIGNALS
             signals = self._tap.nothing(len(batch.reqs), shape.drafts + 1, numbers)
         return self._rounds.launched(
             batch.reqs,
@@ -300,7 +301,7 @@ class SpecKVMixin(_Worker):
             widths=self._widths,
             made=None if self._graph_stop is None else self._graph_stop.decided(),
             exact=self._exact.names,
-            tree=shape if self._trees else None,
+            tree=shape if trees else None,
         )
 
     def _drafted(self, drafts: int) -> None:
@@ -395,8 +396,8 @@ class SpecKVMixin(_Worker):
     def apply_runtime_state(self, state: Any) -> None:
         """As SGLang's, without its INFO line, its rebuilt chain buffers and its override log,
         which grows by an entry with every switch."""
-        shape = Shape(state.speculative_num_steps, state.speculative_num_draft_tokens)
-        if self.tier == self._config.tier_of(shape):
+        tier = self._config.tier_of(Shape.of(state))
+        if self.tier == tier:
             return
         switched = False
         with self._fuse.guard("switching the depth"):
@@ -405,7 +406,7 @@ class SpecKVMixin(_Worker):
         if not switched:
             self.speculative_num_steps = -1  # SGLang leaves a state of as many steps as it is
             super().apply_runtime_state(state)
-            self.tier = self._config.tier_of(shape)
+            self.tier = tier
 
     def _switch(self, state: Any) -> None:
         started = time.perf_counter()
@@ -419,7 +420,7 @@ class SpecKVMixin(_Worker):
         draft.cuda_graph_runner_for_draft_extend = state.cuda_graph_runner_for_draft_extend
         target.attn_backend = state.target_attn_backend
         target.decode_cuda_graph_runner = state.target_graph_runner
-        self._set_shape(Shape(state.speculative_num_steps, state.speculative_num_draft_tokens))
+        self._set_shape(Shape.of(state))
         self.speckv.counters.switched(time.perf_counter() - started)
 
     def _set_shape(self, shape: Shape) -> None:

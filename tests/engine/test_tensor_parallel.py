@@ -11,7 +11,7 @@ import requests
 
 from sglang_speckv.ab.process import Server
 from tests.engine.conftest import ALL, PROMPTS, flags, serving
-from tests.engine.test_trees import LAUNCH, SHAPES, shuffled
+from tests.engine.test_trees import LAUNCH, PLACES, SHAPES
 from tests.forked import ForkedServer
 
 pytestmark = pytest.mark.engine
@@ -101,7 +101,7 @@ def test_ranks_agree_on_shapes_of_trees(
     with serving(tmp_path, *launch, "--speckv-candidate-shapes", ",".join(SHAPES)) as server:
         for _ in range(2):
             assert server.tokens(PROMPTS) == plain_answers["batch"]
-        with shuffled(server):
+        with server.shuffled_depths(PLACES):
             assert server.tokens(PROMPTS) == plain_answers["batch"]
         shown = server.speckv()
     assert not shown["failures"] and not shown["held"] and shown["fallbacks"] == 0

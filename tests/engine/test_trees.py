@@ -5,10 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import cycle
-from threading import Event
 from typing import Any
 
 import pytest
@@ -24,6 +20,8 @@ __all__ = ["alone"]
 pytestmark = pytest.mark.engine
 
 SHAPES = ("0", "1x2", "3x8", "3x16", "5x16")
+PLACES = [3, 0, 4, 1, 2]
+"""Of all of them, in an order that changes much."""
 TREE = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "4")
 LAUNCH = (*TREE, "--speculative-num-draft-tokens", "16")
 DRAFTS = tuple(PAIRS) if ALL else ("eagle3",)
@@ -42,25 +40,6 @@ def tree(
         yield running
 
 
-@contextmanager
-def shuffled(tree: Serving, every_s: float = 0.02) -> Iterator[None]:
-    """Another shape every few rounds."""
-    turns = cycle(["3x16", "0", "5x16", "1x2", "3x8"])
-    ended = Event()
-
-    def shuffle() -> None:
-        while not ended.wait(every_s):
-            tree.select(f"static:{next(turns)}")
-
-    with ThreadPoolExecutor(1) as pool:
-        task = pool.submit(shuffle)
-        try:
-            yield
-        finally:
-            ended.set()
-            task.result()
-
-
 def test_every_shape_gives_the_targets_text(tree: Serving, plain_answers: dict[str, Any]) -> None:
     for shape in SHAPES:
         tree.select(f"static:{shape}")
@@ -77,7 +56,7 @@ def test_greedy_text_is_the_targets_while_the_shape_moves(
     tree: Serving, plain_answers: dict[str, Any]
 ) -> None:
     before = tree.speckv()["rounds"]
-    with shuffled(tree):
+    with tree.shuffled_depths(PLACES):
         for _ in range(6):
             assert tree.tokens(PROMPTS) == plain_answers["batch"]
     after = tree.speckv()["rounds"]
@@ -88,7 +67,7 @@ def test_greedy_text_is_the_targets_while_the_shape_moves(
 def test_sampled_text_follows_the_target_while_the_shape_moves(
     tree: Serving, models: dict[str, str], top_p: float
 ) -> None:
-    with shuffled(tree):
+    with tree.shuffled_depths(PLACES):
         answers = sampled(tree, top_p)
     assert follows_target(answers, Reference(models["target"]), top_p)
 
@@ -118,7 +97,7 @@ def test_an_answer_may_use_the_whole_context(tree: Serving) -> None:
 @pytest.mark.skipif(not ALL, reason="takes long: make exact")
 @pytest.mark.parametrize("name", FEATURES)
 def test_feature(tree: Serving, alone: dict[str, Any], name: str) -> None:
-    with shuffled(tree):
+    with tree.shuffled_depths(PLACES):
         assert alike(FEATURES[name](tree), alone[name])
     assert not tree.speckv()["failures"]
 

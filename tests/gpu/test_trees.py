@@ -9,7 +9,7 @@ import pytest
 
 from sglang_speckv.offline.records import read_trace
 from tests.engine.conftest import PAIRS, PROMPTS, Serving, flags, serving
-from tests.engine.test_trees import LAUNCH, SHAPES, shuffled
+from tests.engine.test_trees import LAUNCH, PLACES, SHAPES
 from tests.gpu.conftest import COMMAND, PROFILE_S, References, at_length, device_flags, on_gpu
 
 pytestmark = [*on_gpu, at_length]
@@ -41,7 +41,7 @@ def test_every_shape_is_lossless(tree: Serving, references: References) -> None:
 
 def test_a_moving_shape_is_lossless(tree: Serving, references: References) -> None:
     before = tree.speckv()["switches"]
-    with shuffled(tree, every_s=0.005):
+    with tree.shuffled_depths(PLACES, every_s=0.005):
         assert references[BACKEND].losses(tree.tokens(PROMPTS)) == []
     shown = tree.speckv()
     assert shown["switches"] > before + 3 and not shown["failures"] and not shown["held"]

@@ -12,14 +12,13 @@ CASES = {
     "after two windows": (WORSE * 2 + SAME * 18, 2 * WINDOW),
     "noise of one window": (WORSE * 2 + SAME * 5 + [0.95] + SAME * 12, 2 * WINDOW),
     "never": (WORSE * 20, ROUNDS),
-    "slow": ([0.97] * 4 + [0.985] * 16, 4 * WINDOW),
+    "slow": ([0.97] * 4 + [0.985] * 16, 3 * WINDOW),
 }
 
 
 @pytest.mark.parametrize(("ratios", "rounds"), CASES.values(), ids=CASES)
 def test_settled(ratios: list[float], rounds: int) -> None:
-    found = settled(ratios)
-    assert abs(found - rounds) <= WINDOW
+    assert settled(ratios) == rounds
 
 
 def test_windows_add_up() -> None:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from sglang_speckv.cli import app
 from sglang_speckv.config import ConfigError, Shape
 from sglang_speckv.offline.records import Record
-from sglang_speckv.replay.trees import Machine, read_trees, replay_trees, tree_lines
+from sglang_speckv.offline.round_cost import AssumedCost
+from sglang_speckv.replay.trees import read_trees, replay_trees, tree_lines
 from tests.unit.offline.synthetic import HEADER, write_trace
 from tests.unit.policy.tree_simulate import TOPK, tree, verified
 
@@ -55,12 +56,12 @@ def test_shapes_that_the_recorded_one_holds_are_compared(trace: Path) -> None:
     assert {len(firsts) for firsts, _ in trees.requests} == {ROUNDS}
 
 
-MACHINES = {"tokens are cheap": Machine(0.02, 0.001), "tokens are dear": Machine(0.05, 0.15)}
+COSTS = {"tokens are cheap": AssumedCost(0.02, 0.001), "tokens are dear": AssumedCost(0.05, 0.15)}
 
 
-@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_the_policy_is_near_the_best_shape(trace: Path, machine: Machine) -> None:
-    result = replay_trees([trace], machine, [1, 4], seeds=2, passes=2)
+@pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
+def test_the_policy_is_near_the_best_shape(trace: Path, cost: AssumedCost) -> None:
+    result = replay_trees([trace], cost, [1, 4], seeds=2, passes=2)
     for cell in result["cells"]:
         arms = {arm["arm"]: arm for arm in cell["arms"]}
         rates = [arms[f"static:{name}"]["rate"] for name in NAMES]
@@ -88,6 +89,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no cost": ({}, "give --draft-cost"),
     "a policy": ({"--draft-cost": "0.1", "--policy": "ema"}, "only --requests"),
     "other traffic": ({"--draft-cost": "0.1", "--traffic": "phases"}, "only --requests"),
+    "a cost that is none": ({"--draft-cost": "-1"}, "not shares of a target step"),
     "too many": ({"--draft-cost": "0.1", "--requests": "13"}, "12 requests in all"),
 }
 
