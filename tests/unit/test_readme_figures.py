@@ -128,3 +128,16 @@ def test_the_ablation_table() -> None:
     rows = [row for row in ablation.table(found).splitlines() if row[2].islower()]
     assert len(rows) == len(ablation.PARTS) + 1  # and the heading
     assert [row for row in rows if row not in text] == []
+
+
+def test_what_trees_gain() -> None:
+    """Over the best fixed chain at one request, as the README and the page of results say it."""
+    cells = json.loads((RESULTS / "ab-cpu-trees.json").read_text())["cells"]
+    alone = {cell["arm"]: cell for cell in cells if cell["concurrency"] == 1}
+    chains = [arm for arm in alone if arm.startswith("static:")]
+    best = max(chains, key=lambda arm: alone[arm]["tok_per_s"])
+    over = alone["speckv:topk4"]["over"][best]
+    low, high = over["interval"]
+    told = f"{over['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    for page in ("README.md", "docs/results.md"):
+        assert told in (ROOT / page).read_text(), page
