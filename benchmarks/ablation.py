@@ -75,6 +75,20 @@ class _Never:
         pass
 
 
+class _Zeros:
+    """An attribute that stays 0 at every index."""
+
+    def __get__(self, *_: object) -> np.ndarray:
+        return np.zeros(64)
+
+    def __set__(self, *_: object) -> None:
+        pass
+
+
+NOT_TUNED = ("MAX_SHARE", "MOST_REQUESTS", "LEAST")
+"""What bounds memory or tells numbers from noise; ``LEAST`` follows from ``LIMIT``."""
+SHARES = ("ALIKE", "REQUEST_MEMORY")
+"""Constants that stay below 1."""
 PARTS: dict[str, Variant] = {
     "probes": Variant([(throughput, "PROBE_ROUNDS", NEVER)]),
     "what a probe from depth 0 brought": Variant([(throughput.Load, "probe_cost", _Never())]),
@@ -103,11 +117,13 @@ NEWER: dict[str, Variant] = {
     "what a cut saves": Variant([(cost, "SAVING_PRIOR", NEVER)]),
     "round times that drift together": Variant([(cost, "TOGETHER", 0.0)]),
     "expected labels": Variant(
-        [
-            (module, "imputed", lambda judged, accepted, *_: (1.0 * judged, accepted))
-            for module in (acceptance, stopping)
-        ]
+        [(module, "imputed", lambda labels, *_: labels.copy()) for module in (acceptance, stopping)]
     ),
+    "surprises clipped": Variant([(cost, "CLIP", 1e9)]),
+    "the same surprise twice": Variant([(cost.Times, "_beyond", _Zeros())]),
+    "each depth's own drift": Variant([(cost, "APART", 0.0)]),
+    "savings forgotten": Variant([(cost, "SAVING_MEMORY", 1e9)]),
+    "dear probes later": Variant([(throughput, "PROBE_SHARE", 1e9)]),
 }
 """Parts that are newer than the committed table."""
 
@@ -117,9 +133,10 @@ def constants() -> dict[str, Variant]:
     changes: dict[str, list[tuple[Any, str, Any]]] = {}
     for module in (logistic, acceptance, stopping, cost, throughput):
         for name, value in vars(module).items():
-            if re.fullmatch("[A-Z_]+", name) and isinstance(value, int | float):
+            tuned = re.fullmatch("[A-Z_]+", name) and name not in NOT_TUNED
+            if tuned and isinstance(value, int | float):
                 for factor, word in ((0.5, "halved"), (2, "doubled")):
-                    most = 0.99 if name == "ALIKE" else np.inf  # a correlation
+                    most = 0.99 if name in SHARES else np.inf
                     change = module, name, type(value)(min(value * factor, most))
                     changes.setdefault(f"{name} {word}", []).append(change)
     return {name: Variant(found) for name, found in changes.items()}

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sglang_speckv.policy import kernels
 from sglang_speckv.policy.checks import correct_drafts_of
 from sglang_speckv.policy.logistic import LIMIT, Logistic, OwnAcceptance, log_odds
 from sglang_speckv.policy.prior import SIGNAL_BINS, AcceptancePrior
@@ -48,7 +49,7 @@ class Acceptance:
         """Where a request's signal is unknown."""
         self.labels = np.zeros(max_steps)
         """[max_steps]: how often each position was judged."""
-        self._scale = (SIGNAL_BINS - 1e-6) / (2 * LIMIT)
+        self._scale = SIGNAL_BINS / (2 * LIMIT)
         self._middles = (np.arange(SIGNAL_BINS) + 0.5) / self._scale - LIMIT
         self._seen = np.zeros(SIGNAL_BINS)
         """Share of recent signals in each bin."""
@@ -77,20 +78,18 @@ class Acceptance:
         return AcceptancePrior(mean, covariance.copy(), self._seen.copy(), self.labels.copy())
 
     def tokens(
-        self,
-        size: int,
-        first_probs: np.ndarray | None,
-        requests: Sequence[int] | None = None,
-        least: float = 0.0,
+        self, x: np.ndarray, requests: Sequence[int] | None = None, least: float = 0.0
     ) -> tuple[list[float], list[float]]:
         """Expected tokens of the batch at depths 0..max_steps, bonus included, and how many drafts
-        are not verified where those are that survive with a probability above ``least``."""
-        count, survival = self._survivals(size, first_probs, requests)
+        are not verified where those are that survive with a probability above ``least``. ``x``
+        [size]: log-odds of the first drafts' probabilities, NaN where unknown."""
+        size = len(x)
+        count, survival = self._survivals(x, requests)
         cut = np.zeros(self.depth)
         if least > 0.0:
             kept = survival > least
-            survival, cut = np.where(kept, survival, 0.0), (count @ ~kept).cumsum()
-        tokens = size + self._summed(count @ survival)
+            survival, cut = survival * kept, count.dot(1.0 - kept).cumsum()
+        tokens = size + self._summed(count.dot(survival))
         return [float(size), *tokens.tolist()], [0.0, *cut.tolist()]
 
     def _survive(self, accepted: np.ndarray) -> np.ndarray:
@@ -105,20 +104,19 @@ class Acceptance:
         return summed
 
     def _survivals(
-        self, size: int, first_probs: np.ndarray | None, requests: Sequence[int] | None
+        self, x: np.ndarray, requests: Sequence[int] | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """How many requests there are of each kind [kinds], and the probabilities that their first
         1, 2, .. drafts are accepted [kinds, max_steps]."""
-        x = log_odds(first_probs, (size,))
-        if size > SMALL:
-            bins = np.bincount(self._bins_of(x), minlength=SIGNAL_BINS + 1)
-            return bins, self._by_bin
-        own = np.array(self._offsets(size, requests))
+        if len(x) > SMALL:
+            return kernels.counts(x, SIGNAL_BINS, LIMIT), self._by_bin
+        own = np.array(self._offsets(len(x), requests))
         unknown = np.isnan(x)
         survival = self._model.probability(np.where(unknown, self._usual_x, x)[:, None], own)
         survival = self._survive(survival)
-        survival[unknown & (own == 0.0)] = self._usual
-        return np.ones(size), survival
+        if unknown.any():
+            survival[unknown & (own == 0.0)] = self._usual
+        return np.ones(len(x)), survival
 
     def shown(self) -> list[float] | dict[str, list[float]]:
         """[max_steps]: of a usual request, how likely the first i drafts are all accepted."""
@@ -154,19 +152,18 @@ class Acceptance:
         verified, all of them where it is None; entries that cannot be true are left out.
         ``expected`` [size, positions]: where the drafts themselves said how many to make or to
         verify, how likely each one would have been accepted, those before it given."""
-        size = len(num_correct_drafts)
         correct, valid = correct_drafts_of(num_correct_drafts, num_steps)
         if not len(correct) or not num_steps:
             return
         x, own = self._known(valid, first_probs, requests)
-        made = np.full(size, num_steps)[valid] if widths is None else widths[valid]
-        judged, accepted = labels_of(correct, made, self.depth)
-        self.labels += judged.sum(axis=0)
+        made = np.full(len(correct), num_steps) if widths is None else widths[valid]
+        labels = labels_of(correct, made, self.depth)
+        self.labels += labels[0].sum(axis=0)
         if expected is not None:
-            judged, accepted = imputed(judged, accepted, correct == made, made, expected[valid])
-        self._model.update(x, own, judged, accepted)
+            labels = imputed(labels, correct, made, expected[valid])
+        self._model.update(x, own, labels)
         self._believe()
-        self._learn_own(requests, valid, x, judged, accepted)
+        self._learn_own(requests, valid, x, labels)
 
     def _known(
         self, valid: np.ndarray, first_probs: np.ndarray | None, requests: Sequence[int] | None
@@ -184,19 +181,19 @@ class Acceptance:
         requests: Sequence[int] | None,
         valid: np.ndarray,
         x: np.ndarray,
-        judged: np.ndarray,
-        accepted: np.ndarray,
+        labels: np.ndarray,
     ) -> None:
         if requests is not None and len(requests) == len(valid) <= SMALL:
             names = [name for name, kept in zip(requests, valid.tolist(), strict=True) if kept]
-            self._own.learn(names, self._model.probability(x), judged, accepted)
+            self._own.learn(names, self._model.probability(x), labels)
 
     def _see(self, x: np.ndarray) -> None:
         """What signals are usual: of a request whose own is unknown nothing else is known."""
-        seen = np.bincount(self._bins_of(x), minlength=SIGNAL_BINS + 1)[:SIGNAL_BINS]
-        if seen.any():
-            self._seen += (seen / seen.sum() - self._seen) / RECENT
-            self._usual_x = float(self._seen @ self._middles)
+        seen = kernels.counts(x, SIGNAL_BINS, LIMIT)[:-1]
+        known = float(seen.sum())
+        if known:
+            self._seen += (seen / known - self._seen) / RECENT
+            self._usual_x = float(self._seen.dot(self._middles))
 
     @property
     def unexpected_drafts(self) -> float:
@@ -213,7 +210,8 @@ class Acceptance:
 
     def _bins_of(self, x: np.ndarray) -> np.ndarray:
         """The last one where it is unknown."""
-        return np.where(np.isnan(x), SIGNAL_BINS, (x + LIMIT) * self._scale).astype(np.intp)
+        bins = np.minimum((x + LIMIT) * self._scale, SIGNAL_BINS - 1)
+        return np.where(np.isnan(x), SIGNAL_BINS, bins).astype(np.intp)
 
     def _offsets(self, size: int, requests: Sequence[int] | None) -> list[float]:
         """What each request adds in log-odds; nothing where nobody numbers them."""
@@ -222,29 +220,17 @@ class Acceptance:
         return self._own.of(requests)
 
 
-def labels_of(correct: np.ndarray, made: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a round in which each request had ``made`` drafts verified says of each position:
-    whether it was judged, and whether accepted [requests, depth]."""
-    positions, correct = np.arange(depth), correct[:, None]
-    return (positions <= correct) & (positions < made[:, None]), positions < correct
+def labels_of(correct: np.ndarray, made: np.ndarray, depth: int) -> np.ndarray:
+    """What a round says in which each request had ``made`` drafts verified, and ``correct`` of them
+    accepted: which positions were judged, and which accepted, [2, requests, depth]."""
+    labels: np.ndarray = kernels.labels(correct, made, depth)
+    return labels
 
 
 def imputed(
-    judged: np.ndarray,
-    accepted: np.ndarray,
-    all_right: np.ndarray,
-    made: np.ndarray,
-    expected: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [requests, depth] with what was ``expected`` [requests, positions] of drafts that were
-    not verified, as far as they would have been judged: of requests whose verified drafts were
-    ``all_right``."""
-    (size, depth), known = judged.shape, expected.shape[1]
-    padded = np.zeros((size, depth))
-    padded[:, :known] = expected
-    beyond = np.arange(depth) >= made[:, None]
-    reached = np.where(beyond, padded, 1.0).cumprod(axis=1)
-    reached = np.concatenate([np.ones((size, 1)), reached[:, :-1]], axis=1)
-    reached[:, known:] = 0.0
-    weight = np.where(beyond, all_right[:, None] * reached, judged)
-    return weight, np.where(beyond, padded, accepted)
+    labels: np.ndarray, correct: np.ndarray, made: np.ndarray, expected: np.ndarray
+) -> np.ndarray:
+    """Labels with what was ``expected`` [requests, positions] of drafts that were not verified, as
+    far as they would have been judged: of requests whose verified drafts were all correct."""
+    found: np.ndarray = kernels.imputed(labels, correct, made, expected)
+    return found

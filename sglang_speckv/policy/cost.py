@@ -99,7 +99,7 @@ class Times:
         most = clip * variance**0.5
         along = self.covariance[:, column].copy()
         self.mean += along * (min(max(surprise, -most), most) / variance)
-        self.covariance -= np.outer(along, along / variance)
+        self.covariance -= along[:, None] * (along / variance)
         beyond = surprise - min(max(surprise, -most), most)
         again = min(max(beyond * float(self._beyond[column]), 0.0), 1.0)
         self._beyond[column] = beyond

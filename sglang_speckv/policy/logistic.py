@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sglang_speckv.policy.checks import is_share, numbers_of
+from sglang_speckv.policy import kernels
+from sglang_speckv.policy.checks import MAX_SHARE, numbers_of
 
 INTERCEPT, SLOPE = 0.4, 0.5
 """Of every position before any evidence: 6 of 10 drafts are accepted where the draft is as unsure
@@ -45,47 +46,33 @@ class Logistic:
     [positions, positions]: how unlike they are, 1 of neighbours in a chain."""
 
     def __init__(self, positions: int, apart: np.ndarray | None = None) -> None:
-        self._positions = np.arange(positions)
+        at = np.arange(positions)
         if apart is None:
-            apart = np.abs(self._positions[:, None] - self._positions)
+            apart = np.abs(at[:, None] - at)
         intercepts, slopes = SPREAD**2 * ALIKE**apart, (SPREAD / 2) ** 2 * np.eye(positions)
         nothing = np.zeros((positions, positions))
         self.mean = np.repeat([INTERCEPT, SLOPE], positions)
         self.covariance = np.block([[intercepts, nothing], [nothing, slopes]])
         own = SLOPE_DRIFT * np.eye(positions)
         self._drift = np.block([[nothing + DRIFT, nothing], [nothing, own]])
-        self._unit = np.eye(2 * positions)
         self.surprise = 0.0
         """Accepted less expected, summed over all labels so far, also over those that stand for
         drafts that were not verified."""
 
-    def probability(self, x: np.ndarray, own: np.ndarray | float = 0.0) -> np.ndarray:
-        """[requests, positions]. ``x`` has that shape or one column; ``own`` [requests]."""
-        k = len(self._positions)
-        return probability(self.mean[:k] + x * self.mean[k:] + np.reshape(own, (-1, 1)))
+    def probability(self, x: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
+        """[requests, positions]. ``x`` has that shape or one column; ``own`` [requests]: what each
+        adds."""
+        own = np.zeros(len(x)) if own is None else own
+        found: np.ndarray = kernels.probability(self.mean, x, own, LIMIT)
+        return found
 
-    def update(
-        self, x: np.ndarray, own: np.ndarray, judged: np.ndarray, accepted: np.ndarray
-    ) -> None:
-        """One round: what was judged, 0 to 1, and what of it was accepted, [requests, positions].
-        One step of Newton's method from what was believed."""
-        k, at = len(self._positions), self._positions
-        self.covariance += self._drift / len(judged)
+    def update(self, x: np.ndarray, own: np.ndarray, labels: np.ndarray) -> None:
+        """One round's ``labels`` [2, requests, positions]: what was judged, 0 to 1, and what of it
+        was accepted. One step of Newton's method from what was believed."""
         expected = self.probability(x, own)
-        surprise = judged * (accepted - expected)
-        weight = judged * expected * (1.0 - expected)
-        by_position = surprise.sum(axis=0)
-        self.surprise += float(by_position.sum())
-        gradient = np.concatenate([by_position, (x * surprise).sum(axis=0)])
-        weighted = x * weight
-        information = np.zeros((2 * k, 2 * k))
-        information[at, at] = weight.sum(axis=0)
-        information[at, at + k] = information[at + k, at] = weighted.sum(axis=0)
-        information[at + k, at + k] = (x * weighted).sum(axis=0)
-        covariance = np.linalg.solve(self._unit + self.covariance @ information, self.covariance)
-        self.covariance = (covariance + covariance.T) / 2
-        mean = self.mean + self.covariance @ gradient
-        self.mean = np.minimum(np.maximum(mean, -LIMIT), LIMIT)
+        self.surprise += kernels.update(
+            self.mean, self.covariance, self._drift, x, expected, labels, LIMIT
+        )
 
 
 class OwnAcceptance:
@@ -100,16 +87,9 @@ class OwnAcceptance:
         known = [self._known.get(name, (0.0, 0.0)) for name in requests]
         return [s / (v + REQUEST_SPREAD**-2) for s, v in known]
 
-    def learn(
-        self,
-        requests: Sequence[int],
-        expected: np.ndarray,
-        judged: np.ndarray,
-        accepted: np.ndarray,
-    ) -> None:
+    def learn(self, requests: Sequence[int], expected: np.ndarray, labels: np.ndarray) -> None:
         """``expected`` [requests, positions]: what was expected of anybody."""
-        surprise = (judged * (accepted - expected)).sum(axis=1).tolist()
-        variance = (judged * expected * (1.0 - expected)).sum(axis=1).tolist()
+        surprise, variance = kernels.judgement(expected, labels).tolist()
         for name, s, v in zip(requests, surprise, variance, strict=True):
             before, known = self._known.pop(name, (0.0, 0.0))
             self._known[name] = REQUEST_MEMORY * before + s, REQUEST_MEMORY * known + v
@@ -117,17 +97,10 @@ class OwnAcceptance:
             del self._known[next(iter(self._known))]  # the one that was served longest ago
 
 
-def probability(odds: np.ndarray) -> np.ndarray:
-    found: np.ndarray = 1.0 / (1.0 + np.exp(-np.minimum(np.maximum(odds, -LIMIT), LIMIT)))
-    return found
-
-
 def log_odds(probs: object, shape: tuple[int, ...]) -> np.ndarray:
     """Of probabilities of that shape; NaN where one is unknown, everywhere in another shape."""
     found = numbers_of(probs)
     if found.shape != shape:
         return np.full(shape, np.nan)
-    clipped = np.minimum(np.maximum(found, LEAST), 1.0 - LEAST)
-    odds = np.log(clipped / (1.0 - clipped))
-    known = is_share(found)
-    return odds if known.all() else np.where(known, odds, np.nan)
+    odds: np.ndarray = kernels.log_odds(found.ravel(), LEAST, MAX_SHARE).reshape(shape)
+    return odds

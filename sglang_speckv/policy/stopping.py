@@ -25,9 +25,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sglang_speckv.policy import kernels
 from sglang_speckv.policy.acceptance import RECENT, SMALL, imputed, labels_of
 from sglang_speckv.policy.checks import correct_drafts_of, windows_of
-from sglang_speckv.policy.logistic import Logistic, OwnAcceptance, log_odds, probability
+from sglang_speckv.policy.logistic import LIMIT, Logistic, OwnAcceptance, log_odds
 
 
 class StopRule(NamedTuple):
@@ -57,7 +58,8 @@ class StopRule(NamedTuple):
         return 1 + int(np.argmax(stops)) if stops.any() else most
 
     def _probability(self, model: np.ndarray, odds: np.ndarray) -> np.ndarray:
-        return probability(model[0] + odds * model[1] + self.offsets[:, None])
+        found: np.ndarray = kernels.probability(model.ravel(), odds, self.offsets, LIMIT)
+        return found
 
 
 class Stopping:
@@ -79,21 +81,18 @@ class Stopping:
         odds = log_odds(probs, np.shape(probs))
         if np.isnan(odds).any():
             return None
-        own = self._offsets(len(odds), requests)
-        return self._conditional(odds.shape[1], *self._inputs(odds), own).cumprod(axis=1)
-
-    def _conditional(
-        self, made: int, x: np.ndarray, last: np.ndarray, own: np.ndarray
-    ) -> np.ndarray:
-        by_own, by_last = self._by_own.probability(x, own), self._by_last.probability(last, own)
-        return np.concatenate([by_own[:, :made], by_last[:, made:]], axis=1)
+        by_own, by_last, own = self._by_own, self._by_last, self._offsets(len(odds), requests)
+        found: np.ndarray = kernels.survival(
+            by_own.mean, by_last.mean, self._usual, odds, own, LIMIT
+        )
+        return found
 
     def _inputs(self, odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[size, max_steps] twice: each draft's own log-odds and those of the one before it."""
-        x = np.tile(self._usual, (len(odds), 1))
-        x[:, : odds.shape[1]] = odds
-        last = np.concatenate([np.zeros((len(odds), 1)), x[:, :-1]], axis=1)
-        return x, last
+        both = np.zeros((len(odds), self._steps + 1))
+        both[:, 1:] = self._usual
+        both[:, 1 : odds.shape[1] + 1] = odds
+        return both[:, 1:], both[:, :-1]
 
     def rule(self, price: float, size: int, requests: Sequence[int] | None = None) -> StopRule:
         """For a batch of ``size`` requests, where a draft costs ``price`` tokens."""
@@ -126,19 +125,20 @@ class Stopping:
             return None
         own = self._offsets(size, requests)
         x, last = self._inputs(odds)
-        expected = self._conditional(num_steps, x, last, own)
+        expected = self._by_last.probability(last, own)
+        expected[:, :num_steps] = self._by_own.probability(x, own)[:, :num_steps]
         made = np.full(size, num_steps) if widths is None else widths
-        judged, accepted = labels_of(correct, made, self._steps)
+        labels = labels_of(correct, made, self._steps)
         self._see(odds)
-        self._by_own.update(x, own, judged, accepted)
+        self._by_own.update(x, own, labels)
         if requests is not None and len(requests) == size <= SMALL:
-            self._own.learn(requests, self._by_own.probability(x), judged, accepted)
+            self._own.learn(requests, self._by_own.probability(x), labels)
         # Whether a draft was verified hangs on its own probability, which this model does not know.
-        judged, accepted = imputed(judged, accepted, correct == made, made, expected[:, :num_steps])
-        judged[:, 0] = 0.0
-        self._by_last.update(last, own, judged, accepted)
+        labels = imputed(labels, correct, made, expected[:, :num_steps])
+        labels[0, :, 0] = 0.0
+        self._by_last.update(last, own, labels)
         return expected
 
     def _see(self, odds: np.ndarray) -> None:
         made = odds.shape[1]
-        self._usual[:made] += (odds.mean(axis=0) - self._usual[:made]) / RECENT
+        self._usual[:made] += (odds.sum(axis=0) / len(odds) - self._usual[:made]) / RECENT

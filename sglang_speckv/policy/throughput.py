@@ -214,11 +214,15 @@ class ThroughputPolicy:
         if not is_count(batch.size):
             return Decision(self._launch, "launch")
         size = int(batch.size)
+        x = log_odds(batch.first_probs, (size,))
         if self._look or not self._cost.rounds:
             steps, reason = (self._look.pop(), "look") if self._look else (self._launch, "launch")
-            return Decision(steps, reason, self._expected(batch)[0][steps] / size)
-        load = self._loads.setdefault(self._cost.row_of(size), Load(PROBE_ROUNDS))
-        weighed = self._weighed = self._weigh(batch, load)
+            return Decision(
+                steps, reason, self._acceptance.tokens(x, batch.requests)[0][steps] / size
+            )
+        row = self._cost.row_of(size)
+        load = self._loads.get(row) or self._loads.setdefault(row, Load(PROBE_ROUNDS))
+        weighed = self._weighed = self._weigh(x, batch.requests, load)
         best = weighed.worth.index(max(weighed.worth))
         load.earn(weighed.tokens[best] / size, weighed.times[best] / size)
         tier = self._probe(load, weighed, best)
@@ -270,8 +274,9 @@ class ThroughputPolicy:
     def widths(self, probs: np.ndarray) -> np.ndarray | None:
         """How many of each request's drafts are worth verifying [size], now that the round has made
         those with the top-1 probabilities ``probs`` [size, k]; None where all are."""
-        weighed, survival = self._weighed, self._survival(probs)
-        if weighed is None or survival is None or not self._cuts:
+        weighed = self._weighed
+        survival = self._survival(probs) if self._cuts else None
+        if weighed is None or survival is None:
             return None
         widths: np.ndarray = (survival[:, : probs.shape[1]] > weighed.least).sum(axis=1)
         return widths if widths.min(initial=probs.shape[1]) < probs.shape[1] else None
@@ -279,13 +284,8 @@ class ThroughputPolicy:
     def _survival(self, probs: np.ndarray) -> np.ndarray | None:
         return None if self._stopping is None else self._stopping.survival(probs, self._requests)
 
-    def _expected(self, batch: Batch, least: float = 0.0) -> tuple[list[float], list[float]]:
-        """Tokens expected at every depth, and how many drafts are not verified."""
-        size, firsts = int(batch.size), batch.first_probs
-        return self._acceptance.tokens(size, firsts, batch.requests, least)
-
-    def _weigh(self, batch: Batch, load: Load) -> Weighed:
-        size = int(batch.size)
+    def _weigh(self, x: np.ndarray, requests: Sequence[int] | None, load: Load) -> Weighed:
+        size = len(x)
         every, usual = self._cost.times(size), self._acceptance.usual
         whole = [every[steps] for steps in self.candidate_steps]
         price = max(size * usual[k] / every[k] for k in self.candidate_steps)
@@ -300,9 +300,9 @@ class ThroughputPolicy:
         if asleep and slept is not None:
             price, waking = size / slept, whole[0] - slept
             whole = [slept, *(t + waking for t in whole[1:])]  # it reads what it missed first
-        watchable = self._stopping is not None and not asleep and _all_known(batch)
+        watchable = self._stopping is not None and not asleep and not np.isnan(x).any()
         token_time = self._cost.token_time(size) if self._cuts and watchable else 0.0
-        told = self._expected(batch, price * token_time)
+        told = self._acceptance.tokens(x, requests, price * token_time)
         tokens, cut = ([column[steps] for steps in self.candidate_steps] for column in told)
         times = [t - token_time * n for t, n in zip(whole, cut, strict=True)]
         worth = [n - price * t for n, t in zip(tokens, times, strict=True)]
@@ -425,8 +425,3 @@ def _first_look(tiers: tuple[int, ...], launch: int) -> list[int]:
     each: three would cost 1 % of the first 300 rounds and tell no more."""
     deep = min(tiers, key=lambda steps: abs(steps - 2 * launch - 1))
     return list(dict.fromkeys((tiers[0], deep, launch)))
-
-
-def _all_known(batch: Batch) -> bool:
-    """Whether every request's first draft has told its probability."""
-    return not np.isnan(log_odds(batch.first_probs, (int(batch.size),))).any()

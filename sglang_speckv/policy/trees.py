@@ -66,24 +66,21 @@ class TreeAcceptance(Acceptance):
         if not len(correct) or not shape.num_steps:
             return
         x, own = self._known(valid, first_probs, requests)
-        judged, accepted = np.zeros((2, len(correct), self.depth))
+        labels = np.zeros((2, len(correct), self.depth))
         span = self._spans[tier]
-        made = np.full(len(correct), shape.num_steps)
-        judged[:, span], accepted[:, span] = labels_of(correct, made, shape.num_steps)
-        self.labels += judged.sum(axis=0)
-        self._learn_own(requests, valid, x, judged, accepted)
+        labels[..., span] = labels_within(correct, shape)
+        served = labels[..., span].copy()
+        self.labels += labels[0].sum(axis=0)
+        self._learn_own(requests, valid, x, labels)
         smaller = self._smaller(tier, nodes_of(nodes, size, shape.drafts)[valid])
         for other, right in smaller.items():
-            at, steps = self._spans[other], self._shapes[other].num_steps
-            made = np.full(len(right), steps)
-            judged[:, at], accepted[:, at] = labels_of(right, made, steps)
-        weight = judged
+            labels[..., self._spans[other]] = labels_within(right, self._shapes[other])
         if smaller:  # all tell of the same drafts: together they weigh as much as one
-            weight = judged / (2 * len(smaller))
-            weight[:, span] = judged[:, span] / 2
-        expected = self._model.probability(x, own)[:, span]
-        self._surprise += float((judged[:, span] * (accepted[:, span] - expected)).sum())
-        self._model.update(x, own, weight, accepted)
+            labels[0] /= 2 * len(smaller)
+            labels[0, :, span] = served[0] / 2
+        surprise = served[0] * (served[1] - self._model.probability(x, own)[:, span])
+        self._surprise += float(surprise.sum())
+        self._model.update(x, own, labels)
         self._believe()
 
     @property
@@ -134,6 +131,11 @@ def right_within(nodes: np.ndarray, shape: Shape) -> np.ndarray:
     _, level, accepted = np.moveaxis(within(nodes, shape), -1, 0)
     right: np.ndarray = (accepted * (level <= shape.num_steps)).sum(axis=1).astype(int)
     return right
+
+
+def labels_within(correct: np.ndarray, shape: Shape) -> np.ndarray:
+    """Of its levels, [2, size, steps]."""
+    return labels_of(correct, np.full(len(correct), shape.num_steps), shape.num_steps)
 
 
 def nodes_of(nodes: object, size: int, drafts: int) -> np.ndarray:

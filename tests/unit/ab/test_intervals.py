@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from benchmarks.coverage import Truth, covered
+from benchmarks.intervals import Truth, covered
 from sglang_speckv.ab.intervals import Ratio, Sample, ratio
 
 

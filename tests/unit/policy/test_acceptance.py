@@ -11,13 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_speckv.policy.acceptance import SMALL, Acceptance
-from sglang_speckv.policy.logistic import MOST_REQUESTS
+from sglang_speckv.policy.logistic import MOST_REQUESTS, log_odds
 from sglang_speckv.policy.prior import AcceptancePrior
 
 
 def usual(model: Acceptance) -> list[float]:
     told: list[float] = model.survival(np.array([math.nan]))[0].tolist()
     return told
+
+
+def tokens_of(
+    model: Acceptance, size: int, probs: object, requests: list[int] | None = None
+) -> list[float]:
+    return model.tokens(log_odds(probs, (size,)), requests)[0]
 
 
 def draws(
@@ -51,10 +57,10 @@ def test_what_moves_the_first_position_is_believed_of_the_deeper_ones() -> None:
     model = Acceptance(5)
     for _ in range(400):
         model.learn(5, draws([0.3] * 5, 5, 4, rng), None)
-    before = model.tokens(1, None)[0][5]
+    before = tokens_of(model, 1, None)[5]
     for _ in range(200):
         model.learn(1, draws([0.95], 1, 4, rng), None)
-    assert model.tokens(1, None)[0][5] > before + 1.0
+    assert tokens_of(model, 1, None)[5] > before + 1.0
 
 
 def test_the_first_probability_tells_easy_rounds_from_hard_ones() -> None:
@@ -65,7 +71,7 @@ def test_the_first_probability_tells_easy_rounds_from_hard_ones() -> None:
         accepted = rng.random((2, 3)) < probs[:, None]
         model.learn(3, np.cumprod(accepted, axis=1).sum(axis=1).tolist(), probs)
     for p in (0.2, 0.8):
-        told = model.tokens(1, np.array([p]))[0]
+        told = tokens_of(model, 1, np.array([p]))
         assert told[1] - 1 == pytest.approx(p, abs=0.1)
         assert told[3] == pytest.approx(1 + p + p**2 + p**3, abs=0.2)
 
@@ -77,9 +83,9 @@ def test_a_request_that_does_better_than_its_signals_is_believed_to() -> None:
         model.learn(3, draws([0.5] * 3, 3, 2, rng), None, [0, 1])
     for _ in range(10):
         model.learn(3, [3, 0], None, [7, 8])
-    good, bad, new = (model.tokens(1, None, [name])[0][3] for name in (7, 8, 9))
+    good, bad, new = (tokens_of(model, 1, None, [name])[3] for name in (7, 8, 9))
     assert good > new + 0.2 and bad < new - 0.2
-    assert model.tokens(2, None, [7, 8])[0][3] == pytest.approx(good + bad)
+    assert tokens_of(model, 2, None, [7, 8])[3] == pytest.approx(good + bad)
 
 
 def test_a_large_batch_is_the_sum_of_its_requests_without_their_own() -> None:
@@ -89,8 +95,8 @@ def test_a_large_batch_is_the_sum_of_its_requests_without_their_own() -> None:
         probs = rng.uniform(0.05, 0.95, 4)
         model.learn(3, draws([0.6] * 3, 3, 4, rng), probs)
     probs = np.append(rng.uniform(0.01, 0.99, SMALL), np.nan)
-    one_by_one = [model.tokens(1, probs[i : i + 1])[0] for i in range(SMALL + 1)]
-    assert model.tokens(SMALL + 1, probs)[0] == pytest.approx(np.sum(one_by_one, axis=0), rel=0.02)
+    one_by_one = [tokens_of(model, 1, probs[i : i + 1]) for i in range(SMALL + 1)]
+    assert tokens_of(model, SMALL + 1, probs) == pytest.approx(np.sum(one_by_one, axis=0), rel=0.02)
 
 
 def test_requests_are_forgotten_beyond_a_bound_the_oldest_first() -> None:
@@ -109,15 +115,15 @@ def test_an_unknown_signal_is_a_usual_one() -> None:
     for _ in range(400):
         accepted = rng.random((4, 2)) < probs[:, None]
         model.learn(2, np.cumprod(accepted, axis=1).sum(axis=1).tolist(), probs)
-    known = [model.tokens(1, np.array([p]))[0][2] for p in (0.05, 0.95)]
+    known = [tokens_of(model, 1, np.array([p]))[2] for p in (0.05, 0.95)]
     for unknown in (None, np.array([np.nan])):
-        assert model.tokens(1, unknown)[0][2] == pytest.approx(np.mean(known), abs=0.05)
+        assert tokens_of(model, 1, unknown)[2] == pytest.approx(np.mean(known), abs=0.05)
 
 
 @pytest.mark.parametrize("probs", [[5.0], [-1.0], [math.nan], [math.inf], "x", [0.1, 0.2], [None]])
 def test_what_is_no_probability_is_unknown(probs: object) -> None:
     model = Acceptance(2)
-    assert model.tokens(1, probs)[0] == model.tokens(1, None)[0]  # type: ignore[arg-type]
+    assert tokens_of(model, 1, probs) == tokens_of(model, 1, None)
 
 
 def test_outcomes_that_cannot_be_true_are_left_out() -> None:
@@ -143,7 +149,7 @@ def test_a_trained_prior_is_where_it_starts(steps: int) -> None:
     model = Acceptance(steps, taught(600, {0.2: 0.2, 0.5: 0.5, 0.8: 0.8}))
     for p, share in ((0.2, 0.2), (0.5, 0.5), (0.8, 0.8)):
         expected = 1 + np.cumsum(share ** np.arange(1, steps + 1))
-        assert model.tokens(1, np.array([p]))[0][1:] == pytest.approx(expected, abs=0.15)
+        assert tokens_of(model, 1, np.array([p]))[1:] == pytest.approx(expected, abs=0.15)
     assert model.labels[0] == 7200 and model.labels[2:].tolist() == [0] * (steps - 2)
     assert np.linalg.eigvalsh(model.learned().covariance).min() > 0
 
@@ -153,7 +159,7 @@ def test_a_trained_prior_is_overruled_by_what_is_served() -> None:
     model, rng = Acceptance(2, prior), np.random.default_rng(6)
     for _ in range(200):
         model.learn(2, draws([0.9, 0.9], 2, 2, rng), np.array([0.5, 0.5]))
-    assert model.tokens(1, np.array([0.5]))[0][1] > 1.8
+    assert tokens_of(model, 1, np.array([0.5]))[1] > 1.8
 
 
 def test_two_models_share_nothing() -> None:
@@ -182,8 +188,8 @@ def test_it_stays_finite_whatever_comes(
 ) -> None:
     model = Acceptance(4)
     for steps, correct, probs in rounds:
-        model.learn(steps, correct, np.array(probs), list(range(len(correct))))  # type: ignore[arg-type]
-        told = model.tokens(3, np.array([0.1, 0.9, math.nan]), [0, 1, 2])[0]
+        model.learn(steps, correct, np.array(probs), list(range(len(correct))))
+        told = tokens_of(model, 3, np.array([0.1, 0.9, math.nan]), [0, 1, 2])
         assert all(map(math.isfinite, told)) and told == sorted(told)
     json.dumps([usual(model), model.labels.tolist()], allow_nan=False)
 

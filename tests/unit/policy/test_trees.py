@@ -24,7 +24,7 @@ def served(model: TreeAcceptance, shape: Shape, rounds: int, seed: int = 0) -> n
     rng = np.random.default_rng(seed)
     tier, told = SHAPES.index(shape), []
     for _ in range(rounds):
-        told.append(model.tokens(1, None)[0])
+        told.append(model.tokens(np.full(1, np.nan))[0])
         nodes = verified(tree(rng, SURE, 5), shape)[None]
         model.learn_tree(tier, [int(nodes[0, :, 2].sum())], None, None, nodes)
     return np.mean(told[rounds // 2 :], axis=0)
@@ -58,7 +58,7 @@ def test_shapes_of_as_many_tokens_are_told_apart() -> None:
         tier = 1 + turn % 2
         nodes = verified(tree(rng, SURE, shapes[tier].num_steps), shapes[tier])[None]
         model.learn_tree(tier, [int(nodes[0, :, 2].sum())], None, None, nodes)
-        told.append(model.tokens(1, None)[0])
+        told.append(model.tokens(np.full(1, np.nan))[0])
     for tier in (1, 2):
         believed = float(np.mean([tokens[tier] for tokens in told[300:]]))
         assert believed == pytest.approx(truth(shapes[tier]), rel=0.06)
@@ -96,16 +96,16 @@ def test_a_round_whose_nodes_are_unknown_says_it_of_its_own_shape(nodes: Any) ->
     with_nodes, without = TreeAcceptance(SHAPES), TreeAcceptance(SHAPES)
     with_nodes.learn_tree(3, [2], None, None, nodes)
     without.learn_tree(3, [2], None)
-    assert with_nodes.tokens(1, None) == without.tokens(1, None)
+    assert with_nodes.tokens(np.full(1, np.nan)) == without.tokens(np.full(1, np.nan))
     assert np.isnan(nodes_of(nodes, 1, 7)).all()
 
 
 def test_counts_that_cannot_be_true_are_left_out() -> None:
     model = TreeAcceptance(SHAPES)
-    before = model.tokens(2, None)
+    before = model.tokens(np.full(2, np.nan))
     model.learn_tree(3, [4, -1], None)
     model.learn_tree(0, [0], None)
-    assert model.tokens(2, None) == before
+    assert model.tokens(np.full(2, np.nan)) == before
 
 
 MACHINES = {

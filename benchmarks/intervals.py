@@ -1,6 +1,6 @@
 """How often the 95 % intervals of ``speckv ab`` hold the truth: a simulation, no server.
 
-    python benchmarks/coverage.py [--trials 4000] [--out examples/results/coverage.json]
+    python benchmarks/intervals.py [--trials 4000] [--out examples/results/coverage.json]
 
 Two arms that are equally fast answer the same prompts in the same blocks. What a moment does to one
 arm (``of_blocks``) and how well a prompt suits one (``of_prompts``) are drawn, in logs; prompts

@@ -1,0 +1,168 @@
+"""What the default policy computes in every round, compiled by numba.
+
+A round has few requests and few positions: numpy would spend most of its time between its calls,
+a millisecond per round in all. Everything is compiled when this module is imported, once per
+machine, and kept beside it or in the user's cache; nothing is compiled while serving. Indices are
+checked: a wrong one raises and corrupts nothing.
+
+Shapes: ``n`` requests, ``k`` positions. ``mean`` [2 k] has all intercepts, then all slopes, and
+``covariance`` [2 k, 2 k] is theirs. ``x`` [n, k], or [n, 1] where it is one for all positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile for these types; keep the result where there is a place for it."""
+
+    def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            found: Callable[..., Any] = njit(signature, cache=True, boundscheck=True)(function)
+        except Exception:  # no folder can be written, the disk is full, what was kept is damaged
+            found = njit(signature, boundscheck=True)(function)
+        return found
+
+    return compile_it
+
+
+@compiled("f8[::1](f8[:], f8, f8)")
+def log_odds(probs, least, most):  # type: ignore[no-untyped-def]
+    """Of probabilities, as if none were below ``least`` or above 1 - ``least``; NaN where one is
+    unknown, below 0 or above ``most``."""
+    found = np.empty(len(probs))
+    for i in range(len(probs)):
+        p = min(max(probs[i], least), 1.0 - least)
+        found[i] = np.log(p / (1.0 - p)) if 0.0 <= probs[i] <= most else np.nan
+    return found
+
+
+@compiled("f8[::1](f8[:], i8, f8)")
+def counts(odds, bins, limit):  # type: ignore[no-untyped-def]
+    """[bins + 1]: how many log-odds are in each of the ``bins`` between -limit and limit, at last
+    how many are unknown."""
+    found = np.zeros(bins + 1)
+    for z in odds:
+        at = (z + limit) / (2.0 * limit) * bins
+        found[bins if np.isnan(z) else int(min(max(at, 0.0), bins - 1.0))] += 1.0
+    return found
+
+
+@compiled("f8[:, ::1](f8[::1], f8[:, :], f8[:], f8)")
+def probability(mean, x, own, limit):  # type: ignore[no-untyped-def]
+    """Of acceptance, [n, k]; ``own`` [n] is what each request adds to the log-odds."""
+    n, k, last = len(x), len(mean) // 2, x.shape[1] - 1
+    found = np.empty((n, k))
+    for r in range(n):
+        for i in range(k):
+            odds = mean[i] + mean[k + i] * x[r, min(i, last)] + own[r]
+            found[r, i] = 1.0 / (1.0 + np.exp(-min(max(odds, -limit), limit)))
+    return found
+
+
+@compiled("f8[:, ::1](f8[::1], f8[::1], f8[::1], f8[:, :], f8[:], f8)")
+def survival(by_own, by_last, usual, odds, own, limit):  # type: ignore[no-untyped-def]
+    """[n, k]: P(the first i drafts are accepted). Those that were made have the log-odds ``odds``
+    [n, made] of their own; the others those of the draft before them, ``usual`` [k] ones if that
+    was not made either."""
+    n, k, made = len(odds), len(usual), odds.shape[1]
+    found = np.empty((n, k))
+    for r in range(n):
+        survives = 1.0
+        for i in range(k):
+            if i < made:
+                z = by_own[i] + by_own[k + i] * odds[r, i]
+            else:
+                z = by_last[i] + by_last[k + i] * (odds[r, i - 1] if i == made else usual[i - 1])
+            z = min(max(z + own[r], -limit), limit)
+            survives /= 1.0 + np.exp(-z)
+            found[r, i] = survives
+    return found
+
+
+@compiled("f8[:, :, ::1](i8[:], i8[:], i8)")
+def labels(correct, made, k):  # type: ignore[no-untyped-def]
+    """[2, n, k]: which drafts were judged, and which accepted, where ``made`` [n] were verified."""
+    found = np.zeros((2, len(correct), k))
+    for r in range(len(correct)):
+        for i in range(min(correct[r] + 1, made[r], k)):
+            found[0, r, i] = 1.0
+            found[1, r, i] = 1.0 if i < correct[r] else 0.0
+    return found
+
+
+@compiled("f8[:, :, ::1](f8[:, :, ::1], i8[:], i8[:], f8[:, :])")
+def imputed(labels, correct, made, expected):  # type: ignore[no-untyped-def]
+    """Those labels with what was ``expected`` [n, known] of the drafts that were not verified."""
+    found = labels.copy()
+    for r in range(len(correct)):
+        if correct[r] == made[r]:
+            reached = 1.0
+            for i in range(made[r], expected.shape[1]):
+                found[0, r, i], found[1, r, i] = reached, expected[r, i]
+                reached *= expected[r, i]
+    return found
+
+
+@compiled("f8[:, ::1](f8[:, :], f8[:, :, ::1])")
+def judgement(expected, labels):  # type: ignore[no-untyped-def]
+    """[2, n]: of every request how many more drafts were accepted than ``expected`` [n, k], and the
+    variance of that."""
+    n, k = expected.shape
+    found = np.zeros((2, n))
+    for r in range(n):
+        for i in range(k):
+            found[0, r] += labels[0, r, i] * (labels[1, r, i] - expected[r, i])
+            found[1, r] += labels[0, r, i] * expected[r, i] * (1.0 - expected[r, i])
+    return found
+
+
+@compiled("f8(f8[::1], f8[:, ::1], f8[:, ::1], f8[:, :], f8[:, :], f8[:, :, ::1], f8)")
+def update(mean, covariance, drift, x, expected, labels, limit):  # type: ignore[no-untyped-def]
+    """One step of Newton's method from ``mean``, where ``expected`` [n, k] was expected; changes
+    ``mean`` and ``covariance``. Returns by how much more was accepted.
+
+    What a round says of a position is of its intercept and slope alone, so the covariance takes one
+    position after another: P - P_i (1 + L P_ii)^-1 L P_i', where L is their information.
+    """
+    (n, k), last = expected.shape, x.shape[1] - 1
+    gradient, first, second = np.zeros(2 * k), np.empty(2 * k), np.empty(2 * k)
+    total = 0.0
+    for j in range(2 * k):
+        for m in range(2 * k):
+            covariance[j, m] += drift[j, m] / n
+    for i in range(k):
+        a = b = c = 0.0
+        for r in range(n):
+            weight, input_ = labels[0, r, i], x[r, min(i, last)]
+            surprise = weight * (labels[1, r, i] - expected[r, i])
+            gradient[i] += surprise
+            gradient[k + i] += input_ * surprise
+            weight *= expected[r, i] * (1.0 - expected[r, i])
+            a += weight
+            b += weight * input_
+            c += weight * input_ * input_
+        total += gradient[i]
+        if a > 0.0:
+            p, q, s = covariance[i, i], covariance[i, k + i], covariance[k + i, k + i]
+            one, two = 1.0 + a * p + b * q, 1.0 + b * q + c * s
+            three, four = a * q + b * s, b * p + c * q
+            scale = one * two - three * four
+            aa, ab = (two * a - three * b) / scale, (two * b - three * c) / scale
+            bb = (one * c - four * b) / scale
+            for j in range(2 * k):
+                first[j], second[j] = covariance[i, j], covariance[k + i, j]
+            for j in range(2 * k):
+                u, v = aa * first[j] + ab * second[j], ab * first[j] + bb * second[j]
+                for m in range(2 * k):
+                    covariance[j, m] -= u * first[m] + v * second[m]
+    for j in range(2 * k):
+        for m in range(2 * k):
+            mean[j] += covariance[j, m] * gradient[m]
+        mean[j] = min(max(mean[j], -limit), limit)
+    return total

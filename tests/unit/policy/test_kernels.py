@@ -1,0 +1,91 @@
+"""The compiled loops: against the formula in numpy, and what happens where nothing can be kept."""
+
+from __future__ import annotations
+
+import math
+
+import numba.core.caching
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_speckv.policy import kernels
+
+LIMIT = 7.0
+
+
+@given(st.integers(1, 9), st.integers(1, 6), st.booleans(), st.integers(0, 2**32 - 1))
+def test_a_step_is_newtons(n: int, k: int, one_for_all: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mean, root = rng.normal(size=2 * k), rng.normal(size=(2 * k, 2 * k))
+    covariance, drift = root @ root.T / k, 1e-3 * np.eye(2 * k)
+    x, own = rng.normal(size=(n, 1 if one_for_all else k)), rng.normal(size=n)
+    judged, accepted = rng.random((n, k)) * (rng.random((n, k)) < 0.7), rng.random((n, k))
+
+    odds = np.clip(mean[:k] + x * mean[k:] + own[:, None], -LIMIT, LIMIT)
+    expected = 1.0 / (1.0 + np.exp(-odds))
+    told = kernels.probability(mean, x, own, LIMIT)
+    assert told == pytest.approx(expected)
+
+    surprise, weight = judged * (accepted - expected), judged * expected * (1.0 - expected)
+    information, at = np.zeros((2 * k, 2 * k)), np.arange(k)
+    information[at, at] = weight.sum(axis=0)
+    information[at, at + k] = information[at + k, at] = (x * weight).sum(axis=0)
+    information[at + k, at + k] = (x * x * weight).sum(axis=0)
+    believed = covariance + drift / n
+    right = np.linalg.solve(np.eye(2 * k) + believed @ information, believed)
+    gradient = np.concatenate([surprise.sum(axis=0), (x * surprise).sum(axis=0)])
+    moved = np.clip(mean + right @ gradient, -LIMIT, LIMIT)
+
+    total = kernels.update(mean, covariance, drift, x, told, np.stack([judged, accepted]), LIMIT)
+    assert total == pytest.approx(surprise.sum())
+    assert covariance == pytest.approx(right, abs=1e-9)
+    assert mean == pytest.approx(moved, abs=1e-9)
+
+
+def test_labels_end_where_a_draft_was_rejected_or_none_was_verified() -> None:
+    judged, accepted = kernels.labels(np.array([0, 2, 3, 1]), np.array([3, 3, 3, 1]), 4)
+    assert judged.tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0]]
+    assert accepted.tolist() == [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]]
+
+
+def test_what_was_not_verified_counts_as_expected_where_it_would_have_been_judged() -> None:
+    correct, made = np.array([1, 0]), np.array([1, 1])
+    labels = kernels.labels(correct, made, 4)
+    judged, accepted = kernels.imputed(labels, correct, made, np.array([[0.9, 0.5, 0.2]] * 2))
+    assert judged.tolist() == [[1, 1, 0.5, 0], [1, 0, 0, 0]]
+    assert accepted.tolist() == [[1, 0.5, 0.2, 0], [0, 0, 0, 0]]
+
+
+def test_bins_hold_every_signal() -> None:
+    odds = np.array([-LIMIT, LIMIT, 0.1, -0.1, math.nan])
+    assert kernels.counts(odds, 4, LIMIT).tolist() == [1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("odd", [-0.1, 1.1, math.nan, math.inf, -math.inf])
+def test_odd_probabilities_are_unknown(odd: float) -> None:
+    told = kernels.log_odds(np.array([0.5, odd, 0.0, 1.0]), 0.001, 1.001)
+    assert math.isnan(told[1])
+    assert told[[0, 2, 3]] == pytest.approx([0.0, math.log(0.001 / 0.999), math.log(999)])
+
+
+def test_a_wrong_index_raises() -> None:
+    with pytest.raises(IndexError):
+        kernels.probability(np.zeros(4), np.zeros((2, 2)), np.zeros(1), LIMIT)
+
+
+def test_another_type_is_not_compiled_while_serving() -> None:
+    with pytest.raises(TypeError, match="No matching definition"):
+        kernels.counts(np.zeros(2, np.float32), 4, LIMIT)
+
+
+def test_nothing_is_kept_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.core.caching.CompileResultCacheImpl, "_locator_classes", [])
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit("f8(f8)", cache=True)(_twice)
+    assert kernels.compiled("f8(f8)")(_twice)(2.0) == 4.0
+
+
+def _twice(x: float) -> float:
+    return 2.0 * x
