@@ -333,7 +333,8 @@ def _policy(variant: Variant, tiers: Sequence[int]) -> throughput.ThroughputPoli
 def _changed(variant: Variant) -> Iterator[None]:
     with ExitStack() as changed:
         for where, name, value in variant.changes:
-            changed.enter_context(patch.object(where, name, value))
+            created = isinstance(value, _Zeros)  # instances alone have it
+            changed.enter_context(patch.object(where, name, value, create=created))
         yield
 
 
