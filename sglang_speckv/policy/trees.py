@@ -36,6 +36,7 @@ class TreeAcceptance(Acceptance):
         ends = np.cumsum(steps).tolist()
         self._spans = [slice(end - k, end) for end, k in zip(ends, steps, strict=True)]
         """The positions of each shape."""
+        self._within = self._positions_within(steps)
         levels = np.concatenate([np.arange(k) for k in steps])
         sizes = np.repeat(np.log2([shape.num_draft_tokens for shape in shapes]), steps)
         lengths = np.repeat(np.log2(np.maximum(steps, 1)), steps)
@@ -45,8 +46,23 @@ class TreeAcceptance(Acceptance):
         self._model.mean[: self.depth] += WIDER * (sizes - 1.0)
         self._believe()
 
+    def _positions_within(self, steps: Sequence[int]) -> np.ndarray:
+        """[positions, shapes]: those of the same level of every shape whose nodes a position's own
+        shape has too, else the position itself."""
+        own = np.arange(sum(steps))
+        found = np.repeat(own[:, None], len(steps), axis=1)
+        for shape, span in zip(self._shapes, self._spans, strict=True):
+            for column, (other, at) in enumerate(zip(self._shapes, self._spans, strict=True)):
+                shared = min(shape.num_steps, other.num_steps)
+                if covers(shape, other):
+                    found[own[span][:shared], column] = own[at][:shared]
+        return found
+
     def _survive(self, accepted: np.ndarray) -> np.ndarray:
-        return np.concatenate([accepted[:, span].cumprod(axis=1) for span in self._spans], axis=1)
+        """A shape gets at least as far as one that it covers."""
+        alone = [accepted[:, span].cumprod(axis=1) for span in self._spans]
+        survival: np.ndarray = np.concatenate(alone, axis=1)[:, self._within].max(axis=2)
+        return survival
 
     def _summed(self, drafts: np.ndarray) -> np.ndarray:
         return np.stack([drafts[..., span].sum(axis=-1) for span in self._spans[1:]], axis=-1)
@@ -114,6 +130,13 @@ def holds(larger: Shape, smaller: Shape) -> bool:
         return False
     shallower = smaller.num_steps < larger.num_steps
     return smaller.drafts <= larger.drafts // (2 if shallower else 1)
+
+
+def covers(one: Shape, other: Shape) -> bool:
+    """Whether the tree of ``one`` has, of the levels that both have, (nearly) all nodes of the
+    ``other``: the other one's deeper nodes take places that are free in it."""
+    shallower = one.num_steps <= other.num_steps and one.drafts >= other.drafts
+    return shallower or holds(one, other)
 
 
 def within(nodes: np.ndarray, shape: Shape) -> np.ndarray:
