@@ -30,7 +30,7 @@ import typer
 from scipy import stats
 
 from sglang_speckv.files import write_json
-from sglang_speckv.policy import acceptance, cost, logistic, stopping, throughput
+from sglang_speckv.policy import acceptance, cost, kernels, logistic, stopping, throughput
 from sglang_speckv.policy.base import Batch, Decision, Round
 from sglang_speckv.progress import Screen
 from sglang_speckv.provenance import code_digest, provenance
@@ -85,12 +85,14 @@ class _Zeros:
         pass
 
 
-NOT_TUNED = ("MAX_SHARE", "MOST_REQUESTS", "LEAST")
-"""What bounds memory or tells numbers from noise; ``LEAST`` follows from ``LIMIT``."""
+NOT_TUNED = ("MAX_SHARE", "MOST_REQUESTS")
+"""What bounds memory or tells numbers from noise."""
 SHARES = ("ALIKE", "REQUEST_MEMORY")
 """Constants that stay below 1."""
 PARTS: dict[str, Variant] = {
-    "probes": Variant([(throughput, "PROBE_ROUNDS", NEVER)]),
+    "probes": Variant(
+        [(throughput.ThroughputPolicy, "_probe", lambda _, load, weighed, best: best)]
+    ),
     "what a probe from depth 0 brought": Variant([(throughput.Load, "probe_cost", _Never())]),
     "own acceptance": Variant(
         [(logistic.OwnAcceptance, "of", lambda _, requests: [0.0] * len(requests))]
@@ -104,7 +106,6 @@ PARTS: dict[str, Variant] = {
     "times while serving": Variant([(cost.CostModel, "update", _nothing)]),
     "what the load earns": Variant([(throughput.Load, "earn", _nothing)]),
     "sleep": Variant(may_sleep=False),
-    "margin for sleep": Variant([(throughput, "STAY", 0.0)]),
     "profile": Variant(profiled=False),
     "profile and first look": Variant([(throughput, "_first_look", lambda *_: [])], profiled=False),
 }
@@ -116,9 +117,7 @@ NEWER: dict[str, Variant] = {
     "stops and widths": Variant(stops=False, widths=False),
     "what a cut saves": Variant([(cost, "SAVING_PRIOR", NEVER)]),
     "round times that drift together": Variant([(cost, "TOGETHER", 0.0)]),
-    "expected labels": Variant(
-        [(module, "imputed", lambda labels, *_: labels.copy()) for module in (acceptance, stopping)]
-    ),
+    "expected labels": Variant([(kernels, "imputed", lambda labels, *_: labels.copy())]),
     "surprises clipped": Variant([(cost, "CLIP", 1e9)]),
     "the same surprise twice": Variant([(cost.Times, "_beyond", _Zeros())]),
     "each depth's own drift": Variant([(cost, "APART", 0.0)]),

@@ -1,4 +1,4 @@
-"""Decides: numpy and the standard library only, deterministic, testable in milliseconds."""
+"""Decides: numpy, numba and the standard library only, deterministic, testable in milliseconds."""
 
 from __future__ import annotations
 

@@ -49,13 +49,12 @@ class Acceptance:
         """Where a request's signal is unknown."""
         self.labels = np.zeros(max_steps)
         """[max_steps]: how often each position was judged."""
-        self._scale = SIGNAL_BINS / (2 * LIMIT)
-        self._middles = (np.arange(SIGNAL_BINS) + 0.5) / self._scale - LIMIT
+        self._middles = (np.arange(SIGNAL_BINS) + 0.5) * (2 * LIMIT / SIGNAL_BINS) - LIMIT
         self._seen = np.zeros(SIGNAL_BINS)
         """Share of recent signals in each bin."""
         self._seen[SIGNAL_BINS // 2] = 1.0
         self._by_bin = np.ones((SIGNAL_BINS + 1, max_steps))
-        """What survives of requests whose signal is in each bin, at last of a usual one."""
+        """What survives of requests whose signal is in each bin; the last row is a usual one's."""
         if prior is not None:
             self._start_from(prior)
         self._believe()
@@ -65,7 +64,7 @@ class Acceptance:
         k, depth = self.depth, min(prior.depth, self.depth)
         at = np.append(self._positions[:depth], k + self._positions[:depth])
         of = np.append(self._positions[:depth], prior.depth + self._positions[:depth])
-        self._model.mean = prior.mean[:, np.minimum(self._positions, depth - 1)].ravel()
+        self._model.mean[:] = prior.mean[:, np.minimum(self._positions, depth - 1)].ravel()
         others, covariance = np.setdiff1d(np.arange(2 * k), at), self._model.covariance
         covariance[np.ix_(at, others)] = covariance[np.ix_(others, at)] = 0.0
         covariance[np.ix_(at, at)] = prior.covariance[np.ix_(of, of)]
@@ -109,7 +108,7 @@ class Acceptance:
         """How many requests there are of each kind [kinds], and the probabilities that their first
         1, 2, .. drafts are accepted [kinds, max_steps]."""
         if len(x) > SMALL:
-            return kernels.counts(x, SIGNAL_BINS, LIMIT), self._by_bin
+            return self._counts(x).astype(float), self._by_bin
         own = np.array(self._offsets(len(x), requests))
         unknown = np.isnan(x)
         survival = self._model.probability(np.where(unknown, self._usual_x, x)[:, None], own)
@@ -126,8 +125,8 @@ class Acceptance:
     def survival(self, first_probs: np.ndarray) -> np.ndarray:
         """[requests, max_steps]: P(the first i drafts are all accepted), i = 1..max_steps, of new
         requests with these signals; of a usual one where a signal is NaN."""
-        bins = self._bins_of(log_odds(first_probs, (len(first_probs),)))
-        survival: np.ndarray = self._by_bin[bins]
+        odds = log_odds(first_probs, (len(first_probs),))
+        survival: np.ndarray = self._by_bin[kernels.bins(odds, SIGNAL_BINS, LIMIT)]
         return survival
 
     def worth_of_signals(self, size: int, costs: Sequence[float] | np.ndarray) -> float:
@@ -157,10 +156,10 @@ class Acceptance:
             return
         x, own = self._known(valid, first_probs, requests)
         made = np.full(len(correct), num_steps) if widths is None else widths[valid]
-        labels = labels_of(correct, made, self.depth)
+        labels = kernels.labels(correct, made, self.depth)
         self.labels += labels[0].sum(axis=0)
         if expected is not None:
-            labels = imputed(labels, correct, made, expected[valid])
+            labels = kernels.imputed(labels, correct, made, expected[valid])
         self._model.update(x, own, labels)
         self._believe()
         self._learn_own(requests, valid, x, labels)
@@ -189,8 +188,8 @@ class Acceptance:
 
     def _see(self, x: np.ndarray) -> None:
         """What signals are usual: of a request whose own is unknown nothing else is known."""
-        seen = kernels.counts(x, SIGNAL_BINS, LIMIT)[:-1]
-        known = float(seen.sum())
+        seen = self._counts(x)[:-1]
+        known = int(seen.sum())
         if known:
             self._seen += (seen / known - self._seen) / RECENT
             self._usual_x = float(self._seen.dot(self._middles))
@@ -208,29 +207,12 @@ class Acceptance:
         self.usual: list[float] = [1.0, *(1.0 + self._summed(self._usual)).tolist()]
         """A(0)..A(max_steps): tokens of a usual request at every depth, bonus included."""
 
-    def _bins_of(self, x: np.ndarray) -> np.ndarray:
-        """The last one where it is unknown."""
-        bins = np.minimum((x + LIMIT) * self._scale, SIGNAL_BINS - 1)
-        return np.where(np.isnan(x), SIGNAL_BINS, bins).astype(np.intp)
+    def _counts(self, x: np.ndarray) -> np.ndarray:
+        """How many requests have a signal in each bin, then how many have none."""
+        return np.bincount(kernels.bins(x, SIGNAL_BINS, LIMIT), minlength=SIGNAL_BINS + 1)
 
     def _offsets(self, size: int, requests: Sequence[int] | None) -> list[float]:
         """What each request adds in log-odds; nothing where nobody numbers them."""
         if requests is None or size > SMALL or len(requests) != size:
             return [0.0] * size
         return self._own.of(requests)
-
-
-def labels_of(correct: np.ndarray, made: np.ndarray, depth: int) -> np.ndarray:
-    """What a round says in which each request had ``made`` drafts verified, and ``correct`` of them
-    accepted: which positions were judged, and which accepted, [2, requests, depth]."""
-    labels: np.ndarray = kernels.labels(correct, made, depth)
-    return labels
-
-
-def imputed(
-    labels: np.ndarray, correct: np.ndarray, made: np.ndarray, expected: np.ndarray
-) -> np.ndarray:
-    """Labels with what was ``expected`` [requests, positions] of drafts that were not verified, as
-    far as they would have been judged: of requests whose verified drafts were all correct."""
-    found: np.ndarray = kernels.imputed(labels, correct, made, expected)
-    return found

@@ -1,9 +1,9 @@
 """What the default policy computes in every round, compiled by numba.
 
 A round has few requests and few positions: numpy would spend most of its time between its calls,
-a millisecond per round in all. Everything is compiled when this module is imported, once per
-machine, and kept beside it or in the user's cache; nothing is compiled while serving. Indices are
-checked: a wrong one raises and corrupts nothing.
+a millisecond per round in all. Everything is compiled when this module is imported, and kept beside
+it or in the user's cache for the next import. Nothing is compiled while serving. An index out of
+range raises.
 
 Shapes: ``n`` requests, ``k`` positions. ``mean`` [2 k] has all intercepts, then all slopes, and
 ``covariance`` [2 k, 2 k] is theirs. ``x`` [n, k], or [n, 1] where it is one for all positions.
@@ -11,20 +11,35 @@ Shapes: ``n`` requests, ``k`` positions. ``mean`` [2 k] has all intercepts, then
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numba import njit
 
+logger = logging.getLogger(__name__)
+CONTENT = f"{crc32(Path(__file__).read_bytes()):08x}"
+"""What is kept bears this name: numba alone would take what an earlier version left behind where
+one of its two files was not written."""
+
 
 def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile for these types; keep the result where there is a place for it."""
+    """Compile for these types, and keep the result if possible."""
 
     def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__qualname__ = f"{function.__name__}_{CONTENT}"
         try:
             found: Callable[..., Any] = njit(signature, cache=True, boundscheck=True)(function)
-        except Exception:  # no folder can be written, the disk is full, what was kept is damaged
+        except Exception as error:  # no folder can be written, or what was kept is damaged
+            logger.warning(
+                "SpecKV: %s is compiled at every start, for numba cannot keep it (%s); "
+                "NUMBA_CACHE_DIR names another folder",
+                function.__name__,
+                error,
+            )
             found = njit(signature, boundscheck=True)(function)
         return found
 
@@ -32,24 +47,24 @@ def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 @compiled("f8[::1](f8[:], f8, f8)")
-def log_odds(probs, least, most):  # type: ignore[no-untyped-def]
-    """Of probabilities, as if none were below ``least`` or above 1 - ``least``; NaN where one is
-    unknown, below 0 or above ``most``."""
+def log_odds(probs, limit, most):  # type: ignore[no-untyped-def]
+    """Of probabilities, at most ``limit`` either way; NaN where one is unknown, below 0 or above
+    ``most``."""
     found = np.empty(len(probs))
     for i in range(len(probs)):
-        p = min(max(probs[i], least), 1.0 - least)
-        found[i] = np.log(p / (1.0 - p)) if 0.0 <= probs[i] <= most else np.nan
+        p = min(probs[i], 1.0)
+        odds = np.log(p) - np.log(1.0 - p)
+        found[i] = min(max(odds, -limit), limit) if 0.0 <= probs[i] <= most else np.nan
     return found
 
 
-@compiled("f8[::1](f8[:], i8, f8)")
-def counts(odds, bins, limit):  # type: ignore[no-untyped-def]
-    """[bins + 1]: how many log-odds are in each of the ``bins`` between -limit and limit, at last
-    how many are unknown."""
-    found = np.zeros(bins + 1)
-    for z in odds:
-        at = (z + limit) / (2.0 * limit) * bins
-        found[bins if np.isnan(z) else int(min(max(at, 0.0), bins - 1.0))] += 1.0
+@compiled("i8[::1](f8[:], i8, f8)")
+def bins(odds, count, limit):  # type: ignore[no-untyped-def]
+    """In which of the ``count`` bins between -limit and limit each is; ``count`` where unknown."""
+    found = np.empty(len(odds), dtype=np.int64)
+    for i in range(len(odds)):
+        at = (odds[i] + limit) / (2.0 * limit) * count
+        found[i] = count if np.isnan(odds[i]) else int(min(max(at, 0.0), count - 1.0))
     return found
 
 
@@ -78,7 +93,10 @@ def survival(by_own, by_last, usual, odds, own, limit):  # type: ignore[no-untyp
             if i < made:
                 z = by_own[i] + by_own[k + i] * odds[r, i]
             else:
-                z = by_last[i] + by_last[k + i] * (odds[r, i - 1] if i == made else usual[i - 1])
+                before = 0.0
+                if i > 0:
+                    before = odds[r, i - 1] if i == made else usual[i - 1]
+                z = by_last[i] + by_last[k + i] * before
             z = min(max(z + own[r], -limit), limit)
             survives /= 1.0 + np.exp(-z)
             found[r, i] = survives
@@ -110,7 +128,7 @@ def imputed(labels, correct, made, expected):  # type: ignore[no-untyped-def]
 
 
 @compiled("f8[:, ::1](f8[:, :], f8[:, :, ::1])")
-def judgement(expected, labels):  # type: ignore[no-untyped-def]
+def surprises(expected, labels):  # type: ignore[no-untyped-def]
     """[2, n]: of every request how many more drafts were accepted than ``expected`` [n, k], and the
     variance of that."""
     n, k = expected.shape
@@ -125,7 +143,7 @@ def judgement(expected, labels):  # type: ignore[no-untyped-def]
 @compiled("f8(f8[::1], f8[:, ::1], f8[:, ::1], f8[:, :], f8[:, :], f8[:, :, ::1], f8)")
 def update(mean, covariance, drift, x, expected, labels, limit):  # type: ignore[no-untyped-def]
     """One step of Newton's method from ``mean``, where ``expected`` [n, k] was expected; changes
-    ``mean`` and ``covariance``. Returns by how much more was accepted.
+    ``mean`` and ``covariance``. Returns the drafts accepted beyond those expected.
 
     What a round says of a position is of its intercept and slope alone, so the covariance takes one
     position after another: P - P_i (1 + L P_ii)^-1 L P_i', where L is their information.
@@ -148,7 +166,7 @@ def update(mean, covariance, drift, x, expected, labels, limit):  # type: ignore
             b += weight * input_
             c += weight * input_ * input_
         total += gradient[i]
-        if a > 0.0:
+        if a > 0.0:  # [[a, b], [b, c]] is L, [[p, q], [q, s]] P_ii, [[aa, ab], [ab, bb]] the middle
             p, q, s = covariance[i, i], covariance[i, k + i], covariance[k + i, k + i]
             one, two = 1.0 + a * p + b * q, 1.0 + b * q + c * s
             three, four = a * q + b * s, b * p + c * q

@@ -11,7 +11,6 @@ the deeper ones too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,9 +20,8 @@ from sglang_speckv.policy.checks import MAX_SHARE, numbers_of
 
 INTERCEPT, SLOPE = 0.4, 0.5
 """Of every position before any evidence: 6 of 10 drafts are accepted where the draft is as unsure
-as sure (x = 0)."""
-SPREAD = 1.0
-"""Standard deviation of an intercept before any evidence; of a slope half as much."""
+as sure (x = 0). An intercept is as uncertain as one in log-odds, a slope as likely nothing as twice
+that."""
 ALIKE = 0.9
 """Correlation of neighbouring intercepts before any evidence."""
 DRIFT = 0.002
@@ -38,7 +36,6 @@ REQUEST_MEMORY = 0.9
 MOST_REQUESTS = 4096
 LIMIT = 7.0
 """Largest log-odds of anything: 1 in 1,100."""
-LEAST = 1.0 / (1.0 + math.exp(LIMIT))
 
 
 class Logistic:
@@ -49,7 +46,7 @@ class Logistic:
         at = np.arange(positions)
         if apart is None:
             apart = np.abs(at[:, None] - at)
-        intercepts, slopes = SPREAD**2 * ALIKE**apart, (SPREAD / 2) ** 2 * np.eye(positions)
+        intercepts, slopes = ALIKE**apart, SLOPE**2 * np.eye(positions)
         nothing = np.zeros((positions, positions))
         self.mean = np.repeat([INTERCEPT, SLOPE], positions)
         self.covariance = np.block([[intercepts, nothing], [nothing, slopes]])
@@ -89,7 +86,7 @@ class OwnAcceptance:
 
     def learn(self, requests: Sequence[int], expected: np.ndarray, labels: np.ndarray) -> None:
         """``expected`` [requests, positions]: what was expected of anybody."""
-        surprise, variance = kernels.judgement(expected, labels).tolist()
+        surprise, variance = kernels.surprises(expected, labels).tolist()
         for name, s, v in zip(requests, surprise, variance, strict=True):
             before, known = self._known.pop(name, (0.0, 0.0))
             self._known[name] = REQUEST_MEMORY * before + s, REQUEST_MEMORY * known + v
@@ -102,5 +99,5 @@ def log_odds(probs: object, shape: tuple[int, ...]) -> np.ndarray:
     found = numbers_of(probs)
     if found.shape != shape:
         return np.full(shape, np.nan)
-    odds: np.ndarray = kernels.log_odds(found.ravel(), LEAST, MAX_SHARE).reshape(shape)
-    return odds
+    odds: np.ndarray = kernels.log_odds(np.array(found).ravel(), LIMIT, MAX_SHARE)
+    return odds.reshape(shape)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sglang_speckv.policy import kernels
-from sglang_speckv.policy.acceptance import RECENT, SMALL, imputed, labels_of
+from sglang_speckv.policy.acceptance import RECENT, SMALL
 from sglang_speckv.policy.checks import correct_drafts_of, windows_of
 from sglang_speckv.policy.logistic import LIMIT, Logistic, OwnAcceptance, log_odds
 
@@ -128,13 +128,13 @@ class Stopping:
         expected = self._by_last.probability(last, own)
         expected[:, :num_steps] = self._by_own.probability(x, own)[:, :num_steps]
         made = np.full(size, num_steps) if widths is None else widths
-        labels = labels_of(correct, made, self._steps)
+        labels = kernels.labels(correct, made, self._steps)
         self._see(odds)
         self._by_own.update(x, own, labels)
         if requests is not None and len(requests) == size <= SMALL:
             self._own.learn(requests, self._by_own.probability(x), labels)
         # Whether a draft was verified hangs on its own probability, which this model does not know.
-        labels = imputed(labels, correct, made, expected[:, :num_steps])
+        labels = kernels.imputed(labels, correct, made, expected[:, :num_steps])
         labels[0, :, 0] = 0.0
         self._by_last.update(last, own, labels)
         return expected

@@ -34,16 +34,9 @@ from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
 from sglang_speckv.policy.stopping import Stopping, StopRule
 from sglang_speckv.policy.trees import TreeAcceptance
 
-STAY = 0.01
-"""Relative gain for which a draft is put to sleep or woken. Near a tie it would be both at random,
-and waking costs what was saved."""
-PROBE_ROUNDS = 64
-"""Rounds from one probe to the next."""
 PROBE_SHARE = 0.003
-"""Share of the time that probes may lose against the best tier: after a dear one the next comes
-later."""
-FRESH_LABELS = 200
-"""Judged first drafts from which it is said what fresh signals are worth."""
+"""Share of the time that probes may lose against the best tier: one follows another after
+:data:`RECENT` rounds, after a dear one later."""
 REASONS = ("launch", "look", "best", "probe")
 
 
@@ -51,7 +44,7 @@ REASONS = ("launch", "look", "best", "probe")
 class Load:
     """What is known of a batch size."""
 
-    to_probe: float
+    to_probe: float = RECENT
     """Rounds to the next probe."""
     tokens: float = 0.0
     seconds: float = 0.0
@@ -71,7 +64,7 @@ class Load:
 
     def probe(self, lost: float) -> None:
         """A probe that loses as much as so many rounds bring: when is the next one?"""
-        self.to_probe = max(PROBE_ROUNDS, lost / PROBE_SHARE)
+        self.to_probe = max(RECENT, lost / PROBE_SHARE)
 
     def probed(self, size: int, tokens: int, seconds: float) -> None:
         """The probe from depth 0 brought ``tokens``. Where it took less than half of what it was
@@ -197,7 +190,7 @@ class ThroughputPolicy:
         round before, as a share of its tokens; 0 as long as too little is known."""
         fresh, late = self._by_age[False], self._by_age.get(True)
         weighed = self._weighed
-        if late is None or weighed is None or fresh.labels[0] < FRESH_LABELS:
+        if late is None or weighed is None or fresh.labels[0] < RECENT:
             return 0.0
         costs = np.full(self._depth + 1, np.inf)
         costs[list(self.candidate_steps)] = weighed.price * np.array(weighed.times)
@@ -221,7 +214,9 @@ class ThroughputPolicy:
                 steps, reason, self._acceptance.tokens(x, batch.requests)[0][steps] / size
             )
         row = self._cost.row_of(size)
-        load = self._loads.get(row) or self._loads.setdefault(row, Load(PROBE_ROUNDS))
+        if row not in self._loads:
+            self._loads[row] = Load()
+        load = self._loads[row]
         weighed = self._weighed = self._weigh(x, batch.requests, load)
         best = weighed.worth.index(max(weighed.worth))
         load.earn(weighed.tokens[best] / size, weighed.times[best] / size)
@@ -293,8 +288,7 @@ class ThroughputPolicy:
             price = max(price, load.tokens / load.seconds)
         sleeps = self._may_sleep and self.candidate_steps[0] == 0
         slept = self._cost.asleep_time(size) if sleeps else None
-        margin = -STAY if load.asleep else STAY
-        asleep = slept is not None and size / slept > price * (1.0 + margin)
+        asleep = slept is not None and size / slept > price
         if asleep != load.asleep:
             load.asleep, load.tokens, load.seconds = asleep, 0.0, 0.0
         if asleep and slept is not None:

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sglang_speckv.config import Shape
-from sglang_speckv.policy.acceptance import Acceptance, labels_of
+from sglang_speckv.policy import kernels
+from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.checks import correct_drafts_of, is_share, numbers_of
 
 WIDER = 0.3
@@ -47,21 +48,24 @@ class TreeAcceptance(Acceptance):
         self._believe()
 
     def _positions_within(self, steps: Sequence[int]) -> np.ndarray:
-        """[positions, shapes]: those of the same level of every shape whose nodes a position's own
-        shape has too, else the position itself."""
+        """[positions, shapes]: the position of the same level in a shape that is covered, in any
+        other the position itself."""
         own = np.arange(sum(steps))
         found = np.repeat(own[:, None], len(steps), axis=1)
         for shape, span in zip(self._shapes, self._spans, strict=True):
             for column, (other, at) in enumerate(zip(self._shapes, self._spans, strict=True)):
-                shared = min(shape.num_steps, other.num_steps)
                 if covers(shape, other):
-                    found[own[span][:shared], column] = own[at][:shared]
+                    shared = min(shape.num_steps, other.num_steps)
+                    found[span, column][:shared] = own[at][:shared]
         return found
 
     def _survive(self, accepted: np.ndarray) -> np.ndarray:
-        """A shape gets at least as far as one that it covers."""
+        """A shape gets at least as far as one that it covers and that is better known than it."""
         alone = [accepted[:, span].cumprod(axis=1) for span in self._spans]
-        survival: np.ndarray = np.concatenate(alone, axis=1)[:, self._within].max(axis=2)
+        uncertain = self._model.covariance.diagonal()[: self.depth]
+        better = uncertain[self._within] < uncertain[:, None]
+        at = np.where(better, self._within, np.arange(self.depth)[:, None])
+        survival: np.ndarray = np.concatenate(alone, axis=1)[:, at].max(axis=2)
         return survival
 
     def _summed(self, drafts: np.ndarray) -> np.ndarray:
@@ -133,8 +137,8 @@ def holds(larger: Shape, smaller: Shape) -> bool:
 
 
 def covers(one: Shape, other: Shape) -> bool:
-    """Whether the tree of ``one`` has, of the levels that both have, (nearly) all nodes of the
-    ``other``: the other one's deeper nodes take places that are free in it."""
+    """Whether ``one`` verifies (nearly) every node that the ``other`` has on the levels of both.
+    The other one has as many places or fewer, and spends some of them on deeper nodes."""
     shallower = one.num_steps <= other.num_steps and one.drafts >= other.drafts
     return shallower or holds(one, other)
 
@@ -157,8 +161,10 @@ def right_within(nodes: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def labels_within(correct: np.ndarray, shape: Shape) -> np.ndarray:
-    """Of its levels, [2, size, steps]."""
-    return labels_of(correct, np.full(len(correct), shape.num_steps), shape.num_steps)
+    """Which levels of that shape were judged and which accepted, [2, size, steps]."""
+    made = np.full(len(correct), shape.num_steps)
+    labels: np.ndarray = kernels.labels(correct, made, shape.num_steps)
+    return labels
 
 
 def nodes_of(nodes: object, size: int, drafts: int) -> np.ndarray:

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from sglang_speckv.policy.checks import is_share
-from sglang_speckv.policy.logistic import LEAST, LIMIT
+from sglang_speckv.policy.logistic import LIMIT
 from sglang_speckv.policy.stopping import StopRule
 from sglang_speckv.srt.signals import SignalTap
 
+LEAST = 1.0 / (1.0 + math.exp(LIMIT))
+"""The probability of the least log-odds."""
 NEVER = -1.0
 """A price that no draft falls short of."""
 NEEDS_CUDA = 12, 4

@@ -7,7 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sglang_speckv.policy.checks import MAX_SHARE
-from sglang_speckv.policy.logistic import LEAST, LIMIT
+from sglang_speckv.policy.logistic import LIMIT
+from sglang_speckv.srt.graph_stop import LEAST
 
 _LEAST = tl.constexpr(LEAST)
 _LIMIT = tl.constexpr(LIMIT)

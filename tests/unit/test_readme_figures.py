@@ -16,6 +16,7 @@ from sglang_speckv.replay.report import of_best
 ROOT = Path(__file__).parents[2]
 COMPUTED_AGAIN = {
     *("signals.json", "paper.json", "coverage.json", "ablation.json"),
+    "ablation-constants.json",
     *("replay-eagle3.json", "replay-standalone.json"),
 }
 """By a test of their own, from what is committed or by the digest of what decides."""
@@ -122,11 +123,12 @@ def test_the_table_of_captured_rounds(draft: str) -> None:
         assert f"| {draft}, captured | {cell['requests']} | {best} | {' | '.join(told)} |" in lines
 
 
-def test_the_ablation_table() -> None:
-    found = json.loads((RESULTS / "ablation.json").read_text())
+@pytest.mark.parametrize(("result", "parts"), [("ablation", 24), ("ablation-constants", 13)])
+def test_the_ablation_tables(result: str, parts: int) -> None:
+    found = json.loads((RESULTS / f"{result}.json").read_text())
     text = (ROOT / "docs" / "experiments.md").read_text()
     rows = [row for row in ablation.table(found).splitlines() if row[2].islower()]
-    assert len(rows) == len(ablation.PARTS) + 1  # and the heading
+    assert len(rows) == parts + 1  # and the heading
     assert [row for row in rows if row not in text] == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,6 +161,22 @@ def test_a_trained_prior_is_overruled_by_what_is_served() -> None:
     for _ in range(200):
         model.learn(2, draws([0.9, 0.9], 2, 2, rng), np.array([0.5, 0.5]))
     assert tokens_of(model, 1, np.array([0.5]))[1] > 1.8
+
+
+def test_a_prior_of_whole_numbers_is_learned_from_too() -> None:
+    prior = Acceptance(2).learned()
+    model = Acceptance(2, replace(prior, mean=np.zeros((2, 2), dtype=np.int64)))
+    model.learn(2, [1], None)
+    assert usual(model)[0] > 0.5
+
+
+def test_signals_that_cannot_be_written_to_are_read() -> None:
+    probs = np.array([0.2, 0.9])
+    probs.setflags(write=False)
+    model = Acceptance(2)
+    model.learn(2, [1, 2], probs, [0, 1])
+    bad, good = model.survival(probs)[:, 0].tolist()
+    assert bad < good
 
 
 def test_two_models_share_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numba.core.caching
 import numpy as np
@@ -60,14 +61,36 @@ def test_what_was_not_verified_counts_as_expected_where_it_would_have_been_judge
 
 def test_bins_hold_every_signal() -> None:
     odds = np.array([-LIMIT, LIMIT, 0.1, -0.1, math.nan])
-    assert kernels.counts(odds, 4, LIMIT).tolist() == [1, 1, 1, 1, 1]
+    assert kernels.bins(odds, 4, LIMIT).tolist() == [0, 3, 2, 1, 4]
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 6), st.integers(0, 2**32 - 1))
+def test_drafts_count_by_their_own_probability_and_the_next_by_the_last(
+    n: int, k: int, made: int, seed: int
+) -> None:
+    rng, made = np.random.default_rng(seed), min(made, k)
+    by_own, by_last, usual = rng.normal(size=2 * k), rng.normal(size=2 * k), rng.normal(size=k)
+    odds, own = rng.normal(size=(n, made)), rng.normal(size=n)
+    every = np.concatenate([odds, np.tile(usual[made:], (n, 1))], axis=1)
+    before = np.concatenate([np.zeros((n, 1)), every[:, :-1]], axis=1)
+    told_by_own = by_own[:k] + by_own[k:] * every
+    told = np.where(np.arange(k) < made, told_by_own, by_last[:k] + by_last[k:] * before)
+    right = (1.0 / (1.0 + np.exp(-np.clip(told + own[:, None], -LIMIT, LIMIT)))).cumprod(axis=1)
+    assert kernels.survival(by_own, by_last, usual, odds, own, LIMIT) == pytest.approx(right)
+
+
+def test_surprises_are_what_was_accepted_less_what_was_expected() -> None:
+    labels = kernels.labels(np.array([2, 0]), np.array([3, 3]), 4)
+    more, variance = kernels.surprises(np.full((2, 4), 0.6), labels)
+    assert more == pytest.approx([2 - 1.8, -0.6])
+    assert variance == pytest.approx([3 * 0.24, 0.24])
 
 
 @pytest.mark.parametrize("odd", [-0.1, 1.1, math.nan, math.inf, -math.inf])
 def test_odd_probabilities_are_unknown(odd: float) -> None:
-    told = kernels.log_odds(np.array([0.5, odd, 0.0, 1.0]), 0.001, 1.001)
+    told = kernels.log_odds(np.array([0.5, odd, 0.0, 1.0]), LIMIT, 1.001)
     assert math.isnan(told[1])
-    assert told[[0, 2, 3]] == pytest.approx([0.0, math.log(0.001 / 0.999), math.log(999)])
+    assert told[[0, 2, 3]] == pytest.approx([0.0, -LIMIT, LIMIT])
 
 
 def test_a_wrong_index_raises() -> None:
@@ -77,14 +100,28 @@ def test_a_wrong_index_raises() -> None:
 
 def test_another_type_is_not_compiled_while_serving() -> None:
     with pytest.raises(TypeError, match="No matching definition"):
-        kernels.counts(np.zeros(2, np.float32), 4, LIMIT)
+        kernels.bins(np.zeros(2, np.float32), 4, LIMIT)
 
 
-def test_nothing_is_kept_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_kept_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(numba.core.caching.CompileResultCacheImpl, "_locator_classes", [])
-    with pytest.raises(RuntimeError, match="cannot cache"):
-        numba.njit("f8(f8)", cache=True)(_twice)
     assert kernels.compiled("f8(f8)")(_twice)(2.0) == 4.0
+    assert "_twice is compiled at every start" in caplog.text
+    assert "NUMBA_CACHE_DIR" in caplog.text
+
+
+def test_what_is_kept_and_damaged_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert kernels.compiled("f8(f8)")(_twice)(2.0) == 4.0
+    [index] = tmp_path.rglob("*.nbi")
+    assert kernels.CONTENT in index.name, "another version of the source keeps its own"
+    index.write_bytes(b"")
+    assert kernels.compiled("f8(f8)")(_twice)(2.0) == 4.0
+    assert "_twice is compiled at every start" in caplog.text
 
 
 def _twice(x: float) -> float:

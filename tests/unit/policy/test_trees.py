@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sglang_speckv.config import Shape, parse_shapes
-from sglang_speckv.policy import create_policy
+from sglang_speckv.policy import create_policy, trees
 from sglang_speckv.policy.base import Batch, Round
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.trees import TreeAcceptance, covers, nodes_of
@@ -64,32 +64,49 @@ def test_shapes_of_as_many_tokens_are_told_apart() -> None:
         assert believed == pytest.approx(truth(shapes[tier]), rel=0.06)
 
 
+def only(shapes: str, tier: int, sure: float, rounds: int) -> TreeAcceptance:
+    """What is believed after rounds of one shape."""
+    model, rng = TreeAcceptance(parse_shapes(shapes)), np.random.default_rng(4)
+    shape = parse_shapes(shapes)[tier]
+    for _ in range(rounds):
+        nodes = verified(tree(rng, sure, shape.num_steps), shape)
+        model.learn_tree(tier, [int(nodes[:, 2].sum())], None)
+    return model
+
+
+def levels(model: TreeAcceptance, tier: int) -> np.ndarray:
+    """P(the first i levels of that shape are accepted) of a usual request."""
+    return model.survival(np.array([np.nan]))[0][model._spans[tier]]
+
+
 def test_a_shape_gets_as_far_as_one_that_it_covers() -> None:
-    """A shape with as many tokens and fewer steps has more nodes of each level."""
-    shapes = parse_shapes("3x8,5x8")
-    model, rng = TreeAcceptance(shapes), np.random.default_rng(4)
-    for _ in range(300):
-        nodes = verified(tree(rng, SURE, 5), shapes[2])[None]
-        model.learn_tree(2, [int(nodes[0, :, 2].sum())], None, None, nodes)
-    shallow, deep = (model.survival(np.array([np.nan]))[0][span] for span in model._spans[1:])
-    assert (shallow >= deep[:3]).all()
-    assert shallow.sum() > 0.95 * deep[:3].sum() and shallow.sum() > 1.0
+    """It has as many tokens and fewer steps, so more nodes of each level."""
+    model = only("3x8,5x8", 2, SURE, 300)
+    assert (levels(model, 1) >= levels(model, 2)[:3]).all()
+    assert levels(model, 2).sum() > 1.0
+
+
+@pytest.mark.parametrize("sure", [-3.0, SURE])
+def test_what_a_shape_shows_counts_for_more_than_what_it_covers(
+    monkeypatch: pytest.MonkeyPatch, sure: float
+) -> None:
+    shown = levels(only("3x8,5x8,7x8", 1, sure, 400), 1).tolist()
+    monkeypatch.setattr(trees, "covers", lambda one, other: False)
+    assert levels(only("3x8,5x8,7x8", 1, sure, 400), 1).tolist() == shown
 
 
 @pytest.mark.parametrize(
     ("one", "other", "covered"),
     [
-        ("3x8", "5x8", True),
-        ("5x8", "3x8", False),  # its deeper nodes may take their places
-        ("3x16", "3x8", True),
-        ("3x8", "1x2", True),
-        ("3x8", "3x16", False),
+        (Shape(3, 8), Shape(5, 8), True),
+        (Shape(5, 8), Shape(3, 8), False),  # its deeper nodes may take their places
+        (Shape(3, 16), Shape(3, 8), True),
+        (Shape(3, 8), Shape(1, 2), True),
+        (Shape(3, 8), Shape(3, 16), False),
     ],
 )
-def test_what_covers_what(one: str, other: str, covered: bool) -> None:
-    _, first, second = parse_shapes(f"{one},{other}" if one < other else f"{other},{one}")
-    found = {str(first): first, str(second): second}
-    assert covers(found[one], found[other]) is covered
+def test_what_covers_what(one: Shape, other: Shape, covered: bool) -> None:
+    assert covers(one, other) is covered
 
 
 def test_how_far_a_smaller_tree_would_have_got() -> None:
