@@ -108,10 +108,6 @@ PARTS: dict[str, Variant] = {
     "sleep": Variant(may_sleep=False),
     "profile": Variant(profiled=False),
     "profile and first look": Variant([(throughput, "_first_look", lambda *_: [])], profiled=False),
-}
-
-
-NEWER: dict[str, Variant] = {
     "stops": Variant(stops=False),
     "widths": Variant(widths=False),
     "stops and widths": Variant(stops=False, widths=False),
@@ -124,7 +120,6 @@ NEWER: dict[str, Variant] = {
     "savings forgotten": Variant([(cost, "SAVING_MEMORY", 1e9)]),
     "dear probes later": Variant([(throughput, "PROBE_SHARE", 1e9)]),
 }
-"""Parts that are newer than the committed table."""
 
 
 def constants() -> dict[str, Variant]:
@@ -411,7 +406,7 @@ def every_item(only: str) -> list[Item]:
     """Constants are tried at one and sixteen requests under mixed traffic, and on few machines and
     stresses."""
     items = []
-    for kind, variants in (("parts", PARTS | NEWER), ("constants", constants())):
+    for kind, variants in (("parts", PARTS), ("constants", constants())):
         names = tuple(name for name in variants if re.search(only, name))
         cases: list[Case | str] = [*STRESSES, *WALKS]
         if kind == "constants":
@@ -452,7 +447,7 @@ def earlier(part: Path | None, asked: list[Any]) -> dict[str, Any] | None:
 
 
 def run_item(item: Item, seeds: int, passes: int) -> list[Any]:
-    every = PARTS | NEWER | constants()
+    every = PARTS | constants()
     variants = {name: every[name] for name in item.names}
     if isinstance(item.case, str):
         return run_stress(item.case, variants, STRESS_SEEDS)

@@ -160,7 +160,7 @@ class Acceptance:
         self.labels += labels[0].sum(axis=0)
         if expected is not None:
             labels = kernels.imputed(labels, correct, made, expected[valid])
-        self._model.update(x, own, labels)
+        self._model.update(x, self._model.probability(x, own), labels)
         self._believe()
         self._learn_own(requests, valid, x, labels)
 

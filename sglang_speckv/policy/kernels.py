@@ -1,9 +1,10 @@
 """What the default policy computes in every round, compiled by numba.
 
 A round has few requests and few positions: numpy would spend most of its time between its calls,
-a millisecond per round in all. Everything is compiled when this module is imported, and kept beside
-it or in the user's cache for the next import. Nothing is compiled while serving. An index out of
-range raises.
+a millisecond per round in all. Everything is compiled when the first model is built, and kept
+beside this module or in the user's cache for the next time: nothing is compiled while serving, and
+SGLang's processes that decide nothing do without numba. Call what is here by ``kernels.``, since
+:func:`load` puts the compiled functions in the place of these. An index out of range raises.
 
 Shapes: ``n`` requests, ``k`` positions. ``mean`` [2 k] has all intercepts, then all slopes, and
 ``covariance`` [2 k, 2 k] is theirs. ``x`` [n, k], or [n, 1] where it is one for all positions.
@@ -18,16 +19,20 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from numba import njit
 
 logger = logging.getLogger(__name__)
 CONTENT = f"{crc32(Path(__file__).read_bytes()):08x}"
-"""What is kept bears this name: numba alone would take what an earlier version left behind where
-one of its two files was not written."""
+"""Part of the names of numba's files. By itself numba may run the code of an earlier version of
+this source, if only one of its two files could be written."""
+
+
+_waiting: list[tuple[str, Callable[..., Any]]] = []
+"""Signatures, and what is to be compiled for them."""
 
 
 def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile for these types, and keep the result if possible."""
+    from numba import njit
 
     def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
         function.__qualname__ = f"{function.__name__}_{CONTENT}"
@@ -46,7 +51,24 @@ def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return compile_it
 
 
-@compiled("f8[::1](f8[:], f8, f8)")
+def load() -> None:
+    """Compile everything, once in a process."""
+    while _waiting:
+        signature, function = _waiting.pop()
+        globals()[function.__name__] = compiled(signature)(function)
+
+
+def later(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile it for these types in :func:`load`."""
+
+    def remember(function: Callable[..., Any]) -> Callable[..., Any]:
+        _waiting.append((signature, function))
+        return function
+
+    return remember
+
+
+@later("f8[::1](f8[:], f8, f8)")
 def log_odds(probs, limit, most):  # type: ignore[no-untyped-def]
     """Of probabilities, at most ``limit`` either way; NaN where one is unknown, below 0 or above
     ``most``."""
@@ -58,7 +80,7 @@ def log_odds(probs, limit, most):  # type: ignore[no-untyped-def]
     return found
 
 
-@compiled("i8[::1](f8[:], i8, f8)")
+@later("i8[::1](f8[:], i8, f8)")
 def bins(odds, count, limit):  # type: ignore[no-untyped-def]
     """In which of the ``count`` bins between -limit and limit each is; ``count`` where unknown."""
     found = np.empty(len(odds), dtype=np.int64)
@@ -68,7 +90,7 @@ def bins(odds, count, limit):  # type: ignore[no-untyped-def]
     return found
 
 
-@compiled("f8[:, ::1](f8[::1], f8[:, :], f8[:], f8)")
+@later("f8[:, ::1](f8[::1], f8[:, :], f8[:], f8)")
 def probability(mean, x, own, limit):  # type: ignore[no-untyped-def]
     """Of acceptance, [n, k]; ``own`` [n] is what each request adds to the log-odds."""
     n, k, last = len(x), len(mean) // 2, x.shape[1] - 1
@@ -80,15 +102,14 @@ def probability(mean, x, own, limit):  # type: ignore[no-untyped-def]
     return found
 
 
-@compiled("f8[:, ::1](f8[::1], f8[::1], f8[::1], f8[:, :], f8[:], f8)")
-def survival(by_own, by_last, usual, odds, own, limit):  # type: ignore[no-untyped-def]
-    """[n, k]: P(the first i drafts are accepted). Those that were made have the log-odds ``odds``
-    [n, made] of their own; the others those of the draft before them, ``usual`` [k] ones if that
-    was not made either."""
+@later("f8[:, ::1](f8[::1], f8[::1], f8[::1], f8[:, :], f8[:], f8)")
+def conditional(by_own, by_last, usual, odds, own, limit):  # type: ignore[no-untyped-def]
+    """[n, k]: P(draft i is accepted | those before it are). Drafts that were made count by the
+    log-odds ``odds`` [n, made] of their own, the others by those of the draft before them, or by
+    ``usual`` [k] ones if that was not made either."""
     n, k, made = len(odds), len(usual), odds.shape[1]
     found = np.empty((n, k))
     for r in range(n):
-        survives = 1.0
         for i in range(k):
             if i < made:
                 z = by_own[i] + by_own[k + i] * odds[r, i]
@@ -97,13 +118,11 @@ def survival(by_own, by_last, usual, odds, own, limit):  # type: ignore[no-untyp
                 if i > 0:
                     before = odds[r, i - 1] if i == made else usual[i - 1]
                 z = by_last[i] + by_last[k + i] * before
-            z = min(max(z + own[r], -limit), limit)
-            survives /= 1.0 + np.exp(-z)
-            found[r, i] = survives
+            found[r, i] = 1.0 / (1.0 + np.exp(-min(max(z + own[r], -limit), limit)))
     return found
 
 
-@compiled("f8[:, :, ::1](i8[:], i8[:], i8)")
+@later("f8[:, :, ::1](i8[:], i8[:], i8)")
 def labels(correct, made, k):  # type: ignore[no-untyped-def]
     """[2, n, k]: which drafts were judged, and which accepted, where ``made`` [n] were verified."""
     found = np.zeros((2, len(correct), k))
@@ -114,7 +133,7 @@ def labels(correct, made, k):  # type: ignore[no-untyped-def]
     return found
 
 
-@compiled("f8[:, :, ::1](f8[:, :, ::1], i8[:], i8[:], f8[:, :])")
+@later("f8[:, :, ::1](f8[:, :, ::1], i8[:], i8[:], f8[:, :])")
 def imputed(labels, correct, made, expected):  # type: ignore[no-untyped-def]
     """Those labels with what was ``expected`` [n, known] of the drafts that were not verified."""
     found = labels.copy()
@@ -127,7 +146,7 @@ def imputed(labels, correct, made, expected):  # type: ignore[no-untyped-def]
     return found
 
 
-@compiled("f8[:, ::1](f8[:, :], f8[:, :, ::1])")
+@later("f8[:, ::1](f8[:, :], f8[:, :, ::1])")
 def surprises(expected, labels):  # type: ignore[no-untyped-def]
     """[2, n]: of every request how many more drafts were accepted than ``expected`` [n, k], and the
     variance of that."""
@@ -140,13 +159,15 @@ def surprises(expected, labels):  # type: ignore[no-untyped-def]
     return found
 
 
-@compiled("f8(f8[::1], f8[:, ::1], f8[:, ::1], f8[:, :], f8[:, :], f8[:, :, ::1], f8)")
+@later("f8(f8[::1], f8[:, ::1], f8[:, ::1], f8[:, :], f8[:, :], f8[:, :, ::1], f8)")
 def update(mean, covariance, drift, x, expected, labels, limit):  # type: ignore[no-untyped-def]
     """One step of Newton's method from ``mean``, where ``expected`` [n, k] was expected; changes
     ``mean`` and ``covariance``. Returns the drafts accepted beyond those expected.
 
-    What a round says of a position is of its intercept and slope alone, so the covariance takes one
-    position after another: P - P_i (1 + L P_ii)^-1 L P_i', where L is their information.
+    What a round says of a position is of its intercept and slope alone, so the covariance P takes
+    one position after another: P - P_i (1 + L S)^-1 L P_i'. L = [[a, b], [b, c]] is what the round
+    tells of the two and S = [[p, q], [q, s]] their covariance, for which
+    (1 + L S)^-1 L = (L + |L| [[s, -q], [-q, p]]) / |1 + L S|.
     """
     (n, k), last = expected.shape, x.shape[1] - 1
     gradient, first, second = np.zeros(2 * k), np.empty(2 * k), np.empty(2 * k)
@@ -166,13 +187,11 @@ def update(mean, covariance, drift, x, expected, labels, limit):  # type: ignore
             b += weight * input_
             c += weight * input_ * input_
         total += gradient[i]
-        if a > 0.0:  # [[a, b], [b, c]] is L, [[p, q], [q, s]] P_ii, [[aa, ab], [ab, bb]] the middle
+        if a > 0.0:
             p, q, s = covariance[i, i], covariance[i, k + i], covariance[k + i, k + i]
-            one, two = 1.0 + a * p + b * q, 1.0 + b * q + c * s
-            three, four = a * q + b * s, b * p + c * q
-            scale = one * two - three * four
-            aa, ab = (two * a - three * b) / scale, (two * b - three * c) / scale
-            bb = (one * c - four * b) / scale
+            both = a * c - b * b
+            scale = 1.0 + a * p + 2.0 * b * q + c * s + both * (p * s - q * q)
+            aa, ab, bb = (a + both * s) / scale, (b - both * q) / scale, (c + both * p) / scale
             for j in range(2 * k):
                 first[j], second[j] = covariance[i, j], covariance[k + i, j]
             for j in range(2 * k):

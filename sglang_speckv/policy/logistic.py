@@ -20,8 +20,7 @@ from sglang_speckv.policy.checks import MAX_SHARE, numbers_of
 
 INTERCEPT, SLOPE = 0.4, 0.5
 """Of every position before any evidence: 6 of 10 drafts are accepted where the draft is as unsure
-as sure (x = 0). An intercept is as uncertain as one in log-odds, a slope as likely nothing as twice
-that."""
+as sure (x = 0). The standard deviation of an intercept is 1, that of a slope :data:`SLOPE`."""
 ALIKE = 0.9
 """Correlation of neighbouring intercepts before any evidence."""
 DRIFT = 0.002
@@ -43,6 +42,7 @@ class Logistic:
     [positions, positions]: how unlike they are, 1 of neighbours in a chain."""
 
     def __init__(self, positions: int, apart: np.ndarray | None = None) -> None:
+        kernels.load()
         at = np.arange(positions)
         if apart is None:
             apart = np.abs(at[:, None] - at)
@@ -63,10 +63,10 @@ class Logistic:
         found: np.ndarray = kernels.probability(self.mean, x, own, LIMIT)
         return found
 
-    def update(self, x: np.ndarray, own: np.ndarray, labels: np.ndarray) -> None:
+    def update(self, x: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> None:
         """One round's ``labels`` [2, requests, positions]: what was judged, 0 to 1, and what of it
-        was accepted. One step of Newton's method from what was believed."""
-        expected = self.probability(x, own)
+        was accepted. ``expected`` is what :meth:`probability` said of all that was judged. One step
+        of Newton's method from there."""
         self.surprise += kernels.update(
             self.mean, self.covariance, self._drift, x, expected, labels, LIMIT
         )
@@ -99,5 +99,6 @@ def log_odds(probs: object, shape: tuple[int, ...]) -> np.ndarray:
     found = numbers_of(probs)
     if found.shape != shape:
         return np.full(shape, np.nan)
-    odds: np.ndarray = kernels.log_odds(np.array(found).ravel(), LIMIT, MAX_SHARE)
+    copied = np.array(found).ravel()  # compiled code takes no array that is read-only
+    odds: np.ndarray = kernels.log_odds(copied, LIMIT, MAX_SHARE)
     return odds.reshape(shape)

@@ -81,10 +81,11 @@ class Stopping:
         odds = log_odds(probs, np.shape(probs))
         if np.isnan(odds).any():
             return None
-        by_own, by_last, own = self._by_own, self._by_last, self._offsets(len(odds), requests)
-        found: np.ndarray = kernels.survival(
-            by_own.mean, by_last.mean, self._usual, odds, own, LIMIT
-        )
+        return self._conditional(odds, self._offsets(len(odds), requests)).cumprod(axis=1)
+
+    def _conditional(self, odds: np.ndarray, own: np.ndarray) -> np.ndarray:
+        models = self._by_own.mean, self._by_last.mean
+        found: np.ndarray = kernels.conditional(*models, self._usual, odds, own, LIMIT)
         return found
 
     def _inputs(self, odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,18 +126,17 @@ class Stopping:
             return None
         own = self._offsets(size, requests)
         x, last = self._inputs(odds)
-        expected = self._by_last.probability(last, own)
-        expected[:, :num_steps] = self._by_own.probability(x, own)[:, :num_steps]
+        expected = self._conditional(odds, own)
         made = np.full(size, num_steps) if widths is None else widths
         labels = kernels.labels(correct, made, self._steps)
         self._see(odds)
-        self._by_own.update(x, own, labels)
+        self._by_own.update(x, expected, labels)
         if requests is not None and len(requests) == size <= SMALL:
             self._own.learn(requests, self._by_own.probability(x), labels)
         # Whether a draft was verified hangs on its own probability, which this model does not know.
         labels = kernels.imputed(labels, correct, made, expected[:, :num_steps])
         labels[0, :, 0] = 0.0
-        self._by_last.update(last, own, labels)
+        self._by_last.update(last, self._by_last.probability(last, own), labels)
         return expected
 
     def _see(self, odds: np.ndarray) -> None:

@@ -98,9 +98,9 @@ class TreeAcceptance(Acceptance):
         if smaller:  # all tell of the same drafts: together they weigh as much as one
             labels[0] /= 2 * len(smaller)
             labels[0, :, span] = served[0] / 2
-        surprise = served[0] * (served[1] - self._model.probability(x, own)[:, span])
-        self._surprise += float(surprise.sum())
-        self._model.update(x, own, labels)
+        expected = self._model.probability(x, own)
+        self._surprise += float((served[0] * (served[1] - expected[:, span])).sum())
+        self._model.update(x, expected, labels)
         self._believe()
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numba.core.caching
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from sglang_speckv.policy import kernels
 
 LIMIT = 7.0
+kernels.load()
 
 
 @given(st.integers(1, 9), st.integers(1, 6), st.booleans(), st.integers(0, 2**32 - 1))
@@ -76,7 +79,8 @@ def test_drafts_count_by_their_own_probability_and_the_next_by_the_last(
     told_by_own = by_own[:k] + by_own[k:] * every
     told = np.where(np.arange(k) < made, told_by_own, by_last[:k] + by_last[k:] * before)
     right = (1.0 / (1.0 + np.exp(-np.clip(told + own[:, None], -LIMIT, LIMIT)))).cumprod(axis=1)
-    assert kernels.survival(by_own, by_last, usual, odds, own, LIMIT) == pytest.approx(right)
+    found = kernels.conditional(by_own, by_last, usual, odds, own, LIMIT)
+    assert found.cumprod(axis=1) == pytest.approx(right)
 
 
 def test_surprises_are_what_was_accepted_less_what_was_expected() -> None:
@@ -101,6 +105,20 @@ def test_a_wrong_index_raises() -> None:
 def test_another_type_is_not_compiled_while_serving() -> None:
     with pytest.raises(TypeError, match="No matching definition"):
         kernels.bins(np.zeros(2, np.float32), 4, LIMIT)
+
+
+DECIDES_NOTHING = """
+import sys
+from sglang_speckv.policy import create_policy
+create_policy("static:1", (0, 1), 1)
+assert "numba" not in sys.modules
+create_policy("throughput", (0, 1), 1)
+assert "numba" in sys.modules
+"""
+
+
+def test_what_decides_nothing_does_without_numba() -> None:
+    subprocess.run([sys.executable, "-c", DECIDES_NOTHING], check=True)
 
 
 def test_nothing_is_kept_where_nothing_can_be_written(
