@@ -139,6 +139,7 @@ def test_a_draft_that_slept_has_missed_nothing(server: Serving, models: dict[str
 
 def doze(server: Serving) -> dict[str, list[int]]:
     """Answers that the draft slept through for longer than its window, woke and slept again."""
+    server.pin(0)
     with churn(server, each=40) as answers:
         move(server, [(0, WINDOW + 20), (3, 4), (0, 20), (1, 4)])
     server.pin(-1)
@@ -147,6 +148,7 @@ def doze(server: Serving) -> dict[str, list[int]]:
 
 def shuffle(server: Serving, each: int) -> dict[str, list[int]]:
     """Answers whose depth went up and down every few rounds."""
+    server.pin(DEPTHS[0])  # before the first request: rounds of a policy may stop in their drafts
     with churn(server, each) as answers:
         move(server, [(num_steps, 3) for num_steps in DEPTHS] * 4)
     server.pin(-1)
