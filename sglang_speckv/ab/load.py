@@ -46,8 +46,9 @@ async def _together(
     slots = asyncio.Semaphore(len(segment.prompts) if arrivals else segment.concurrency)
 
     async def one(number: int, prompt: Prompt) -> Completion:
-        if arrivals:
-            await asyncio.sleep(start + arrivals[number] - time.perf_counter())
+        if arrivals:  # uvloop may wake a little early
+            while (left := start + arrivals[number] - time.perf_counter()) > 0.0:
+                await asyncio.sleep(left)
         async with slots:
             sent_s = time.perf_counter() - start
             done = await answer(prompt, request_id(prompt))
