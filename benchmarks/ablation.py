@@ -117,8 +117,8 @@ PARTS: dict[str, Variant] = {
     "surprises clipped": Variant([(cost, "CLIP", 1e9)]),
     "the same surprise twice": Variant([(cost.Times, "_beyond", _Zeros())]),
     "each depth's own drift": Variant([(cost, "APART", 0.0)]),
-    "savings forgotten": Variant([(cost, "SAVING_MEMORY", 1e9)]),
     "dear probes later": Variant([(throughput, "PROBE_SHARE", 1e9)]),
+    "savings forgotten": Variant([(cost, "SAVING_MEMORY", 1e9)]),
 }
 
 
@@ -149,6 +149,8 @@ class Case:
 
 DISTURBED = "a disturbed profile"
 """Other work made every round with the draft eight times as long in it."""
+DEEP = "a profile of which the deep half was disturbed"
+"""The same, of rounds of more than two drafts alone."""
 MACHINES = (
     "half as fast",
     "long contexts",
@@ -158,6 +160,7 @@ MACHINES = (
     "wavering",
     "pauses",
     DISTURBED,
+    DEEP,
 )
 WALKS = [
     *(
@@ -230,8 +233,11 @@ def price_on(machine: str, price: Price) -> Price:
 
 def profile_on(machine: str, rows: Sequence[cost.TimedRound]) -> list[cost.TimedRound]:
     """What the start-up profile told there."""
-    slower = 8.0 if machine == DISTURBED else 1.0
-    return [row if row.asleep else row._replace(seconds=slower * row.seconds) for row in rows]
+    deeper_than = {DISTURBED: -1, DEEP: 2}.get(machine, np.inf)
+    return [
+        row if row.asleep or row.num_steps <= deeper_than else row._replace(seconds=8 * row.seconds)
+        for row in rows
+    ]
 
 
 class Disturbed:

@@ -5,7 +5,7 @@ the draft sleeps through, are the state of a Kalman filter. They drift together:
 other work is slower at every depth, so a depth that was not chosen for a while stays comparable.
 They also drift a little apart. Both go faster the more rounds surprise. What was never timed is
 told by a fit over all sizes (k - 1 draft forwards, B (k + 1) verified tokens; a holds what every
-round pays, draft-extend included), on the scale of what was:
+round pays, draft-extend included), each size on a scale of its own:
 
     T(B, k) = a + b max(k - 1, 0) + c B (k + 1)
 
@@ -39,15 +39,15 @@ FEW = 3
 """How many times one of a start-up profile counts as. A depth that was timed as often is fitted
 to: what was timed less may have been a pause."""
 FIT_ERROR = 0.05
-"""Relative error of the fit where all is known."""
+"""Relative error of the fit; more where it misses what is known by more."""
 ANY_SCALE = 4.0
 """Variance of all of them together: nothing is known of the machine."""
 TOGETHER, APART = 0.03, 0.001
 """Variance that all times gain together and each gains alone, for every squared surprise."""
 CLIP = 3.0
-"""Standard deviations to which a surprise counts. Where the same depth surprises by more twice in a
-row, half of it is doubt about that depth and half about all: a pause moves little, and the same
-again is believed."""
+"""Standard deviations to which a time counts that is longer than expected: a pause moves little.
+What is beyond becomes doubt in all that was known where the same depth takes as long twice in a
+row, and where a time is that much shorter: then it is believed at once."""
 REFRESH = 16
 """Rounds from one look at the times to the next."""
 REFIT = 128
@@ -95,18 +95,31 @@ class Times:
         self.covariance += min(TOGETHER * drifted, ANY_SCALE)
         self._diagonal += APART * drifted
         surprise = math.log(seconds) - float(self.mean[column])
-        variance = float(self.covariance[column, column]) + noise / count
-        most = clip * variance**0.5
-        along = self.covariance[:, column].copy()
-        self.mean += along * (min(max(surprise, -most), most) / variance)
-        self.covariance -= along[:, None] * (along / variance)
+        most = clip * self._spread(column, noise / count)
         beyond = surprise - min(max(surprise, -most), most)
-        again = min(max(beyond * float(self._beyond[column]), 0.0), 1.0)
+        if beyond < 0.0:  # other work makes rounds slower and none faster
+            self._doubt(column, beyond**2)
+            beyond, most = 0.0, math.inf
+        gain = self.covariance[:, column] / self._spread(column, noise / count) ** 2
+        self.mean += gain * min(surprise, most)
+        self.covariance -= np.outer(gain, self.covariance[column])
+        self._doubt(column, beyond * float(self._beyond[column]))
         self._beyond[column] = beyond
-        self.covariance += again / 2
-        self._diagonal[column] += again / 2
         self.timed[column] += count
         return surprise
+
+    def _spread(self, column: int, noise: float) -> float:
+        """Standard deviation of the next time."""
+        return float(self.covariance[column, column] + noise) ** 0.5
+
+    def _doubt(self, column: int, much: float) -> None:
+        """Half of it is about all times together. The other half is about each alone: that of
+        ``column``, and the less the others', the more often they were timed."""
+        half = min(much, 1.0) / 2
+        alone = FEW / np.maximum(self.timed, FEW)
+        alone[column] = 1.0
+        self.covariance += half
+        self._diagonal += half * alone
 
 
 class CostModel:
@@ -166,7 +179,8 @@ class CostModel:
         self._learn(self.row_of(size), column, usual, profiled=True)
         self._forget()
 
-    def _learn(self, row: int, column: int, seconds: float, profiled: bool = False) -> None:
+    def _learn(self, row: int, column: int, seconds: float, profiled: bool = False) -> bool:
+        """Whether it was far from what was expected."""
         known = self._known.get(row)
         if known is None:
             expected = np.log(self._work[row] @ self._fit(row))
@@ -177,6 +191,7 @@ class CostModel:
             self._surprises += min(surprise, 1.0)
             self._noise += (min(surprise, CLIP**2 * self._noise) - self._noise) / RECENT
         self.rounds += column != self._asleep
+        return surprise > CLIP**2 * self._noise
 
     def _forget(self) -> None:
         self._told.clear()
@@ -202,9 +217,9 @@ class CostModel:
         if not asleep and (cut or self._cut_mean[row, num_steps].any()):
             seconds += self._saved(row, num_steps, cut, seconds)
         column = self._asleep if asleep else num_steps
-        self._learn(row, column, seconds)
+        far = self._learn(row, column, seconds)
         self._updates += 1
-        if self._updates < REFRESH or self._known[row].timed[column] <= FEW:
+        if far or self._updates < REFRESH or self._known[row].timed[column] <= FEW:
             self._forget()
         elif self._updates % REFRESH == 0:
             self._told.clear()
@@ -259,7 +274,10 @@ class CostModel:
             squares, products = self._saving[row] + SAVING_PRIOR
             real = min(max(float(products / squares), 0.0), 2.0)
             scale = sum(times) / float((self._work[row] @ fit).sum())
-            self._told[row] = times, asleep, real * scale * float(fit[2])
+            verified = self._work[row, 1:, 2] - self._work[row, 0, 2]
+            most = float(((np.array(times[1:]) - times[0]) / verified).min(initial=np.inf))
+            # A round whose drafts are all cut takes no less than one without any.
+            self._told[row] = times, asleep, max(min(real * scale * float(fit[2]), most), 0.0)
         return self._told[row]
 
     def _blended(self, row: int) -> list[float]:
@@ -269,8 +287,10 @@ class CostModel:
             alone: list[float] = fitted.tolist()
             return alone
         mean, covariance = known.mean[:-1], known.covariance[:-1, :-1]
-        error = ANY_SCALE + FIT_ERROR**2 * np.eye(len(mean))
-        weight = np.linalg.solve(covariance + error, np.log(fitted) - mean)
+        apart, error = np.log(fitted) - mean, FIT_ERROR**2 * np.eye(len(mean))
+        any_scale = covariance + ANY_SCALE
+        misfit = float(apart @ np.linalg.solve(any_scale + error, apart)) / len(mean)
+        weight = np.linalg.solve(any_scale + max(misfit, 1.0) * error, apart)
         both: list[float] = np.exp(mean + covariance @ weight).tolist()
         return both
 
@@ -280,23 +300,29 @@ class CostModel:
         return self._fits[row]
 
     def _fit_anew(self, row: int) -> np.ndarray:
-        """a, b, c: ridge regression of relative times; those of another batch size weigh less by
-        the square of how many times it is larger or smaller."""
-        rows = [other for other, known in self._known.items() if known.timed[:-1].any()]
-        if not rows:
+        """a, b, c, in seconds of the nearest sizes: least squares that weigh each time by how well
+        it is known. Those of other sizes tell of the shape alone, and less by the square of how
+        many times larger or smaller these are."""
+        squares, scales, total = np.eye(3), 0.0, 0.0
+        for other, known in self._known.items():
+            timed = np.flatnonzero(known.timed[:-1])
+            if not len(timed):
+                continue
+            ratio = self._sizes[row] / self._sizes[other]
+            near = min(ratio, 1.0 / ratio) ** 2
+            usual = self._work[other, timed] @ SHAPE
+            share = self._work[other, timed] * SHAPE / usual[:, None]
+            error = FIT_ERROR**2 * np.eye(len(timed))
+            precision = near * np.linalg.inv(known.covariance[np.ix_(timed, timed)] + error)
+            logs = known.mean[timed] - np.log(usual)
+            scale = float(precision.sum(axis=0) @ logs) / float(precision.sum())
+            # Any multiple of its times fits as well: leave out what lies along them.
+            times = np.exp(logs - scale)
+            along = times @ precision
+            share -= np.outer(times, along @ share / (along @ times))
+            squares += share.T @ precision @ share
+            scales, total = scales + near * scale, total + near
+        if not total:
             return SHAPE
-        counts = np.stack([self._known[other].timed[:-1] for other in rows])
-        timed = counts >= min(FEW, int(counts.max()))
-        sizes, size = np.array(self._sizes)[rows], self._sizes[row]
-        apart = np.maximum(sizes / size, size / sizes) ** -2.0
-        weight = np.broadcast_to(apart[:, None], timed.shape)[timed]
-        own = np.exp(np.stack([self._known[other].mean[:-1] for other in rows])[timed])
-        work = self._work[rows][timed]
-        usual = work @ SHAPE
-        scale = float(weight @ (own / usual) / weight.sum())
-        share = work * SHAPE / usual[:, None]
-        weighted = share.T * weight
-        change = np.linalg.solve(
-            weighted @ share + FIT_ERROR**2 * np.eye(3), weighted @ (own / usual / scale - 1.0)
-        )
-        return scale * SHAPE * np.maximum(1.0 + change, [0.1, 0.0, 0.0])
+        fit = np.linalg.solve(squares, np.ones(3))  # in units of SHAPE, likely 1 give or take 1
+        return math.exp(scales / total) * SHAPE * np.maximum(fit, [0.1, 0.0, 0.0])

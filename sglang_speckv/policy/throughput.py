@@ -12,7 +12,7 @@ shallower than the best one, at once again where that paid and the best one was 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +52,7 @@ class Load:
     asleep: bool = False
     deeper: bool = False
     """Which way the last one went."""
+    probed_tiers: set[int] = field(default_factory=set)
     price: float = 0.0
     """That of a second when the newest probe went out."""
     probe_cost: float = np.inf
@@ -62,19 +63,25 @@ class Load:
         self.tokens += tokens - self.tokens / RECENT
         self.seconds += seconds - self.seconds / RECENT
 
-    def probe(self, lost: float) -> None:
-        """A probe that loses as much as so many rounds bring: when is the next one?"""
-        self.to_probe = max(RECENT, lost / PROBE_SHARE)
+    def probe(self, tier: int, lost: float) -> None:
+        """A probe that is believed to lose as much as so many rounds bring. The first one of a tier
+        finds out whether that is so, and puts off nothing."""
+        self._wait(lost if tier in self.probed_tiers else 0.0)
+        self.probed_tiers.add(tier)
 
     def probed(self, size: int, tokens: int, seconds: float) -> None:
         """The probe from depth 0 brought ``tokens``. Where it took less than half of what it was
         believed to, that is what it cost: nothing else would tell, or be in time."""
         if self.price * seconds < self.probe_cost / 2:
             self.probe_cost = self.price * seconds
-            self.probe((self.probe_cost - tokens) / size)
+            self._wait((self.probe_cost - tokens) / size)
         if tokens > self.probe_cost:
             self.to_probe = 0
         self.probe_cost = np.inf
+
+    def _wait(self, lost: float) -> None:
+        """Until a probe is due again, after one that lost as much as so many rounds bring."""
+        self.to_probe = max(RECENT, lost / PROBE_SHARE)
 
 
 class Weighed(NamedTuple):
@@ -311,7 +318,7 @@ class ThroughputPolicy:
         load.deeper = best == 0 or (not load.deeper and best + 1 < len(worth))
         aside = best + (1 if load.deeper else -1)
         lost = (worth[best] - worth[aside]) / (weighed.price * weighed.times[best])
-        load.probe(lost)
+        load.probe(aside, lost)
         load.price = weighed.price
         load.probe_cost = weighed.price * weighed.times[aside] if best == 0 else np.inf
         return aside

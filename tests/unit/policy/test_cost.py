@@ -133,6 +133,32 @@ def test_a_profile_of_a_faster_machine_is_soon_overruled() -> None:
     assert model.times(1)[3] == pytest.approx(2 * TRUTH.seconds(1, 3), rel=0.1)
 
 
+@pytest.mark.parametrize(("disturbed", "within"), [(8.0, 0.4), (2.0, 0.15), (0.5, 0.15)])
+def test_rounds_of_one_depth_set_all_right_where_a_profile_was_disturbed(
+    disturbed: float, within: float
+) -> None:
+    """What other sizes' rounds took beside the same work does not bend the shape."""
+    model = CostModel(7)
+    model.profiled(
+        TimedRound(n, k, disturbed * TRUTH.seconds(n, k)) for n in (1, 4, 16) for k in range(8)
+    )
+    feed(model, [(16, 3)], 8, jitter=0.02)
+    assert ratios(model, 16) == pytest.approx([1.0] * 8, rel=within)
+
+
+def test_a_round_that_is_all_cut_takes_no_less_than_one_without_drafts() -> None:
+    """Whatever is believed of a token. (Its price once rose without end: cuts that seemed to save
+    more than there was to save made a second look dearer, which cut more.)"""
+    model = CostModel(3)
+    model.profiled(TimedRound(16, k, 0.065 + 0.005 * k) for k in range(4))
+    for _ in range(300):
+        model.update(16, 1, 0.070)
+        model.update(16, 1, 0.030, cut=16)
+    times, token = model.times(16), model.token_time(16)
+    assert token > 0.0
+    assert all(times[k] - 16 * k * token >= times[0] - 1e-9 for k in range(1, 4))
+
+
 def cut_rounds(model: CostModel, rounds: int, saves: float) -> None:
     """Of four requests at depth 5, in which cuts save this much of what they should."""
     rng = np.random.default_rng(2)

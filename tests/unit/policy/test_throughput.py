@@ -328,6 +328,29 @@ def test_a_draft_that_a_disturbed_profile_made_dear_is_found(seed: int) -> None:
     assert earned > 0.97 * 1.8 / DRAFTED_S
 
 
+@pytest.mark.parametrize("factor", [2.0, 8.0])
+@pytest.mark.parametrize("tiers", [(0, 1, 2, 3), (0, 1, 3, 5), (0, 1, 2, 3, 5, 7)], ids=str)
+def test_deep_rounds_that_a_disturbed_profile_made_dear_are_found(
+    tiers: tuple[int, ...], factor: float
+) -> None:
+    """From any depth, by its first probes: one time that is far shorter than expected tells. (They
+    once came two thousand rounds apart, and moved what was known a little each.)"""
+    policy = ThroughputPolicy(tiers, 1)
+    policy.allow_sleep(False)
+    seconds = {k: 0.030 + 0.004 * k for k in tiers}
+    half = tiers[len(tiers) // 2]
+    rows = [TimedRound(1, k, (factor if k >= half else 1.0) * seconds[k]) for k in tiers]
+    policy.profiled(rows)
+    rng, served = np.random.default_rng(3), []
+    for _ in range(700):
+        steps = policy.decide(Batch(1, np.array([0.99]))).num_steps
+        right = int(np.argmin(np.append(rng.random(steps) < 0.99, False)))
+        took = seconds[steps] * rng.normal(1, 0.05)
+        policy.observe(Round(steps, 1, [right], took, np.array([0.99])))
+        served.append(steps)
+    assert served[-100:].count(tiers[-1]) >= 80
+
+
 def test_a_profile_of_asleep_rounds_alone_does_not_end_drafting() -> None:
     policy = ThroughputPolicy(TIERS, 3)
     policy.profiled([TimedRound(1, 0, 0.9 * DEMO.seconds(1, 0), True)] * 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sglang_speckv.policy import create_policy, trees
 from sglang_speckv.policy.base import Batch, Round
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.trees import TreeAcceptance, covers, nodes_of
-from tests.unit.policy.tree_simulate import Machine, run, tree, verified
+from tests.unit.policy.tree_simulate import Machine, Node, run, tree, verified
 
 SHAPES = parse_shapes("0,1x2,2x6,3x8,3x16,5x16,5x32")
 SURE = 0.5
@@ -30,11 +31,16 @@ def served(model: TreeAcceptance, shape: Shape, rounds: int, seed: int = 0) -> n
     return np.mean(told[rounds // 2 :], axis=0)
 
 
-def truth(shape: Shape, rounds: int = 2000) -> float:
-    """Tokens per round."""
+@cache
+def many_trees() -> list[list[Node]]:
     rng = np.random.default_rng(1)
-    trees = (tree(rng, SURE, 5) for _ in range(rounds))
-    return 1.0 + float(np.mean([verified(nodes, shape)[:, 2].sum() for nodes in trees]))
+    return [tree(rng, SURE, 5) for _ in range(2000)]
+
+
+@cache
+def truth(shape: Shape) -> float:
+    """Tokens per round."""
+    return 1.0 + float(np.mean([verified(nodes, shape)[:, 2].sum() for nodes in many_trees()]))
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.num_steps], ids=str)

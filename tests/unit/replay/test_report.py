@@ -70,7 +70,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-SHORT = ("--seeds", 1, "--passes", 2)
+SHORT = ("--seeds", 1, "--passes", 2, "--jobs", 1)
 
 
 def arms_of(result: Any, cell: int = 0) -> dict[str, Any]:
