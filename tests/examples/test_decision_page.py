@@ -12,7 +12,7 @@ from sglang_speckv.replay.run import ReplayOptions
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("number", [243, 244])
+@pytest.mark.parametrize("number", [240, 241])
 def test_the_page_shows_what_replay_explains(number: int) -> None:
     """Where it does not, run the page's command again, and read the text around it again."""
     examples = ROOT / "examples"
