@@ -150,7 +150,7 @@ class Case:
 DISTURBED = "a disturbed profile"
 """Other work made every round with the draft eight times as long in it."""
 DEEP = "a profile of which the deep half was disturbed"
-"""The same, of rounds of more than two drafts alone."""
+"""In the profile, rounds of more than two drafts took eight times as long."""
 MACHINES = (
     "half as fast",
     "long contexts",

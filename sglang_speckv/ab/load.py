@@ -46,7 +46,7 @@ async def _together(
     slots = asyncio.Semaphore(len(segment.prompts) if arrivals else segment.concurrency)
 
     async def one(number: int, prompt: Prompt) -> Completion:
-        if arrivals:  # uvloop may wake a little early
+        if arrivals:  # uvloop's timers count whole milliseconds, and may be early
             while (left := start + arrivals[number] - time.perf_counter()) > 0.0:
                 await asyncio.sleep(left)
         async with slots:

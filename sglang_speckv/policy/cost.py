@@ -36,8 +36,7 @@ NOISE = 0.07
 TIME_SPREAD = 0.15
 """That of a depth's time from the fit before any evidence."""
 FEW = 3
-"""How many times one of a start-up profile counts as. A depth that was timed as often is fitted
-to: what was timed less may have been a pause."""
+"""How many times one of a start-up profile counts as."""
 FIT_ERROR = 0.05
 """Relative error of the fit; more where it misses what is known by more."""
 ANY_SCALE = 4.0
@@ -45,9 +44,10 @@ ANY_SCALE = 4.0
 TOGETHER, APART = 0.03, 0.001
 """Variance that all times gain together and each gains alone, for every squared surprise."""
 CLIP = 3.0
-"""Standard deviations to which a time counts that is longer than expected: a pause moves little.
-What is beyond becomes doubt in all that was known where the same depth takes as long twice in a
-row, and where a time is that much shorter: then it is believed at once."""
+"""A time that is longer than expected counts as at most so many standard deviations longer, so that
+one pause moves little; if the same depth is that long twice in a row, what is known becomes less
+certain by the excess. A time that is that much shorter is believed at once, and makes the rest less
+certain too, unless it follows a long one: a round's time may be booked to the next."""
 REFRESH = 16
 """Rounds from one look at the times to the next."""
 REFIT = 128
@@ -82,7 +82,10 @@ class Times:
         self.timed = np.zeros(columns, dtype=int)
         self._surprises = surprises
         self._beyond = np.zeros(columns)
-        """How far each one's last time was beyond what one time is believed."""
+        """By how much the last time at each depth exceeded :data:`CLIP`."""
+        self._long = False
+        """Whether the newest time at any depth did."""
+        self._shape: np.ndarray | None = None
         self._diagonal = self.covariance.ravel()[:: columns + 1]
 
     def learn(
@@ -98,23 +101,48 @@ class Times:
         most = clip * self._spread(column, noise / count)
         beyond = surprise - min(max(surprise, -most), most)
         if beyond < 0.0:  # other work makes rounds slower and none faster
-            self._doubt(column, beyond**2)
-            beyond, most = 0.0, math.inf
+            if not self._long:
+                self._doubt(column, beyond**2)
+                most = math.inf
+            beyond = 0.0
         gain = self.covariance[:, column] / self._spread(column, noise / count) ** 2
-        self.mean += gain * min(surprise, most)
+        self.mean += gain * min(max(surprise, -most), most)
         self.covariance -= np.outer(gain, self.covariance[column])
         self._doubt(column, beyond * float(self._beyond[column]))
         self._beyond[column] = beyond
+        self._long = beyond > 0.0
+        self._shape = None
         self.timed[column] += count
         return surprise
+
+    def shape(self, work: np.ndarray) -> np.ndarray:
+        """[3, 3]: how precisely these times tell a, b, c in units of :data:`SHAPE`, of which any
+        multiple fits them as well. ``work`` [columns - 1, 3] is that of one row of ``_work``."""
+        if self._shape is None:
+            timed = np.flatnonzero(self.timed[:-1])
+            share = work[timed] * SHAPE
+            logs = self.mean[timed] - np.log(share.sum(axis=1))
+            share /= share.sum(axis=1)[:, None]
+            error = FIT_ERROR**2 * np.eye(len(timed))
+            precision = np.linalg.inv(self.covariance[np.ix_(timed, timed)] + error)
+            times = np.exp(logs - logs.mean())
+            along = times @ precision
+            share -= np.outer(times, along @ share / (along @ times))
+            self._shape = share.T @ precision @ share
+        return self._shape
+
+    def above(self, fitted: np.ndarray) -> float:
+        """Mean log of the times over those ``fitted`` [columns - 1]."""
+        timed = np.flatnonzero(self.timed[:-1])
+        return float((self.mean[timed] - np.log(fitted[timed])).mean())
 
     def _spread(self, column: int, noise: float) -> float:
         """Standard deviation of the next time."""
         return float(self.covariance[column, column] + noise) ** 0.5
 
     def _doubt(self, column: int, much: float) -> None:
-        """Half of it is about all times together. The other half is about each alone: that of
-        ``column``, and the less the others', the more often they were timed."""
+        """Half of ``much`` is added to all times together, the other half to each alone: in full to
+        ``column``, and less to those that were timed often."""
         half = min(much, 1.0) / 2
         alone = FEW / np.maximum(self.timed, FEW)
         alone[column] = 1.0
@@ -180,7 +208,7 @@ class CostModel:
         self._forget()
 
     def _learn(self, row: int, column: int, seconds: float, profiled: bool = False) -> bool:
-        """Whether it was far from what was expected."""
+        """Learn one time; returns whether it was far from what was expected."""
         known = self._known.get(row)
         if known is None:
             expected = np.log(self._work[row] @ self._fit(row))
@@ -219,8 +247,11 @@ class CostModel:
         column = self._asleep if asleep else num_steps
         far = self._learn(row, column, seconds)
         self._updates += 1
-        if far or self._updates < REFRESH or self._known[row].timed[column] <= FEW:
+        if self._updates < REFRESH or self._known[row].timed[column] <= FEW:
             self._forget()
+        elif far:
+            self._told.clear()
+            self._fits.pop(row, None)
         elif self._updates % REFRESH == 0:
             self._told.clear()
             if self._surprises - self._fitted > REFIT * self._noise:
@@ -274,9 +305,10 @@ class CostModel:
             squares, products = self._saving[row] + SAVING_PRIOR
             real = min(max(float(products / squares), 0.0), 2.0)
             scale = sum(times) / float((self._work[row] @ fit).sum())
-            verified = self._work[row, 1:, 2] - self._work[row, 0, 2]
-            most = float(((np.array(times[1:]) - times[0]) / verified).min(initial=np.inf))
+            verified = self._work[row, :, 2] - self._work[row, 0, 2]
+            more = verified > 0.0
             # A round whose drafts are all cut takes no less than one without any.
+            most = float(((np.array(times) - times[0])[more] / verified[more]).min(initial=np.inf))
             self._told[row] = times, asleep, max(min(real * scale * float(fit[2]), most), 0.0)
         return self._told[row]
 
@@ -300,29 +332,21 @@ class CostModel:
         return self._fits[row]
 
     def _fit_anew(self, row: int) -> np.ndarray:
-        """a, b, c, in seconds of the nearest sizes: least squares that weigh each time by how well
-        it is known. Those of other sizes tell of the shape alone, and less by the square of how
-        many times larger or smaller these are."""
-        squares, scales, total = np.eye(3), 0.0, 0.0
+        """a, b, c, in seconds: least squares that weigh each time by how well it is known. Other
+        sizes count less by the square of how many times larger or smaller they are."""
+        squares, near = np.eye(3), {}
         for other, known in self._known.items():
-            timed = np.flatnonzero(known.timed[:-1])
-            if not len(timed):
-                continue
-            ratio = self._sizes[row] / self._sizes[other]
-            near = min(ratio, 1.0 / ratio) ** 2
-            usual = self._work[other, timed] @ SHAPE
-            share = self._work[other, timed] * SHAPE / usual[:, None]
-            error = FIT_ERROR**2 * np.eye(len(timed))
-            precision = near * np.linalg.inv(known.covariance[np.ix_(timed, timed)] + error)
-            logs = known.mean[timed] - np.log(usual)
-            scale = float(precision.sum(axis=0) @ logs) / float(precision.sum())
-            # Any multiple of its times fits as well: leave out what lies along them.
-            times = np.exp(logs - scale)
-            along = times @ precision
-            share -= np.outer(times, along @ share / (along @ times))
-            squares += share.T @ precision @ share
-            scales, total = scales + near * scale, total + near
-        if not total:
+            if known.timed[:-1].any():
+                ratio = self._sizes[row] / self._sizes[other]
+                near[other] = min(ratio, 1.0 / ratio) ** 2
+                squares += near[other] * known.shape(self._work[other])
+        if not near:
             return SHAPE
         fit = np.linalg.solve(squares, np.ones(3))  # in units of SHAPE, likely 1 give or take 1
-        return math.exp(scales / total) * SHAPE * np.maximum(fit, [0.1, 0.0, 0.0])
+        fit = SHAPE * np.maximum(fit, [0.1, 0.0, 0.0])
+        scale = sum(
+            weight * self._known[other].above(self._work[other] @ fit)
+            for other, weight in near.items()
+        )
+        found: np.ndarray = fit * math.exp(scale / sum(near.values()))
+        return found

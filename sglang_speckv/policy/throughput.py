@@ -36,7 +36,7 @@ from sglang_speckv.policy.trees import TreeAcceptance
 
 PROBE_SHARE = 0.003
 """Share of the time that probes may lose against the best tier: one follows another after
-:data:`RECENT` rounds, after a dear one later."""
+:data:`RECENT` rounds, after a dear one later. The first of a tier is not counted."""
 REASONS = ("launch", "look", "best", "probe")
 
 
@@ -53,6 +53,7 @@ class Load:
     deeper: bool = False
     """Which way the last one went."""
     probed_tiers: set[int] = field(default_factory=set)
+    """Those that were probed at least once."""
     price: float = 0.0
     """That of a second when the newest probe went out."""
     probe_cost: float = np.inf
@@ -64,8 +65,8 @@ class Load:
         self.seconds += seconds - self.seconds / RECENT
 
     def probe(self, tier: int, lost: float) -> None:
-        """A probe that is believed to lose as much as so many rounds bring. The first one of a tier
-        finds out whether that is so, and puts off nothing."""
+        """A probe goes out that should lose as much as ``lost`` rounds bring. The first of a tier
+        delays nothing: what it loses is not known before it is measured."""
         self._wait(lost if tier in self.probed_tiers else 0.0)
         self.probed_tiers.add(tier)
 

@@ -148,7 +148,7 @@ def test_rounds_of_one_depth_set_all_right_where_a_profile_was_disturbed(
 
 def test_a_round_that_is_all_cut_takes_no_less_than_one_without_drafts() -> None:
     """Whatever is believed of a token. (Its price once rose without end: cuts that seemed to save
-    more than there was to save made a second look dearer, which cut more.)"""
+    more than there was to save made each second of time seem dearer, which cut more.)"""
     model = CostModel(3)
     model.profiled(TimedRound(16, k, 0.065 + 0.005 * k) for k in range(4))
     for _ in range(300):
@@ -157,6 +157,29 @@ def test_a_round_that_is_all_cut_takes_no_less_than_one_without_drafts() -> None
     times, token = model.times(16), model.token_time(16)
     assert token > 0.0
     assert all(times[k] - 16 * k * token >= times[0] - 1e-9 for k in range(1, 4))
+
+
+@pytest.mark.parametrize("truth", [Cost(0.03, 0.02, 0.0, 0.009), Cost(0.03, 0.2, 0.0, 0.0018)])
+def test_a_size_that_was_never_timed_is_told_in_seconds(truth: Cost) -> None:
+    """However far the machine is from the usual shape."""
+    model = CostModel(7)
+    model.profiled(TimedRound(n, k, truth.seconds(n, k)) for n in (1, 4, 16) for k in range(8))
+    for size in (2, 8):
+        expected = [truth.seconds(size, k) for k in range(8)]
+        assert model.times(size) == pytest.approx(expected, rel=0.2)
+
+
+def test_a_short_time_behind_a_long_one_is_no_new_truth() -> None:
+    """The host was late for the first round, and so read both results at once."""
+    model = CostModel(7)
+    model.profiled(TimedRound(1, k, TRUTH.seconds(1, k)) for k in range(8))
+    feed(model, [(1, 3)], 200, jitter=0.02)
+    usual = TRUTH.seconds(1, 3)
+    model.update(1, 3, 5 * usual)
+    model.update(1, 3, usual / 5)
+    feed(model, [(1, 3)], 5, jitter=0.02)
+    assert model.times(1)[3] == pytest.approx(usual, rel=0.1)
+    assert ratios(model, 1) == pytest.approx([1.0] * 8, rel=0.03)
 
 
 def cut_rounds(model: CostModel, rounds: int, saves: float) -> None:
