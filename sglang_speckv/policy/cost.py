@@ -86,6 +86,7 @@ class Times:
         self._long = False
         """Whether the newest time at any depth did."""
         self._shape: np.ndarray | None = None
+        """What :meth:`shape` returned since the newest time."""
         self._diagonal = self.covariance.ravel()[:: columns + 1]
 
     def learn(
@@ -102,13 +103,13 @@ class Times:
         beyond = surprise - min(max(surprise, -most), most)
         if beyond < 0.0:  # other work makes rounds slower and none faster
             if not self._long:
-                self._doubt(column, beyond**2)
+                self._doubt(beyond**2)
                 most = math.inf
             beyond = 0.0
         gain = self.covariance[:, column] / self._spread(column, noise / count) ** 2
         self.mean += gain * min(max(surprise, -most), most)
         self.covariance -= np.outer(gain, self.covariance[column])
-        self._doubt(column, beyond * float(self._beyond[column]))
+        self._doubt(beyond * float(self._beyond[column]))
         self._beyond[column] = beyond
         self._long = beyond > 0.0
         self._shape = None
@@ -140,14 +141,12 @@ class Times:
         """Standard deviation of the next time."""
         return float(self.covariance[column, column] + noise) ** 0.5
 
-    def _doubt(self, column: int, much: float) -> None:
-        """Half of ``much`` is added to all times together, the other half to each alone: in full to
-        ``column``, and less to those that were timed often."""
+    def _doubt(self, much: float) -> None:
+        """Half of ``much`` is added to all times together, the other half to each alone, and of it
+        less to those that were timed often: where they change, the machine did."""
         half = min(much, 1.0) / 2
-        alone = FEW / np.maximum(self.timed, FEW)
-        alone[column] = 1.0
         self.covariance += half
-        self._diagonal += half * alone
+        self._diagonal += half * FEW / np.maximum(self.timed, FEW)
 
 
 class CostModel:

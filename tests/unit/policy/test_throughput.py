@@ -272,10 +272,11 @@ def with_a_draft_that_sleeps(
     profile: Sequence[TimedRound] = SLEEPS,
     at_first: tuple[float, float] | None = None,
     seed: int = 4,
+    slow_at_first: Sequence[float] = (),
 ) -> tuple[list[Decision], float]:
     """Decisions of the later half, and tok/s then, for one request whose first draft is accepted
     with either probability, told by its signal where the draft was awake; in the first third with
-    those of ``at_first``."""
+    those of ``at_first``, on a machine that is by turns as many times slower."""
     policy = ThroughputPolicy((0, 1), 1)
     policy.profiled(profile)
     rng = np.random.default_rng(seed)
@@ -288,7 +289,9 @@ def with_a_draft_that_sleeps(
         steps, asleep = decision.num_steps, decision.num_steps == 0 and not decision.awake
         correct = int(steps > 0 and rng.random() < chance)
         took = OFF_S if asleep else (WARM_S, DRAFTED_S)[steps] + (0 if awake else WAKING_S)
-        timed = took * rng.normal(1, 0.05)
+        turns = slow_at_first if number < rounds // 3 else ()
+        slow = turns[number // 37 % len(turns)] if turns else 1.0
+        timed = took * rng.normal(1, 0.05) * slow
         policy.observe(Round(steps, 1, [correct], timed, firsts, asleep=asleep))
         awake = not asleep
         if number >= rounds // 2:
@@ -349,6 +352,16 @@ def test_deep_rounds_that_a_disturbed_profile_made_dear_are_found(
         policy.observe(Round(steps, 1, [right], took, np.array([0.99])))
         served.append(steps)
     assert served[-100:].count(tiers[-1]) >= 80
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_draft_that_slept_while_the_machine_was_slow_by_turns_wakes(seed: int) -> None:
+    """Asleep rounds are timed often and others hardly ever: they change because the machine does,
+    and the others with them. (Taken to change alone, they hid that drafting had become cheap.)"""
+    _, earned = with_a_draft_that_sleeps(
+        (0.9, 0.9), 1800, at_first=(0.1, 0.1), seed=seed, slow_at_first=(1.0, 2.0, 1.0, 5.0, 1.5)
+    )
+    assert earned > 0.97 * 1.9 / DRAFTED_S
 
 
 def test_a_profile_of_asleep_rounds_alone_does_not_end_drafting() -> None:
