@@ -72,16 +72,22 @@ def _walk(
     walk = 2 * ROUNDS * (tiers + 1)
     room = context_len - PROMPT_TOKENS - 8
     per_token: dict[int, float] = {}
+
+    def generate(size: int, tokens: int) -> None:
+        before = clock()
+        _generate(target, size * ranks, tokens)
+        per_token[size] = (clock() - before) / tokens
+
     for size in PASSES * [size for size in BATCH_SIZES if size <= max_running_requests]:
         if size not in per_token:
-            trial = min(ROUNDS, room)
-            before = clock()
-            _generate(target, size * ranks, trial)
-            per_token[size] = (clock() - before) / trial
-        tokens = min(walk, room, int((deadline - clock()) / per_token[size]))
-        if tokens < 2 * tiers:
-            return
-        _generate(target, size * ranks, tokens)
+            generate(size, min(ROUNDS, room))
+        left = walk
+        while left > 0:  # in parts where the first rounds of a size were slow ones
+            tokens = min(left, room, int((deadline - clock()) / per_token[size]))
+            if tokens < min(left, 2 * tiers):
+                return
+            generate(size, tokens)
+            left -= tokens
 
 
 def _generate(target: Target, size: int, tokens: int) -> None:

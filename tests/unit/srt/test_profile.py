@@ -210,6 +210,21 @@ def test_every_load_is_walked_before_any_is_walked_again() -> None:
     assert profiled(FakeTarget(0.02), 10.0, 16).calls[-3:] == [(1, 32), (4, 32), (16, 32)]
 
 
+def test_a_size_whose_first_rounds_were_slow_is_walked_whole() -> None:
+    """As where they compile what they need, or other work passed by."""
+    target = FakeTarget(0.3)
+    generate = target.generate
+
+    def warm_after_one(*asked: Any) -> None:
+        generate(*asked)
+        target.per_token = 0.01
+
+    target.generate = warm_after_one  # type: ignore[method-assign]
+    profiled(target, seconds=5.0, requests=1)
+    trial, *walk = [tokens for _, tokens in target.calls]
+    assert trial == ROUNDS and walk == [12, 20, 32]
+
+
 def test_every_data_parallel_rank_gets_as_many_requests() -> None:
     """SGLang hands them out in turn; what one rank can run limits what each gets."""
     alone, pair = FakeTarget(0.02), FakeTarget(0.02)
