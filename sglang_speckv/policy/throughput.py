@@ -24,7 +24,6 @@ from sglang_speckv.policy.checks import (
     correct_drafts_of,
     is_count,
     is_round,
-    is_time,
     widths_of,
     windows_of,
 )
@@ -36,7 +35,7 @@ from sglang_speckv.policy.trees import TreeAcceptance
 
 PROBE_SHARE = 0.003
 """Share of the time that probes may lose against the best tier: one follows another after
-:data:`RECENT` rounds, after a dear one later. The first of a tier is not counted."""
+:data:`RECENT` rounds, after a dear one later."""
 REASONS = ("launch", "look", "best", "probe")
 
 
@@ -52,37 +51,31 @@ class Load:
     asleep: bool = False
     deeper: bool = False
     """Which way the last one went."""
-    probed_tiers: set[int] = field(default_factory=set)
-    """Those that were probed at least once."""
-    price: float = 0.0
-    """That of a second when the newest probe went out."""
+    waits: dict[int, float] = field(default_factory=dict)
+    """Rounds that the newest probe of each tier put off the next one by."""
+    again: int = 0
+    """The tier of the round that has just woken the draft for a probe."""
     probe_cost: float = np.inf
-    """Tokens that would pay for the newest probe from depth 0, at that price, by what it was
-    believed to take; infinite where its result has come."""
+    """Tokens that would pay for the newest probe from depth 0; infinite where its result has
+    come."""
 
     def earn(self, tokens: float, seconds: float) -> None:
         self.tokens += tokens - self.tokens / RECENT
         self.seconds += seconds - self.seconds / RECENT
 
     def probe(self, tier: int, lost: float) -> None:
-        """A probe goes out that should lose as much as ``lost`` rounds bring. The first of a tier
-        delays nothing: what it loses is not known before it is measured."""
-        self._wait(lost if tier in self.probed_tiers else 0.0)
-        self.probed_tiers.add(tier)
+        """A probe goes out that should lose as much as ``lost`` rounds bring. It puts off the next
+        one at most twice as long as the last of its tier did, the first not at all: what it loses
+        is not well known before it is measured."""
+        most = 2 * self.waits.get(tier, RECENT / 2)
+        self.to_probe = self.waits[tier] = min(max(RECENT, lost / PROBE_SHARE), most)
 
-    def probed(self, size: int, tokens: int, seconds: float) -> None:
-        """The probe from depth 0 brought ``tokens``. Where it took less than half of what it was
-        believed to, that is what it cost: nothing else would tell, or be in time."""
-        if self.price * seconds < self.probe_cost / 2:
-            self.probe_cost = self.price * seconds
-            self._wait((self.probe_cost - tokens) / size)
+    def probed(self, tokens: int) -> None:
+        """The probe from depth 0 brought ``tokens``."""
         if tokens > self.probe_cost:
             self.to_probe = 0
+            self.waits.clear()
         self.probe_cost = np.inf
-
-    def _wait(self, lost: float) -> None:
-        """Until a probe is due again, after one that lost as much as so many rounds bring."""
-        self.to_probe = max(RECENT, lost / PROBE_SHARE)
 
 
 class Weighed(NamedTuple):
@@ -311,16 +304,21 @@ class ThroughputPolicy:
         return Weighed(size, asleep, price, tokens, times, worth, whole, token_time, watchable)
 
     def _probe(self, load: Load, weighed: Weighed, best: int) -> int:
-        """The best tier, or the one beside it, deeper and shallower by turns, where that is due."""
+        """The best tier, or the one beside it, deeper and shallower by turns, where that is due.
+        Where that wakes the draft it takes two rounds: the first has no time of its own."""
         load.to_probe -= 1
         worth, wakes = weighed.worth, load.asleep and best > 0  # drafting tells more than a probe
+        again, load.again = load.again, 0
+        if again and load.asleep and not wakes:
+            return again
         if load.to_probe > 0 or len(worth) == 1 or wakes:
             return best
         load.deeper = best == 0 or (not load.deeper and best + 1 < len(worth))
         aside = best + (1 if load.deeper else -1)
         lost = (worth[best] - worth[aside]) / (weighed.price * weighed.times[best])
+        if load.asleep:
+            load.again, lost = aside, 2 * lost
         load.probe(aside, lost)
-        load.price = weighed.price
         load.probe_cost = weighed.price * weighed.times[aside] if best == 0 else np.inf
         return aside
 
@@ -360,10 +358,9 @@ class ThroughputPolicy:
 
     def _probed(self, load: Load | None, outcome: Round) -> None:
         if load is not None and outcome.num_steps and load.probe_cost < np.inf:
-            size, steps = int(outcome.batch_size), self._most_right(outcome.num_steps)
+            steps = self._most_right(outcome.num_steps)
             right, _ = correct_drafts_of(outcome.num_correct_drafts, steps)
-            took = outcome.seconds if is_time(outcome.seconds) else np.inf
-            load.probed(size, size + int(right.sum()), took)
+            load.probed(int(outcome.batch_size) + int(right.sum()))
 
     def _most_right(self, tier: int) -> int:
         return tier if self._shapes is None else self._shapes[tier].num_steps

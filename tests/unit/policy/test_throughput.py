@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from sglang_speckv.policy import Batch, Round, StepPolicy, create_policy
+from sglang_speckv.policy.acceptance import RECENT
 from sglang_speckv.policy.base import Decision
 from sglang_speckv.policy.cost import TimedRound
-from sglang_speckv.policy.throughput import ThroughputPolicy
+from sglang_speckv.policy.throughput import PROBE_SHARE, Load, ThroughputPolicy
 from tests.unit.policy.simulate import (
     STRONG,
     USELESS,
@@ -291,7 +292,7 @@ def with_a_draft_that_sleeps(
         took = OFF_S if asleep else (WARM_S, DRAFTED_S)[steps] + (0 if awake else WAKING_S)
         turns = slow_at_first if number < rounds // 3 else ()
         slow = turns[number // 37 % len(turns)] if turns else 1.0
-        timed = took * rng.normal(1, 0.05) * slow
+        timed = took * rng.normal(1, 0.05) * slow if awake or asleep else None  # as in the engine
         policy.observe(Round(steps, 1, [correct], timed, firsts, asleep=asleep))
         awake = not asleep
         if number >= rounds // 2:
@@ -392,6 +393,33 @@ def test_a_probe_that_pays_is_repeated_soon_and_one_that_does_not_later() -> Non
     assert 1 <= probes(320, 0) <= 5, "one in 64 rounds at most, and within the budget"
     probes(200, 1)
     assert policy.decide(Batch(1)).num_steps == 1, "some probes in a row found it good"
+
+
+def test_a_dear_probe_delays_the_next_at_most_twice_as_long_as_the_last_of_its_tier() -> None:
+    """What it loses may be wrongly believed. (A draft once slept through 2,600 rounds for that.)"""
+    load, waits = Load(), []
+    for tier, lost in [(1, 100.0), (1, 100.0), (2, 100.0), (1, 100.0), (1, 0.3), (1, 0.0)]:
+        load.probe(tier, lost)
+        waits.append(load.to_probe)
+    assert waits == [RECENT, 2 * RECENT, RECENT, 4 * RECENT, 0.3 / PROBE_SHARE, RECENT]
+
+
+def test_a_probe_that_wakes_the_draft_takes_two_rounds() -> None:
+    """The first has no time of its own, so it would never be known what a depth takes."""
+    policy = ThroughputPolicy((0, 1), 1)
+    policy.profiled([row if row.asleep else row._replace(seconds=1.0) for row in SLEEPS])
+    served = [0]
+    for _ in range(69):
+        decision = policy.decide(Batch(1))
+        served.append(decision.num_steps)
+        took = DRAFTED_S if decision.num_steps and served[-2:] == [1, 1] else None
+        policy.observe(
+            Round(served[-1], 1, [0], took if served[-1] else OFF_S, asleep=not served[-1])
+        )
+    first = served.index(1)
+    assert served[first:] == [1, 1] + [0] * (68 - first)
+    depths: Any = policy.explain()["depths"]
+    assert depths["1"]["ms"] < 500
 
 
 def test_probes_go_both_ways() -> None:
