@@ -39,7 +39,7 @@ demo: $(STAMP)
 	@$(BIN)/speckv demo $(if $(QUICK),--quick)
 
 # A server's start keeps one core busy for half of its time, and much else waits: three processes
-# leave two cores 6 % idle (10 to 15 minutes in all, two processes one more). Tests of one server stay together.
+# leave two cores 6 % idle (13 to 19 minutes in all, two processes one more). Tests of one server stay together.
 # Without a GPU the tests for one are rehearsed on the CPU engine.
 SHARED := --dist loadgroup --no-loadscope-reorder
 # Hundreds of processes import the same modules: compile them once, even where the caller's
