@@ -18,7 +18,7 @@ the default, SpecKV serves the text that the target has without speculation, wha
 ## Requests that take no drafts
 
 A request with one of these parameters gets one token per round, drawn by SGLang's own sampler from the target's
-logits. Other requests of its batch speculate. `exact_rounds` in `/server_info` and `speckv:exact_rounds` in `/metrics`
+logits. Other requests of its batch speculate. `exact_rounds` in `/server_info` and `speckv:exact_rounds_total` in `/metrics`
 count such rounds of requests by parameter; of several the first one here is named.
 
 | parameter | in SGLang's verification |
