@@ -39,7 +39,7 @@ LAYERS = 2
 """Of the tiny target. An EAGLE-3 head sees what goes into each; every layer costs a millisecond of
 every forward."""
 PROFILE_S = "3"
-"""Enough for the first batch sizes at most depths."""
+"""Of a start-up profile: enough for the first batch sizes."""
 ALL = os.environ.get("SPECKV_EXACT") == "all"
 """`make exact`: everything on every kind of draft; else each feature on a head or a draft model."""
 PAIRS = {

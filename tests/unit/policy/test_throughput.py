@@ -410,12 +410,11 @@ def test_a_probe_that_wakes_the_draft_takes_two_rounds() -> None:
     policy.profiled([row if row.asleep else row._replace(seconds=1.0) for row in SLEEPS])
     served = [0]
     for _ in range(69):
-        decision = policy.decide(Batch(1))
-        served.append(decision.num_steps)
-        took = DRAFTED_S if decision.num_steps and served[-2:] == [1, 1] else None
-        policy.observe(
-            Round(served[-1], 1, [0], took if served[-1] else OFF_S, asleep=not served[-1])
-        )
+        steps = policy.decide(Batch(1)).num_steps
+        wakes = steps > served[-1]
+        served.append(steps)
+        took = None if wakes else (OFF_S, DRAFTED_S)[steps]
+        policy.observe(Round(steps, 1, [0], took, asleep=steps == 0))
     first = served.index(1)
     assert served[first:] == [1, 1] + [0] * (68 - first)
     depths: Any = policy.explain()["depths"]
