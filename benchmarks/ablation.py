@@ -65,6 +65,20 @@ def _nothing(*_: object) -> None:
     pass
 
 
+def _without_signals(
+    self: acceptance.Acceptance,
+    x: np.ndarray,
+    requests: Sequence[int] | None = None,
+    least: float = 0.0,
+    told: Callable[..., Any] = acceptance.Acceptance.tokens,
+) -> Any:
+    return told(self, np.full(len(x), np.nan), requests, least)
+
+
+def _as_late_as_dear(self: throughput.Load, _: int, lost: float) -> None:
+    self.to_probe = max(acceptance.RECENT, lost / throughput.PROBE_SHARE)
+
+
 class _Never:
     """An attribute that stays infinite, whatever it is set to."""
 
@@ -98,7 +112,10 @@ PARTS: dict[str, Variant] = {
         [(logistic.OwnAcceptance, "of", lambda _, requests: [0.0] * len(requests))]
     ),
     "first-token signal": Variant(
-        [(acceptance, "log_odds", lambda _, shape: np.full(shape, np.nan))]
+        [
+            (acceptance, "log_odds", lambda _, shape: np.full(shape, np.nan)),
+            (acceptance.Acceptance, "tokens", _without_signals),
+        ]
     ),
     "neighbours alike": Variant([(logistic, "ALIKE", 0.0)]),
     "drift": Variant([(logistic, "DRIFT", 0.0), (logistic, "SLOPE_DRIFT", 0.0)]),
@@ -118,6 +135,7 @@ PARTS: dict[str, Variant] = {
     "the same surprise twice": Variant([(cost.Times, "_beyond", _Zeros())]),
     "each depth's own drift": Variant([(cost, "APART", 0.0)]),
     "dear probes later": Variant([(throughput, "PROBE_SHARE", 1e9)]),
+    "first probes soon": Variant([(throughput.Load, "probe", _as_late_as_dear)]),
     "savings forgotten": Variant([(cost, "SAVING_MEMORY", 1e9)]),
 }
 

@@ -15,7 +15,7 @@ Thirteen words, one idea each; SGLang's names where it has them:
   earlier draft was rejected or none was made;
 - signal: what the draft says of itself, its top-1 probability or entropy at a position;
 - load: how many requests decode together, and what is known of such batches;
-- price, the papers' lambda: the tokens per second that the load has been earning;
+- price, the papers' lambda: the tokens per second that the load's best rounds are expected to earn;
 - worth: the tokens that a depth is expected to bring, less its time at that price;
 - asleep: of rounds at depth 0 through which a separate draft reads nothing; it reads what it missed
   before it drafts again.
@@ -37,12 +37,23 @@ class Batch:
     ``first_probs`` [size] is per request the draft's newest known top-1 probability of a first
     draft token: of the coming round where the host has it in time, else of an earlier round; NaN
     where unknown. None where nothing taps the draft. ``requests`` [size] are numbers that tell
-    requests apart, the same from round to round; None where nobody numbers them.
+    requests apart, the same from round to round; None where nobody numbers them. ``closed``: rows
+    of requests that take no drafts, whatever their signals say.
     """
 
     size: int
     first_probs: np.ndarray | None = None
     requests: Sequence[int] | None = None
+    closed: Sequence[int] = ()
+
+    @property
+    def open_probs(self) -> np.ndarray | None:
+        """To decide by and not to learn from: ``first_probs``, 0 in the rows ``closed``."""
+        if self.first_probs is None or not self.closed:
+            return self.first_probs
+        probs = np.array(self.first_probs, dtype=float)
+        probs[list(self.closed)] = 0.0
+        return probs
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +86,7 @@ class Round:
     ``num_steps`` is the tier that really produced it (under overlap not the current one).
     ``num_correct_drafts`` has one entry per live request, each in 0..num_steps: an entry equal
     to ``num_steps`` is censored (it could have gone deeper). ``seconds`` is the round's share of
-    wall time, None where it was not clean (prefill or idleness in between).
+    wall time, None where it was not clean (prefill or idleness in between, or it woke the draft).
 
     ``first_probs`` [live]: what :class:`Batch` said of these requests when the depth was decided,
     so that what is learned has the lag of what is used. ``signals`` [live, num_steps, 2]: per

@@ -45,7 +45,7 @@ class ConfidencePolicy:
             return self._nearest(length, "window")
         share = 1.0
         if batch.first_probs is not None:
-            firsts = numbers_of(batch.first_probs)
+            firsts = numbers_of(batch.open_probs)
             known = firsts[~np.isnan(firsts)]
             share = float(np.mean(known >= self.threshold)) if len(known) else 1.0
         return self._nearest(self._length * share, "confident")

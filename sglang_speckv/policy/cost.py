@@ -33,8 +33,6 @@ SIZES = (1, 2, 3, *(m << e for e in range(9) for m in (4, 5, 6, 7)))
 """Batch sizes that are told apart where the engine names none; the next larger one counts."""
 NOISE = 0.07
 """Standard deviation of a round's time before any evidence, in logs."""
-TIME_SPREAD = 0.15
-"""That of a depth's time from the fit before any evidence."""
 FEW = 3
 """How many times one of a start-up profile counts as."""
 FIT_ERROR = 0.05
@@ -49,9 +47,7 @@ one pause moves little; if the same depth is that long twice in a row, what is k
 certain by the excess. A time that is that much shorter is believed at once, and makes the rest less
 certain too, unless it follows a long one: a round's time may be booked to the next."""
 REFRESH = 16
-"""Rounds from one look at the times to the next."""
-REFIT = 128
-"""The same for the fit, if rounds surprise by as much as they usually do; it is dear."""
+"""Rounds from one look at the times, and at the fit, to the next."""
 SAVING_PRIOR = 0.05
 """How much is known of what a cut saves before any was made: as much as five rounds say in which a
 tenth of the time was cut more, or less, than usual."""
@@ -78,7 +74,8 @@ class Times:
     def __init__(self, mean: np.ndarray, surprises: float) -> None:
         columns = len(mean)
         self.mean = mean
-        self.covariance = np.full((columns, columns), ANY_SCALE) + TIME_SPREAD**2 * np.eye(columns)
+        apart = (CLIP * FIT_ERROR) ** 2 * np.eye(columns)  # nothing was timed: believe little of it
+        self.covariance = np.full((columns, columns), ANY_SCALE) + apart
         self.timed = np.zeros(columns, dtype=int)
         self._surprises = surprises
         self._beyond = np.zeros(columns)
@@ -166,8 +163,8 @@ class CostModel:
         """The column of rounds without the draft."""
         self._known: dict[int, Times] = {}
         self._noise = NOISE**2
-        self._surprises = self._fitted = 0.0
-        """The sum of all squared ones, and what it was at the last fit."""
+        self._surprises = 0.0
+        """The sum of all squared ones."""
         shapes = shapes or [Shape(k, k + 1) for k in self._depths]
         steps, tokens = np.array(shapes).T
         verified = np.outer(sizes, tokens)
@@ -223,7 +220,6 @@ class CostModel:
     def _forget(self) -> None:
         self._told.clear()
         self._fits.clear()
-        self._fitted = self._surprises
 
     def row_of(self, batch_size: int) -> int:
         return min(bisect_left(self._sizes, batch_size), len(self._sizes) - 1)
@@ -246,15 +242,9 @@ class CostModel:
         column = self._asleep if asleep else num_steps
         far = self._learn(row, column, seconds)
         self._updates += 1
-        if self._updates < REFRESH or self._known[row].timed[column] <= FEW:
+        young = self._updates < REFRESH or self._known[row].timed[column] <= FEW
+        if far or young or self._updates % REFRESH == 0:
             self._forget()
-        elif far:
-            self._told.clear()
-            self._fits.pop(row, None)
-        elif self._updates % REFRESH == 0:
-            self._told.clear()
-            if self._surprises - self._fitted > REFIT * self._noise:
-                self._forget()
         self._tell(row)  # here and not while a decision waits
 
     def _saved(self, row: int, num_steps: int, cut: int, seconds: float) -> float:
@@ -288,9 +278,10 @@ class CostModel:
     def draft_time(self, batch_size: int) -> float:
         """What one more forward of the draft takes: the mean of those of the deepest round, which
         are what it takes more than one of depth 1, less what verifying its drafts does."""
-        times, _, token = self._tell(self.row_of(batch_size))
-        more = len(times) - 2
-        return max(times[-1] - times[1] - batch_size * more * token, 0.0) / max(more, 1)
+        row = self.row_of(batch_size)
+        times, _, token = self._tell(row)
+        verifying = token * float(self._work[row, -1, 2] - self._work[row, 1, 2])
+        return max(times[-1] - times[1] - verifying, 0.0) / max(len(times) - 2, 1)
 
     def _tell(self, row: int) -> tuple[list[float], float | None, float]:
         if row not in self._told:

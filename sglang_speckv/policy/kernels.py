@@ -159,8 +159,8 @@ def surprises(expected, labels):  # type: ignore[no-untyped-def]
     return found
 
 
-@later("f8(f8[::1], f8[:, ::1], f8[:, ::1], f8[:, :], f8[:, :], f8[:, :, ::1], f8)")
-def update(mean, covariance, drift, x, expected, labels, limit):  # type: ignore[no-untyped-def]
+@later("f8(f8[::1], f8[:, ::1], f8[:, :], f8[:, :], f8[:, :, ::1], f8)")
+def update(mean, covariance, x, expected, labels, limit):  # type: ignore[no-untyped-def]
     """One step of Newton's method from ``mean``, where ``expected`` [n, k] was expected; changes
     ``mean`` and ``covariance``. Returns the drafts accepted beyond those expected.
 
@@ -172,9 +172,6 @@ def update(mean, covariance, drift, x, expected, labels, limit):  # type: ignore
     (n, k), last = expected.shape, x.shape[1] - 1
     gradient, first, second = np.zeros(2 * k), np.empty(2 * k), np.empty(2 * k)
     total = 0.0
-    for j in range(2 * k):
-        for m in range(2 * k):
-            covariance[j, m] += drift[j, m] / n
     for i in range(k):
         a = b = c = 0.0
         for r in range(n):

@@ -18,16 +18,18 @@ import numpy as np
 from sglang_speckv.policy import kernels
 from sglang_speckv.policy.checks import MAX_SHARE, numbers_of
 
-INTERCEPT, SLOPE = 0.4, 0.5
-"""Of every position before any evidence: 6 of 10 drafts are accepted where the draft is as unsure
-as sure (x = 0). The standard deviation of an intercept is 1, that of a slope :data:`SLOPE`."""
+SLOPE = 0.5
+"""Both intercept and slope of every position before any evidence: 6 of 10 drafts are accepted where
+the draft is as unsure as sure (x = 0). The standard deviation of an intercept is 1, that of a slope
+:data:`SLOPE`."""
 ALIKE = 0.9
 """Correlation of neighbouring intercepts before any evidence."""
 DRIFT = 0.002
 """Variance that all intercepts gain together per round of one request; of a batch one over its
 size of it, since the mean of many requests moves less."""
 SLOPE_DRIFT = 5e-5
-"""Variance that each slope gains: what a signal says may change, slowly."""
+"""Variance that each slope gains, up to the one before any evidence: what a signal says may change,
+slowly."""
 REQUEST_SPREAD = 0.4
 """Standard deviation of a request's own log-odds."""
 REQUEST_MEMORY = 0.9
@@ -48,10 +50,11 @@ class Logistic:
             apart = np.abs(at[:, None] - at)
         intercepts, slopes = ALIKE**apart, SLOPE**2 * np.eye(positions)
         nothing = np.zeros((positions, positions))
-        self.mean = np.repeat([INTERCEPT, SLOPE], positions)
+        self.mean = np.full(2 * positions, SLOPE)
         self.covariance = np.block([[intercepts, nothing], [nothing, slopes]])
-        own = SLOPE_DRIFT * np.eye(positions)
-        self._drift = np.block([[nothing + DRIFT, nothing], [nothing, own]])
+        self._intercepts = self.covariance[:positions, :positions]
+        self._slopes = np.einsum("ii->i", self.covariance)[positions:]
+        """Their variances; both are views."""
         self.surprise = 0.0
         """Accepted less expected, summed over all labels so far, also over those that stand for
         drafts that were not verified."""
@@ -67,9 +70,10 @@ class Logistic:
         """One round's ``labels`` [2, requests, positions]: what was judged, 0 to 1, and what of it
         was accepted. ``expected`` is what :meth:`probability` said of all that was judged. One step
         of Newton's method from there."""
-        self.surprise += kernels.update(
-            self.mean, self.covariance, self._drift, x, expected, labels, LIMIT
-        )
+        size = labels.shape[1]
+        self._intercepts += DRIFT / size
+        self._slopes += (self._slopes < SLOPE**2) * (SLOPE_DRIFT / size)
+        self.surprise += kernels.update(self.mean, self.covariance, x, expected, labels, LIMIT)
 
 
 class OwnAcceptance:

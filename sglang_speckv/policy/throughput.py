@@ -3,10 +3,11 @@
     worth(k) = tokens(k) - lambda T(B, k)
 
 tokens(k) are the tokens expected of the batch at depth k, T(B, k) is the time of such a round, and
-lambda is the price of a second: what this load has been earning in one, and at least what a usual
-batch would. The tier with the most worth is taken. Depth 0 is a tier too: where a round without the
-draft is worth most, the draft sleeps. Every so often a round is drafted one tier deeper or
-shallower than the best one, at once again where that paid and the best one was depth 0.
+lambda is the price of a second: what this load's best rounds were expected to earn in one, lately,
+and at least what a usual batch would. The tier with the most worth is taken. Depth 0 is a tier too:
+where a round without the draft is worth most, the draft sleeps. Every so often a round is drafted
+one tier deeper or shallower than the best one, at once again where that paid and the best one was
+depth 0.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from sglang_speckv.policy.checks import (
     windows_of,
 )
 from sglang_speckv.policy.cost import CostModel, TimedRound
-from sglang_speckv.policy.logistic import log_odds
+from sglang_speckv.policy.logistic import LIMIT, log_odds
 from sglang_speckv.policy.prior import AcceptancePrior, CostPrior
 from sglang_speckv.policy.stopping import Stopping, StopRule
 from sglang_speckv.policy.trees import TreeAcceptance
 
 PROBE_SHARE = 0.003
-"""Share of the time that probes may lose against the best tier: one follows another after
-:data:`RECENT` rounds, after a dear one later."""
+"""Share of the time that probes should lose against the best tier, in the long run: one follows
+another after :data:`RECENT` rounds, after a dear one later. The first ones of a tier lose more, and
+so does one that is repeated because it paid."""
 REASONS = ("launch", "look", "best", "probe")
 
 
@@ -47,14 +49,12 @@ class Load:
     """Rounds to the next probe."""
     tokens: float = 0.0
     seconds: float = 0.0
-    """Decayed sums over the recent rounds, per request: expected tokens and times of the best."""
+    """Decayed sums over the recent rounds: expected tokens per request and times of the best."""
     asleep: bool = False
     deeper: bool = False
     """Which way the last one went."""
     waits: dict[int, float] = field(default_factory=dict)
     """Rounds that the newest probe of each tier put off the next one by."""
-    again: int = 0
-    """The tier of the round that has just woken the draft for a probe."""
     probe_cost: float = np.inf
     """Tokens that would pay for the newest probe from depth 0; infinite where its result has
     come."""
@@ -74,7 +74,6 @@ class Load:
         """The probe from depth 0 brought ``tokens``."""
         if tokens > self.probe_cost:
             self.to_probe = 0
-            self.waits.clear()
         self.probe_cost = np.inf
 
 
@@ -142,12 +141,10 @@ class ThroughputPolicy:
         self._observed = self._ignored = 0
         self._last_size = 1
         self._may_sleep = True
-        self._slept = False
-        """In the last round that was observed."""
         self._stopping: Stopping | None = None
         self._stops = self._cuts = self._on_device = False
-        self._requests: Sequence[int] | None = None
-        """Of the newest batch."""
+        self._batch = Batch(0)
+        """The newest one that was watched."""
 
     def _new_acceptance(self) -> Acceptance:
         if self._shapes is not None:
@@ -208,7 +205,7 @@ class ThroughputPolicy:
         if not is_count(batch.size):
             return Decision(self._launch, "launch")
         size = int(batch.size)
-        x = log_odds(batch.first_probs, (size,))
+        x = log_odds(batch.open_probs, (size,))
         if self._look or not self._cost.rounds:
             steps, reason = (self._look.pop(), "look") if self._look else (self._launch, "launch")
             return Decision(
@@ -220,15 +217,17 @@ class ThroughputPolicy:
         load = self._loads[row]
         weighed = self._weighed = self._weigh(x, batch.requests, load)
         best = weighed.worth.index(max(weighed.worth))
-        load.earn(weighed.tokens[best] / size, weighed.times[best] / size)
+        load.earn(weighed.tokens[best] / size, weighed.times[best])
         tier = self._probe(load, weighed, best)
-        steps, awake = self.candidate_steps[tier], not (load.asleep and tier == 0)
+        # Woken the round before it a probe's own time is known; none has one that wakes the draft.
+        awake = tier > 0 or not load.asleep or load.to_probe <= 1
+        steps = self.candidate_steps[tier]
         length = weighed.tokens[tier] / size
         if tier != best:
             return Decision(steps, "probe", length, awake, weighed.price)
         watched = steps > 0 and weighed.watchable
         if watched:
-            self._requests = batch.requests
+            self._batch = batch
             if not self._on_device:
                 steps = self._deepest_worth_starting(steps, batch)
         return Decision(steps, "best", None if watched else length, awake, weighed.price, watched)
@@ -238,7 +237,7 @@ class ThroughputPolicy:
         greatest depth, if the second draft is worth it."""
         if not self._stops or best <= 1:
             return best
-        firsts = np.asarray(batch.first_probs, dtype=float)[:, None]
+        firsts = np.asarray(batch.open_probs, dtype=float)[:, None]
         if 1 in self.candidate_steps and not self.goes_on(firsts):
             return 1
         return self.candidate_steps[-1]
@@ -250,7 +249,9 @@ class ThroughputPolicy:
         if weighed is None or self._stopping is None or not self._stops:
             return None
         price = weighed.price * self._cost.draft_time(weighed.batch_size)
-        return self._stopping.rule(price, weighed.batch_size, self._requests)
+        rule = self._stopping.rule(price, weighed.batch_size, self._batch.requests)
+        rule.offsets[list(self._batch.closed)] = -2 * LIMIT
+        return rule
 
     def goes_on(self, probs: np.ndarray) -> bool:
         """Whether the round that was decided last goes on to the next tier: ``probs`` [size, k]
@@ -278,7 +279,8 @@ class ThroughputPolicy:
         return widths if widths.min(initial=probs.shape[1]) < probs.shape[1] else None
 
     def _survival(self, probs: np.ndarray) -> np.ndarray | None:
-        return None if self._stopping is None else self._stopping.survival(probs, self._requests)
+        stopping = self._stopping
+        return None if stopping is None else stopping.survival(probs, self._batch.requests)
 
     def _weigh(self, x: np.ndarray, requests: Sequence[int] | None, load: Load) -> Weighed:
         size = len(x)
@@ -286,12 +288,13 @@ class ThroughputPolicy:
         whole = [every[steps] for steps in self.candidate_steps]
         price = max(size * usual[k] / every[k] for k in self.candidate_steps)
         if load.seconds > 0.0 and not load.asleep:
-            price = max(price, load.tokens / load.seconds)
+            price = max(price, size * load.tokens / load.seconds)
         sleeps = self._may_sleep and self.candidate_steps[0] == 0
         slept = self._cost.asleep_time(size) if sleeps else None
         asleep = slept is not None and size / slept > price
         if asleep != load.asleep:
             load.asleep, load.tokens, load.seconds = asleep, 0.0, 0.0
+            load.waits.clear()
         if asleep and slept is not None:
             price, waking = size / slept, whole[0] - slept
             whole = [slept, *(t + waking for t in whole[1:])]  # it reads what it missed first
@@ -304,20 +307,14 @@ class ThroughputPolicy:
         return Weighed(size, asleep, price, tokens, times, worth, whole, token_time, watchable)
 
     def _probe(self, load: Load, weighed: Weighed, best: int) -> int:
-        """The best tier, or the one beside it, deeper and shallower by turns, where that is due.
-        Where that wakes the draft it takes two rounds: the first has no time of its own."""
+        """The best tier, or the one beside it, deeper and shallower by turns, where that is due."""
         load.to_probe -= 1
         worth, wakes = weighed.worth, load.asleep and best > 0  # drafting tells more than a probe
-        again, load.again = load.again, 0
-        if again and load.asleep and not wakes:
-            return again
         if load.to_probe > 0 or len(worth) == 1 or wakes:
             return best
         load.deeper = best == 0 or (not load.deeper and best + 1 < len(worth))
         aside = best + (1 if load.deeper else -1)
         lost = (worth[best] - worth[aside]) / (weighed.price * weighed.times[best])
-        if load.asleep:
-            load.again, lost = aside, 2 * lost
         load.probe(aside, lost)
         load.probe_cost = weighed.price * weighed.times[aside] if best == 0 else np.inf
         return aside
@@ -331,10 +328,8 @@ class ThroughputPolicy:
         self._last_size = size
         widths, signals = widths_of(outcome, steps), outcome.signals
         cut = outcome.cut if widths is not None and is_count(outcome.cut) else 0
-        wakes, self._slept = self._slept and not outcome.asleep, outcome.asleep
         if outcome.made is None:
-            seconds = None if wakes else outcome.seconds  # it takes longer than others of its depth
-            self._cost.update(size, steps, seconds, outcome.asleep, cut)
+            self._cost.update(size, steps, outcome.seconds, outcome.asleep, cut)
         elif is_count(outcome.made, steps):  # it took less time than its tier, nobody knows by what
             steps = int(outcome.made)
             signals = windows_of(signals)[:, :steps]
@@ -348,8 +343,10 @@ class ThroughputPolicy:
             return
         if self._stopping is not None and steps:
             expected = self._stopping.learn(steps, correct, signals, requests, widths)
-        if expected is not None and not outcome.stopped:
-            expected = None if widths is None else expected[:, :steps]
+        if expected is not None:  # as far as the round was to draft
+            decided = self._depth if outcome.made is None and outcome.stopped else outcome.num_steps
+            whole = widths is None and not outcome.stopped
+            expected = None if whole else expected[:, :decided]
         self._acceptance.learn(steps, correct, outcome.first_probs, requests, widths, expected)
         if self._acceptance is not self._by_age[False] and steps:
             firsts = windows_of(signals)[:, 0, 0]

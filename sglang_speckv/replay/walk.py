@@ -164,7 +164,11 @@ def play(
         cut = 0 if widths is None else int(k * size - widths.sum())
         sleeps = k == 0 and price.asleep is not None and not decision.awake
         took = price.of(k, sleeps, slept, cut, k - made)
-        told = took if noise is None else took * float(np.exp(noise.normal(0.0, NOISE)))
+        told: float | None = (
+            took if noise is None else took * float(np.exp(noise.normal(0.0, NOISE)))
+        )
+        if slept and not sleeps:
+            told = None  # as in the engine: the round also reads what the draft missed
         correct = np.minimum(walk.correct(), made if widths is None else widths)
         signals = walk.signals()[:, :k] if k else None
         firsts = batch.first_probs

@@ -197,15 +197,14 @@ class RoundTracker:
     # -- launches
 
     def next_batch(self, reqs: Sequence[Any], closed: Sequence[int] = ()) -> Batch:
-        """What is known of ``reqs`` before their round; no draft will be accepted of those in the
-        rows ``closed``."""
+        """What is known of ``reqs`` before their round; those in the rows ``closed`` take no
+        drafts."""
         if self.waits_for_signals:
             for launch in self._flying:
                 if launch.early:
                     launch.tell()
         firsts = np.array([getattr(req, FIRST_PROB, math.nan) for req in reqs])
-        firsts[list(closed)] = 0.0
-        return Batch(len(reqs), firsts, [self._number_of(req) for req in reqs])
+        return Batch(len(reqs), firsts, [self._number_of(req) for req in reqs], closed)
 
     def _number_of(self, req: Any) -> int:
         number: int | None = getattr(req, NUMBER, None)

@@ -333,11 +333,16 @@ class SpecKVMixin(_Worker):
         """Called by SGLang first thing in a decode round."""
         self.speckv.coming = None
         with self._fuse.guard("describing the coming batch"):
-            self.speckv.coming = self._rounds.next_batch(self._reqs, self._bounds.closed)
+            self.speckv.coming = self._rounds.next_batch(self._reqs, self._closed())
         super().activate_step_by_batch(batch_size)
         if self._graph_stop is not None:
             with self._fuse.guard("telling the device when to stop"):
                 self._graph_stop.begin(self.speckv.stop_rule())
+
+    def _closed(self) -> Sequence[int]:
+        """Rows of which no draft will be accepted. Without widths per request that is so in the
+        exact lane only."""
+        return self._bounds.closed if self.speckv.no_widths is None else self._exact.rows
 
     def verify(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         self._exact.mark(batch.spec_info)

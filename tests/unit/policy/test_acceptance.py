@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_speckv.policy.acceptance import SMALL, Acceptance
-from sglang_speckv.policy.logistic import MOST_REQUESTS, log_odds
+from sglang_speckv.policy.logistic import MOST_REQUESTS, SLOPE, log_odds
 from sglang_speckv.policy.prior import AcceptancePrior
 
 
@@ -177,6 +177,14 @@ def test_signals_that_cannot_be_written_to_are_read() -> None:
     model.learn(2, [1, 2], probs, [0, 1])
     bad, good = model.survival(probs)[:, 0].tolist()
     assert bad < good
+
+
+def test_positions_that_nobody_judges_are_never_less_known_than_at_first() -> None:
+    """Their slopes' variances grew without bound, and the first judgement threw them anywhere."""
+    model = Acceptance(4)
+    for _ in range(20000):
+        model.learn(1, [1], np.array([0.9]))
+    assert model._model.covariance.diagonal()[4:].max() <= 1.01 * SLOPE**2
 
 
 def test_two_models_share_nothing() -> None:

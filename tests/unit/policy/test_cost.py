@@ -283,6 +283,17 @@ def test_a_cost_table_is_where_it_starts() -> None:
     assert ratios(model, 8)[1:] == pytest.approx([1.0] * 7, rel=0.1)
 
 
+def test_a_forward_of_the_draft_takes_as_long_in_a_batch_that_is_padded() -> None:
+    """Nine requests are run as 32, and so many tokens are verified."""
+    model, truth = CostModel(5, padded=(8, 32)), Cost(width=0.002)
+    for size in (8, 32):
+        for steps in range(6):
+            for _ in range(40):
+                model.update(size, steps, truth.seconds(size, steps))
+    assert model.draft_time(9) == pytest.approx(model.draft_time(32))
+    assert model.draft_time(9) == pytest.approx(truth.draft, rel=0.2)
+
+
 def test_asleep_rounds_are_learned_where_there_are_no_others() -> None:
     model = CostModel(7)
     model.profiled([TimedRound(4, 0, 0.03, True), TimedRound(4, 0, 0.04), TimedRound(4, 3, 0.05)])

@@ -58,7 +58,7 @@ def test_finds_the_best_depth(
 @pytest.mark.parametrize("width", [0.03, 0.05])
 @pytest.mark.parametrize(("rounds", "size"), [(300, 1), (150, 4)])
 def test_short_runs(rounds: int, size: int, width: float) -> None:
-    assert regret_free([Phase(rounds, size, cost=Cost(width=width))], seeds=4) >= 0.96
+    assert regret_free([Phase(rounds, size, cost=Cost(width=width))], seeds=8) >= 0.96
 
 
 DEMO = Cost(verify=0.050, width=0.01, extend=0.004, draft=0.0036)
@@ -137,7 +137,7 @@ DEAR_DRAFT = Cost(0.04, 0.01, 0.01, 0.01)
 
 def test_true_signals_pay_for_one_request_and_hurt_no_batch() -> None:
     assert regret_free([Phase(1500, 1, RISING, DEAR_DRAFT)], CONTENT, 1) >= 1.10
-    assert regret_free([Phase(1500, 8, RISING, DEAR_DRAFT)], CONTENT, 1) >= 1.0
+    assert regret_free([Phase(1500, 8, RISING, DEAR_DRAFT)], CONTENT) >= 1.0
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -153,11 +153,15 @@ def test_signals_that_say_nothing_cost_little(size: int) -> None:
 
 
 def test_signals_that_turn_round_are_learned_anew() -> None:
-    noise = replace(CONTENT, signal="true")
-    policy = throughput()
-    Engine([Phase(1000, 1, RISING, DEAR_DRAFT)], noise).run(policy)
+    """One run is 5 % above or below another."""
+
+    def misled() -> StepPolicy:
+        policy = throughput()
+        Engine([Phase(1000, 1, RISING, DEAR_DRAFT)], CONTENT).run(policy)
+        return policy
+
     phases, turned = [Phase(2500, 1, RISING, DEAR_DRAFT)], replace(CONTENT, signal="inverted")
-    assert regret_free(phases, turned, 1, lambda: policy) >= 0.97
+    assert regret_free(phases, turned, 4, misled) >= 0.97
 
 
 @pytest.mark.parametrize(
@@ -405,20 +409,96 @@ def test_a_dear_probe_delays_the_next_at_most_twice_as_long_as_the_last_of_its_t
 
 
 def test_a_probe_that_wakes_the_draft_takes_two_rounds() -> None:
-    """The first has no time of its own, so it would never be known what a depth takes."""
+    """The first one drafts nothing: it has no time of its own, so that it could not tell what a
+    depth takes."""
     policy = ThroughputPolicy((0, 1), 1)
     policy.profiled([row if row.asleep else row._replace(seconds=1.0) for row in SLEEPS])
-    served = [0]
+    served, asleep = [], True
     for _ in range(69):
-        steps = policy.decide(Batch(1)).num_steps
-        wakes = steps > served[-1]
-        served.append(steps)
-        took = None if wakes else (OFF_S, DRAFTED_S)[steps]
-        policy.observe(Round(steps, 1, [0], took, asleep=steps == 0))
-    first = served.index(1)
-    assert served[first:] == [1, 1] + [0] * (68 - first)
+        decision = policy.decide(Batch(1))
+        steps, slept, asleep = decision.num_steps, asleep, not decision.awake
+        served.append("asleep" if asleep else steps)
+        took = OFF_S if asleep else DRAFTED_S if not slept else None
+        policy.observe(Round(steps, 1, [0], took, asleep=asleep))
+    assert served == ["asleep"] * 62 + [0, 1] + ["asleep"] * 5
     depths: Any = policy.explain()["depths"]
     assert depths["1"]["ms"] < 500
+
+
+def test_luck_brings_one_more_probe_and_the_next_ones_as_late_as_before() -> None:
+    load = Load()
+    for _ in range(3):
+        load.probe(1, 100.0)
+    load.probe_cost = 2.0
+    load.probed(1)
+    assert load.to_probe == 4 * RECENT
+    load.probe_cost = 2.0
+    load.probed(3)
+    assert load.to_probe == 0
+    load.probe(1, 100.0)
+    assert load.to_probe == 8 * RECENT
+
+
+def test_sizes_that_share_a_row_each_have_a_price_of_their_own() -> None:
+    """A graph of eight takes as long with three requests: they earn less in that time."""
+
+    def price(sizes: Sequence[int]) -> float:
+        policy = ThroughputPolicy(TIERS, 3)
+        policy.set_cuda_graph_bs([8])
+        policy.profiled([TimedRound(8, k, DEMO.seconds(8, k)) for k in TIERS])
+        for size in sizes:
+            steps = policy.decide(Batch(size)).num_steps
+            policy.observe(Round(steps, size, [steps // 2] * size, DEMO.seconds(8, steps)))
+        return policy.decide(Batch(3)).tokens_per_s or 0.0
+
+    assert price([8, 3] * 100) == pytest.approx(price([3] * 200), rel=0.1)
+
+
+def test_what_closed_requests_say_is_not_taken_for_what_was_decided_by() -> None:
+    """Of one that takes no drafts nothing is expected, and nothing is learned of such signals."""
+
+    def slope(closed: Sequence[int]) -> float:
+        policy = ThroughputPolicy(TIERS, 3)
+        policy.profiled([TimedRound(4, k, DEMO.seconds(4, k)) for k in TIERS])
+        policy.watch(stops=False, widths=True)
+        rng = np.random.default_rng(0)
+        for _ in range(300):
+            probs = rng.uniform(0.3, 0.95, (4, 3))
+            batch = Batch(4, probs[:, 0], range(4), closed)
+            steps = policy.decide(batch).num_steps
+            widths = np.full(4, steps)
+            widths[list(closed)] = 0
+            run = np.cumprod(rng.random((4, 3)) < probs, axis=1).sum(axis=1)
+            signals = np.stack([probs, np.zeros((4, 3))], axis=-1)[:, :steps]
+            policy.observe(
+                Round(
+                    steps,
+                    4,
+                    np.minimum(run, widths).tolist(),
+                    DEMO.seconds(4, steps),
+                    batch.first_probs,
+                    signals,
+                    requests=range(4),
+                    widths=widths if closed else None,
+                    cut=steps * len(closed),
+                )
+            )
+        policy.decide(Batch(4, np.full(4, 0.9), range(4), closed))
+        return float(policy._acceptance._model.mean[TIERS[-1]])
+
+    assert slope([1]) == pytest.approx(slope([]), abs=0.15)
+
+
+def test_closed_requests_bring_no_drafts() -> None:
+    policy = ThroughputPolicy(TIERS, 3)
+    policy.profiled([TimedRound(2, k, DEMO.seconds(2, k)) for k in TIERS])
+    lengths = []
+    for closed in ([], [1], [0, 1]):
+        policy.decide(Batch(2, np.array([0.9, 0.9]), [7, 8], closed))
+        depths: Any = policy.explain()["depths"]
+        lengths.append(depths["3"]["tokens"] - 2.0)
+    every, one, none = lengths
+    assert none < 0.1 * every and one == pytest.approx((every + none) / 2, abs=0.01)
 
 
 def test_probes_go_both_ways() -> None:

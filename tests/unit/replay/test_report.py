@@ -131,10 +131,10 @@ def test_a_separate_draft_sleeps_where_that_has_a_price(tmp_path: Path) -> None:
     write_positions(path, made.source, [20] * 8, made.start, made.correct, made.signals)
     rates = {}
     for depths in ("0", "0,7"):
-        asked = ("--draft-cost", 2.0, "--candidate-steps", depths, "--policy", "throughput")
+        asked = ("--draft-cost", 5.0, "--candidate-steps", depths, "--policy", "throughput")
         rates[depths] = arms_of(run(path, *asked, *SHORT))
     assert rates["0"]["static:0"]["rate"] == pytest.approx(1.0), "asleep it costs nothing"
-    assert rates["0,7"]["throughput"]["rate"] > 0.8
+    assert rates["0,7"]["throughput"]["rate"] > 0.75, "two probes of 36 steps cost the rest"
     asked = ("--draft-cost", 1.0, "--candidate-steps", "0,1", "--policy", "ema", "--requests", 4)
     arms = arms_of(run(path, *asked, *SHORT))
     assert arms["oracle"]["rate"] >= arms["static:0"]["rate"] > arms["static:1"]["rate"]

@@ -380,10 +380,21 @@ def test_what_a_decision_saw_comes_back_with_its_outcome() -> None:
     assert isinstance(flying.batch, Batch)
 
 
+def test_what_a_closed_requests_draft_says_is_learned_from_all_the_same() -> None:
+    tracker, reqs = RoundTracker(), [Req(), Req()]
+    for req in reqs:
+        setattr(req, FIRST_PROB, 0.75)
+    batch = tracker.next_batch(reqs, closed=[1])
+    assert batch.open_probs is not None and batch.open_probs.tolist() == [0.75, 0.0]
+    flying = tracker.launched(reqs, 2, signals(2, 0.5, 0.6), batch)
+    (done,) = tracker.finished(flying, [1, 0])
+    assert done.outcome.first_probs.tolist() == [0.75, 0.75]
+
+
 def test_requests_without_drafts_are_counted_and_not_learned_from() -> None:
     tracker, reqs = RoundTracker(), [Req(), Req(), Req()]
     batch = tracker.next_batch(reqs, closed=[0, 2])
-    assert batch.first_probs is not None and batch.first_probs[[0, 2]].tolist() == [0.0, 0.0]
+    assert batch.open_probs is not None and batch.open_probs[[0, 2]].tolist() == [0.0, 0.0]
     names = ("min_p", None, "presence_penalty")
     flying = tracker.launched(reqs, 2, signals(2, 0.5, 0.6, 0.7), batch, exact=names)
     reqs[2].done = True
