@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sglang_speckv.config import SpecKVConfig
+from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.in_round import why_not
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +84,19 @@ def test_the_tree_names_every_module() -> None:
     stems = {path.stem for path in modules if not path.stem.startswith("_")}
     assert len(stems) > 70
     assert [stem for stem in sorted(stems) if not re.search(rf"\b{stem}\b", told)] == []
+
+
+def first_cells(page: str, heading: str) -> set[str]:
+    """What the first column of the first table under ``heading`` names as code."""
+    section = (DOCS / page).read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    table = re.search(r"(?:^\|.*\n)+", section, re.M)
+    assert table is not None
+    cells = [row.split("|")[1] for row in table[0].splitlines()]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_key_of_server_info_is_told() -> None:
+    shapes = {"candidate_shapes", "launch_shape", "shape"}
+    snapshot = EnginePolicy(SpecKVConfig(), 3).snapshot()
+    told = first_cells("operating.md", "### What `/server_info` says")
+    assert told == {*snapshot, *shapes}
