@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_speckv.ab.options import Options
 from sglang_speckv.config import SpecKVConfig
 from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.in_round import why_not
@@ -100,3 +101,7 @@ def test_every_key_of_server_info_is_told() -> None:
     snapshot = EnginePolicy(SpecKVConfig(), 3).snapshot()
     told = first_cells("operating.md", "### What `/server_info` says")
     assert told == {*snapshot, *shapes}
+
+
+def test_every_option_of_ab_is_told() -> None:
+    assert first_cells("ab.md", "## Options") == {*Options.__struct_fields__}
