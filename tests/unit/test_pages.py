@@ -32,10 +32,12 @@ def templates() -> Iterator[str]:
 
 
 def quoted(page: str) -> list[str]:
-    """Sentences that begin an entry in bold; symptoms, which end with a full stop, are none."""
+    """Sentences that begin an entry in bold, or a row of a table as code; symptoms, which are bold
+    and end with a full stop, are none."""
     text = (DOCS / page).read_text()
     found = (" ".join(bold.split()) for bold in re.findall(r"^\*\*(.+?)\*\*", text, re.M | re.S))
-    return [sentence for sentence in found if not sentence.endswith(".") or "..." in sentence]
+    bold = [sentence for sentence in found if not sentence.endswith(".") or "..." in sentence]
+    return bold + re.findall(r"^\| `([^`]+)`(?:, `[^`]+`)? \|", text, re.M)
 
 
 SENTENCES = quoted("troubleshooting.md")
