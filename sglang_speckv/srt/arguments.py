@@ -63,7 +63,8 @@ def add_flags(result: None, parser: argparse.ArgumentParser) -> None:
         help="Choose the depth of drafting, or the shape of draft trees, for every round. Needs "
         "--speculative-algorithm EAGLE, EAGLE3, NEXTN or STANDALONE. ARTIFACT: a file that `speckv "
         "train` made for this pair, or a folder of such files, of which the one for this server is "
-        "taken; without one everything is learned while serving.",
+        "taken. Without one, acceptance is learned while serving. Round times are measured at "
+        "start-up either way (--speckv-profile).",
     )
     group.add_argument(
         "--speckv-policy",

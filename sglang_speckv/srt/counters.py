@@ -85,7 +85,8 @@ class Counters:
 
     @property
     def proposed_drafts(self) -> int:
-        """Those that were verified."""
+        """Drafts that were verified. The metric of this name counts those that were judged, which
+        are fewer: see :meth:`positions`."""
         return sum(self._verified[w] * sum(counts) for w, counts in self.outcomes.items())
 
     @property

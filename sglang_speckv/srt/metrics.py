@@ -37,9 +37,11 @@ class Metrics:
         self._counters = {
             "rounds": counter("rounds", "Decode rounds by draft depth", "num_steps"),
             "proposed": counter(
-                "proposed_drafts", "Draft tokens judged, by the depth that ran", "position"
+                "proposed_drafts",
+                "Drafts judged: verified, and every draft before them was right. By position",
+                "position",
             ),
-            "correct": counter("correct_drafts", "Draft tokens accepted", "position"),
+            "correct": counter("correct_drafts", "Drafts accepted, by position", "position"),
             "exact": counter(
                 "exact_rounds", "Rounds of requests that take no drafts, by parameter", "parameter"
             ),

@@ -2,8 +2,8 @@
 
 Each asks a server and returns what has to be the same whatever is drafted: token ids, texts,
 counts, reasons, log-probabilities. It also asserts that the feature was really in use. To add a
-feature, write a function and name it in :data:`FEATURES`; its docstring is its row in
-``docs/exactness.md``.
+feature, write a function that says in its docstring what it asks, and name it in :data:`FEATURES`,
+which ``docs/exactness.md`` lists.
 """
 
 from __future__ import annotations

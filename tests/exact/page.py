@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from sglang_speckv.srt.exact import TABLE
 from tests.exact.features import FEATURES
 
@@ -15,11 +17,23 @@ SGLang's own speculation changes some texts: it counts penalties once per round 
 some parameters out of verification, and looks at the end of an answer once per round. With `--speckv-exact on`,
 the default, SpecKV serves the text that the target has without speculation, whatever the depth.
 
+## What is not exact
+
+- Sampled requests that take drafts follow the target's distribution. Single texts differ, as they do between two runs
+  without speculation.
+- Under the overlap scheduler SGLang counts a token for penalties one round late, without speculation too. The CPU
+  engine does not overlap where it speculates: there a penalised text is that of `--disable-overlap-schedule`.
+- Log-probabilities in streamed chats: SGLang drops those of a piece that has no text, without speculation too, and
+  with it pieces are cut elsewhere.
+- Watermarked requests are left to SGLang's verification.
+- Ties: where two tokens are equally likely within rounding, the shape of a batch may decide.
+- Nothing of this has run on a CUDA device.
+
 ## Requests that take no drafts
 
 A request with one of these parameters gets one token per round, drawn by SGLang's own sampler from the target's
 logits. Other requests of its batch speculate. `exact_rounds` in `/server_info` and `speckv:exact_rounds_total` in `/metrics`
-count such rounds of requests by parameter; of several the first one here is named.
+count such rounds of requests by parameter. If a request has several of them, the first in this table is counted.
 
 | parameter | in SGLang's verification |
 |---|---|
@@ -42,36 +56,23 @@ count such rounds of requests by parameter; of several the first one here is nam
 
 ## What is compared
 
-Each row is asked of a server without speculation and of one whose depth and widths are made to move from round to
-round, on tiny models in float32 (`tests/exact/features.py`): ids, texts, token counts, finish reasons and usage have
-to be equal, log-probabilities within 1e-3. `make test` compares every row on an EAGLE-3 head or a STANDALONE draft,
-`make exact` all of them on EAGLE-3, EAGLE-2 and two STANDALONE drafts.
+Tests compare a server whose depth and widths are made to move from round to round with one without speculation, on tiny
+models in float32. For each of these {count} features, ids, texts, token counts, finish reasons and usage have to be
+equal, and log-probabilities within 1e-3:
 
-| feature | |
-|---|---|
-{features}
+{features}.
 
-## What is not
-
-- Requests that are sampled without a parameter of the first table follow the target's distribution; single texts
-  differ, as they do between two runs without speculation.
-- Under the overlap scheduler SGLang counts a token for penalties one round late, without speculation too. The CPU
-  engine does not overlap where it speculates: there a penalised text is that of `--disable-overlap-schedule`.
-- Log-probabilities in streamed chats: SGLang drops those of a piece that has no text, without speculation too, and
-  with it pieces are cut elsewhere.
-- Watermarked requests are left to SGLang's verification.
-- Ties: where two tokens are equally likely within rounding, the shape of a batch may decide.
-- CUDA: nothing of this has run on a device.
+[`tests/exact/features.py`](../tests/exact/features.py) says what each one asks. `make test` compares each on an EAGLE-3
+head or a STANDALONE draft, `make exact` all of them on EAGLE-3, EAGLE-2 and two STANDALONE drafts. In one of them the two
+servers are not asked alike: for "retraction with penalty" the one without speculation gets half of the requests at a
+time, so that its KV cache holds them. There SGLang forgets what a retracted request has to be penalised for.
 """
 
 
 def page() -> str:
     parameters = (f"| `{parameter.name}` | {parameter.why} |" for parameter in TABLE)
-    features = (
-        f"| {name.replace('_', ' ')} | {' '.join((feature.__doc__ or '').split())} |"
-        for name, feature in FEATURES.items()
-    )
-    return PAGE.format(parameters="\n".join(parameters), features="\n".join(features))
+    features = textwrap.fill(", ".join(name.replace("_", " ") for name in FEATURES), 120)
+    return PAGE.format(parameters="\n".join(parameters), features=features, count=len(FEATURES))
 
 
 if __name__ == "__main__":

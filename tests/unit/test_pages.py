@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sglang_speckv.ab.options import Options
 from sglang_speckv.config import SpecKVConfig
+from sglang_speckv.srt.controller import EnginePolicy
 from sglang_speckv.srt.in_round import why_not
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +32,12 @@ def templates() -> Iterator[str]:
 
 
 def quoted(page: str) -> list[str]:
-    """Sentences that begin an entry in bold; symptoms, which end with a full stop, are none."""
+    """Sentences that begin an entry in bold, or a row of a table as code; symptoms, which are bold
+    and end with a full stop, are none."""
     text = (DOCS / page).read_text()
     found = (" ".join(bold.split()) for bold in re.findall(r"^\*\*(.+?)\*\*", text, re.M | re.S))
-    return [sentence for sentence in found if not sentence.endswith(".") or "..." in sentence]
+    bold = [sentence for sentence in found if not sentence.endswith(".") or "..." in sentence]
+    return bold + re.findall(r"^\| `([^`]+)`(?:, `[^`]+`)? \|", text, re.M)
 
 
 SENTENCES = quoted("troubleshooting.md")
@@ -83,3 +87,23 @@ def test_the_tree_names_every_module() -> None:
     stems = {path.stem for path in modules if not path.stem.startswith("_")}
     assert len(stems) > 70
     assert [stem for stem in sorted(stems) if not re.search(rf"\b{stem}\b", told)] == []
+
+
+def first_cells(page: str, heading: str) -> set[str]:
+    """What the first column of the first table under ``heading`` names as code."""
+    section = (DOCS / page).read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    table = re.search(r"(?:^\|.*\n)+", section, re.M)
+    assert table is not None
+    cells = [row.split("|")[1] for row in table[0].splitlines()]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_key_of_server_info_is_told() -> None:
+    shapes = {"candidate_shapes", "launch_shape", "shape"}
+    snapshot = EnginePolicy(SpecKVConfig(), 3).snapshot()
+    told = first_cells("operating.md", "### What `/server_info` says")
+    assert told == {*snapshot, *shapes}
+
+
+def test_every_option_of_ab_is_told() -> None:
+    assert first_cells("ab.md", "## Options") == {*Options.__struct_fields__}
