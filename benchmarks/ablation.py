@@ -42,7 +42,6 @@ from tests.unit.policy.simulate import STRONG, USELESS, WEAK, Cost, Engine, Nois
 ROOT = Path(__file__).parents[1]
 TIERS = (0, 1, 2, 3, 5, 7)
 STRESS_SEEDS = 8
-NEVER = 10**9
 SPELL = 150
 """Rounds of a machine that is half as fast, by turns with as many that are not; of one that wavers,
 those after which it has forgotten how fast it was."""
@@ -73,6 +72,13 @@ def _without_signals(
     told: Callable[..., Any] = acceptance.Acceptance.tokens,
 ) -> Any:
     return told(self, np.full(len(x), np.nan), requests, least)
+
+
+def _as_much_as_told(
+    self: cost.Times, *args: Any, learn: Callable[..., float] = cost.Times.learn
+) -> float:
+    self.covariance[-1], self.covariance[:, -1] = 0.0, 0.0
+    return learn(self, *args)
 
 
 def _as_late_as_dear(self: throughput.Load, _: int, lost: float) -> None:
@@ -128,7 +134,7 @@ PARTS: dict[str, Variant] = {
     "stops": Variant(stops=False),
     "widths": Variant(widths=False),
     "stops and widths": Variant(stops=False, widths=False),
-    "what a cut saves": Variant([(cost, "SAVING_PRIOR", NEVER)]),
+    "what a cut saves": Variant([(cost.Times, "learn", _as_much_as_told)]),
     "round times that drift together": Variant([(cost, "TOGETHER", 0.0)]),
     "expected labels": Variant([(kernels, "imputed", lambda labels, *_: labels.copy())]),
     "surprises clipped": Variant([(cost, "CLIP", 1e9)]),
@@ -136,7 +142,6 @@ PARTS: dict[str, Variant] = {
     "each depth's own drift": Variant([(cost, "APART", 0.0)]),
     "dear probes later": Variant([(throughput, "PROBE_SHARE", 1e9)]),
     "first probes soon": Variant([(throughput.Load, "probe", _as_late_as_dear)]),
-    "savings forgotten": Variant([(cost, "SAVING_MEMORY", 1e9)]),
 }
 
 

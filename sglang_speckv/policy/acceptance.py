@@ -28,8 +28,6 @@ SMALL = 8
 (+0.9 % at two requests, +0.4 at four, +0.1 at eight)."""
 RECENT = 64.0
 """Rounds after which one weighs 1/e in what is usual."""
-DRAWS = 128
-"""Batches by which :meth:`Acceptance.worth_of_signals` judges."""
 
 
 class Acceptance:
@@ -131,9 +129,9 @@ class Acceptance:
 
     def worth_of_signals(self, size: int, costs: Sequence[float] | np.ndarray) -> float:
         """Tokens per round that it earns to choose the depth of ``size`` requests by their signals
-        and not by what is usual. ``costs`` [max_steps + 1]: the price of each depth's time, in
-        tokens; infinite where there is no such tier."""
-        drawn = np.random.default_rng(0).choice(SIGNAL_BINS, (DRAWS, size), p=self._seen)
+        and not by what is usual, in as many rounds as count as recent. ``costs`` [max_steps + 1]:
+        the price of each depth's time, in tokens; infinite where there is no such tier."""
+        drawn = np.random.default_rng(0).choice(SIGNAL_BINS, (int(RECENT), size), p=self._seen)
         drafts = self._summed(self._by_bin[drawn].sum(axis=1))
         worth = np.insert(drafts, 0, 0.0, axis=1) - costs
         return float(worth.max(axis=1).mean() - worth.mean(axis=0).max())
