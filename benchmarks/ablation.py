@@ -74,13 +74,6 @@ def _without_signals(
     return told(self, np.full(len(x), np.nan), requests, least)
 
 
-def _as_much_as_told(
-    self: cost.Times, *args: Any, learn: Callable[..., float] = cost.Times.learn
-) -> float:
-    self.covariance[-1], self.covariance[:, -1] = 0.0, 0.0
-    return learn(self, *args)
-
-
 def _as_late_as_dear(self: throughput.Load, _: int, lost: float) -> None:
     self.to_probe = max(acceptance.RECENT, lost / throughput.PROBE_SHARE)
 
@@ -134,12 +127,13 @@ PARTS: dict[str, Variant] = {
     "stops": Variant(stops=False),
     "widths": Variant(widths=False),
     "stops and widths": Variant(stops=False, widths=False),
-    "what a cut saves": Variant([(cost.Times, "learn", _as_much_as_told)]),
+    "what a cut saves": Variant([(cost, "SAVING_PRIOR", 1e9)]),
     "round times that drift together": Variant([(cost, "TOGETHER", 0.0)]),
     "expected labels": Variant([(kernels, "imputed", lambda labels, *_: labels.copy())]),
     "surprises clipped": Variant([(cost, "CLIP", 1e9)]),
     "the same surprise twice": Variant([(cost.Times, "_beyond", _Zeros())]),
     "each depth's own drift": Variant([(cost, "APART", 0.0)]),
+    "savings forgotten": Variant([(cost, "SAVING_MEMORY", 1e9)]),
     "dear probes later": Variant([(throughput, "PROBE_SHARE", 1e9)]),
     "first probes soon": Variant([(throughput.Load, "probe", _as_late_as_dear)]),
 }

@@ -11,8 +11,8 @@ round pays, draft-extend included), each size on a scale of its own:
 
 Of a tree k - 1 are the steps less one and k + 1 the tokens that are verified.
 
-A round that verifies only some of its drafts saves some share of what c says. The filter follows
-that as well, by rounds of one depth in which more or less was cut.
+A round that verifies only some of its drafts is kept as a whole one. What it saved follows from
+rounds of one depth in which more or less was cut, at first from c.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ one pause moves little; if the same depth is that long twice in a row, what is k
 certain by the excess. A time that is that much shorter is believed at once, and makes the rest less
 certain too, unless it follows a long one: a round's time may be booked to the next."""
 REFRESH = 16
-"""Rounds from one look at the times, and at the fit, to the next."""
+"""Rounds from one look at the times, and at the newest one's fit, to the next."""
+SAVING_PRIOR = 0.05
+"""How much is known of what a cut saves before any was made: as much as five rounds say in which a
+tenth of the time was cut more, or less, than usual."""
+SAVING_MEMORY = 512
+"""Rounds after which one weighs 1/e in it."""
 SHAPE = np.array([1.0, 0.06, 0.02])
 """a, b, c before any evidence, in units of a, each as likely nothing as twice that. From the demo
 pair on two CPU cores."""
@@ -62,19 +67,14 @@ class TimedRound(NamedTuple):
 
 
 class Times:
-    """Of one batch size: logs of its round times and, last, the share of c that a cut saves, as
-    likely nothing as twice that: ``mean`` [columns + 1], their ``covariance``, and how often each
-    column was ``timed``. ``surprises``: the sum of all squared ones so far."""
+    """Of one batch size: logs of its round times, ``mean`` [columns], their ``covariance``, and
+    how often each was ``timed``. ``surprises``: the sum of all squared ones so far."""
 
     def __init__(self, mean: np.ndarray, surprises: float) -> None:
         columns = len(mean)
-        self.mean = np.append(mean, 1.0)
-        self.covariance = np.eye(columns + 1)
-        self._times = self.covariance[:columns, :columns]
-        self._diagonal = np.einsum("ii->i", self.covariance)
-        """Views, of what is the times' and of all variances."""
-        # Nothing was timed yet: little of it is believed.
-        self._times[:] = ANY_SCALE + (CLIP * ERROR) ** 2 * np.eye(columns)
+        self.mean = mean
+        apart = (CLIP * ERROR) ** 2 * np.eye(columns)  # nothing was timed: believe little of it
+        self.covariance = np.full((columns, columns), ANY_SCALE) + apart
         self.timed = np.zeros(columns, dtype=int)
         self._surprises = surprises
         self._beyond = np.zeros(columns)
@@ -83,36 +83,28 @@ class Times:
         """Whether the newest time at any depth did."""
         self._shape: np.ndarray | None = None
         """What :meth:`shape` returned since the newest time."""
+        self._diagonal = self.covariance.ravel()[:: columns + 1]
 
     def learn(
-        self,
-        column: int,
-        seconds: float,
-        noise: float,
-        surprises: float,
-        profiled: bool,
-        saving: float = 0.0,
+        self, column: int, seconds: float, noise: float, surprises: float, profiled: bool
     ) -> float:
         """One time, of which ``noise`` is the variance; a profiled one stands for :data:`FEW`, and
-        is believed however far it is. ``saving``: the share of the time that a cut should have
-        saved. Returns how far it was from what was expected."""
+        is believed however far it is. Returns how far it was from what was expected."""
         count, clip = (FEW, math.inf) if profiled else (1, CLIP)
         drifted, self._surprises = surprises - self._surprises, surprises
-        self._times += min(TOGETHER * drifted, ANY_SCALE)
+        self.covariance += min(TOGETHER * drifted, ANY_SCALE)
         self._diagonal += APART * drifted
-        of = np.zeros(len(self.mean))
-        of[column], of[-1] = 1.0, math.log1p(-saving)
-        surprise = math.log(seconds) - float(of @ self.mean)
-        most = clip * self._spread(of, noise / count)
+        surprise = math.log(seconds) - float(self.mean[column])
+        most = clip * self._spread(column, noise / count)
         beyond = surprise - min(max(surprise, -most), most)
         if beyond < 0.0:  # other work makes rounds slower and none faster
             if not self._long:
                 self._doubt(beyond**2)
                 most = math.inf
             beyond = 0.0
-        gain = self.covariance @ of / self._spread(of, noise / count) ** 2
+        gain = self.covariance[:, column] / self._spread(column, noise / count) ** 2
         self.mean += gain * min(max(surprise, -most), most)
-        self.covariance -= np.outer(gain, of @ self.covariance)
+        self.covariance -= np.outer(gain, self.covariance[column])
         self._doubt(beyond * float(self._beyond[column]))
         self._beyond[column] = beyond
         self._long = beyond > 0.0
@@ -141,16 +133,16 @@ class Times:
         timed = np.flatnonzero(self.timed[:-1])
         return float((self.mean[timed] - np.log(fitted[timed])).mean())
 
-    def _spread(self, of: np.ndarray, noise: float) -> float:
-        """Standard deviation of the next time, which is the sum of these parts of the state."""
-        return float(of @ self.covariance @ of + noise) ** 0.5
+    def _spread(self, column: int, noise: float) -> float:
+        """Standard deviation of the next time."""
+        return float(self.covariance[column, column] + noise) ** 0.5
 
     def _doubt(self, much: float) -> None:
         """Half of ``much`` is added to all times together, the other half to each alone, and of it
         less to those that were timed often: where they change, the machine did."""
         half = min(much, 1.0) / 2
-        self._times += half
-        self._diagonal[:-1] += half * FEW / np.maximum(self.timed, FEW)
+        self.covariance += half
+        self._diagonal += half * FEW / np.maximum(self.timed, FEW)
 
 
 class CostModel:
@@ -180,6 +172,10 @@ class CostModel:
         """[sizes, depths, 3]: what a, b and c are multiplied by."""
         self._fits: dict[int, np.ndarray] = {}
         self._told: dict[int, tuple[list[float], float | None, float]] = {}
+        self._cut_mean = np.zeros((len(sizes), max_steps + 1, 2))
+        """Of each size and depth: the share of a round that cuts should save, and that they did."""
+        self._saving = np.zeros((len(sizes), 2))
+        """Decayed sums of squares of the one, and of products with the other, around these."""
         self._updates = 0
         self.rounds = 0
         """Awake rounds that are known of, timed or profiled."""
@@ -206,20 +202,14 @@ class CostModel:
         self._learn(self.row_of(size), column, usual, profiled=True)
         self._forget()
 
-    def _learn(
-        self, row: int, column: int, seconds: float, profiled: bool = False, cut: int = 0
-    ) -> bool:
+    def _learn(self, row: int, column: int, seconds: float, profiled: bool = False) -> bool:
         """Learn one time; returns whether it was far from what was expected."""
         known = self._known.get(row)
         if known is None:
             expected = np.log(self._work[row] @ self._fit(row))
             known = self._known[row] = Times(np.append(expected, expected[0]), self._surprises)
         new = not known.timed[column]
-        saving = 0.0
-        if cut:
-            fit = self._fit(row)
-            saving = min(cut * float(fit[2]) / float(self._work[row, column] @ fit), 0.9)
-        surprise = known.learn(column, seconds, self._noise, self._surprises, profiled, saving) ** 2
+        surprise = known.learn(column, seconds, self._noise, self._surprises, profiled) ** 2
         if not new:
             self._surprises += min(surprise, 1.0)
             self._noise += (min(surprise, CLIP**2 * self._noise) - self._noise) / RECENT
@@ -242,17 +232,36 @@ class CostModel:
         cut: int = 0,
     ) -> None:
         """Learn one clean round of ``num_steps`` <= max_steps, in which ``cut`` drafts were not
-        verified."""
+        verified: what they would have taken is added."""
         if not is_time(seconds):
             return
         row = self.row_of(batch_size)
+        if not asleep and (cut or self._cut_mean[row, num_steps].any()):
+            seconds += self._saved(row, num_steps, cut, seconds)
         column = self._asleep if asleep else num_steps
-        far = self._learn(row, column, seconds, cut=0 if asleep else cut)
+        far = self._learn(row, column, seconds)
         self._updates += 1
-        young = self._updates < REFRESH or self._known[row].timed[column] <= FEW
-        if far or young or self._updates % REFRESH == 0:
+        if self._updates < REFRESH or self._known[row].timed[column] <= FEW:
             self._forget()
+        elif far or self._updates % REFRESH == 0:
+            self._told.clear()
+            self._fits.pop(row, None)  # all of them would take long
         self._tell(row)  # here and not while a decision waits
+
+    def _saved(self, row: int, num_steps: int, cut: int, seconds: float) -> float:
+        """What a round saved by ``cut`` drafts; learns it by how much shorter than a whole one the
+        round was."""
+        times, _, token = self._tell(row)
+        known, fit = self._known.get(row), self._fit(row)
+        whole = times[num_steps] if known is None else math.exp(known.mean[num_steps])
+        should = cut * float(fit[2]) / float(self._work[row, num_steps] @ fit)
+        most = CLIP * self._noise**0.5
+        did = min(max(1.0 - seconds / whole, -most), should + most)
+        mean, saving = self._cut_mean[row, num_steps], self._saving[row]
+        apart = np.array([should, did]) - mean
+        mean += apart / RECENT
+        saving += apart[0] * apart - saving / SAVING_MEMORY
+        return cut * token
 
     def times(self, batch_size: int) -> list[float]:
         """T(B, 0..max_steps), in seconds."""
@@ -284,8 +293,8 @@ class CostModel:
                 near = min(slept, key=lambda other: abs(other - row))
                 awake = times if near == row else self._blended(near)
                 asleep = math.exp(self._known[near].mean[self._asleep]) / awake[0] * times[0]
-            known = self._known.get(row)
-            real = 1.0 if known is None else min(max(float(known.mean[-1]), 0.0), 2.0)
+            squares, products = self._saving[row] + SAVING_PRIOR
+            real = min(max(float(products / squares), 0.0), 2.0)
             scale = sum(times) / float((self._work[row] @ fit).sum())
             verified = self._work[row, :, 2] - self._work[row, 0, 2]
             more = verified > 0.0
@@ -300,10 +309,7 @@ class CostModel:
         if known is None:
             alone: list[float] = fitted.tolist()
             return alone
-        mean, covariance = (
-            known.mean[: self._asleep],
-            known.covariance[: self._asleep, : self._asleep],
-        )
+        mean, covariance = known.mean[:-1], known.covariance[:-1, :-1]
         apart, error = np.log(fitted) - mean, ERROR**2 * np.eye(len(mean))
         any_scale = covariance + ANY_SCALE
         misfit = float(apart @ np.linalg.solve(any_scale + error, apart)) / len(mean)

@@ -38,6 +38,8 @@ PROBE_SHARE = 0.003
 """Share of the time that probes should lose against the best tier, in the long run: one follows
 another after :data:`RECENT` rounds, after a dear one later. The first ones of a tier lose more, and
 so does one that is repeated because it paid."""
+MOST_LATE = 3
+"""A round is observed before so many more are decided."""
 REASONS = ("launch", "look", "best", "probe")
 
 
@@ -55,6 +57,8 @@ class Load:
     """Which way the last one went."""
     waits: dict[int, float] = field(default_factory=dict)
     """Rounds that the newest probe of each tier put off the next one by."""
+    pending: int = 0
+    """Decisions by which the newest probe's result has surely come."""
     probe_cost: float = np.inf
     """Tokens that would pay for the newest probe from depth 0; infinite where its result has
     come."""
@@ -67,6 +71,7 @@ class Load:
         """A probe goes out that should lose as much as ``lost`` rounds bring. It puts off the next
         one at most twice as long as the last of its tier did, the first not at all: what it loses
         is not well known before it is measured."""
+        self.pending = MOST_LATE
         most = 2 * self.waits.get(tier, RECENT / 2)
         self.to_probe = self.waits[tier] = min(max(RECENT, lost / PROBE_SHARE), most)
 
@@ -74,7 +79,13 @@ class Load:
         """The probe from depth 0 brought ``tokens``."""
         if tokens > self.probe_cost:
             self.to_probe = 0
-        self.probe_cost = np.inf
+        self.pending, self.probe_cost = 0, np.inf
+
+    @property
+    def keeps_awake(self) -> bool:
+        """A probe is next, or the last one may be repeated. Of a round that wakes the draft nobody
+        knows the time, so the draft is woken before it."""
+        return self.to_probe <= 1 or self.pending > 0
 
 
 class Weighed(NamedTuple):
@@ -215,12 +226,11 @@ class ThroughputPolicy:
         if row not in self._loads:
             self._loads[row] = Load()
         load = self._loads[row]
-        weighed = self._weighed = self._weigh(x, batch.requests, load)
+        weighed = self._weighed = self._weigh(x, batch, load)
         best = weighed.worth.index(max(weighed.worth))
         load.earn(weighed.tokens[best] / size, weighed.times[best])
         tier = self._probe(load, weighed, best)
-        # Woken the round before it a probe's own time is known; none has one that wakes the draft.
-        awake = tier > 0 or not load.asleep or load.to_probe <= 1
+        awake = tier > 0 or not load.asleep or load.keeps_awake
         steps = self.candidate_steps[tier]
         length = weighed.tokens[tier] / size
         if tier != best:
@@ -250,7 +260,7 @@ class ThroughputPolicy:
             return None
         price = weighed.price * self._cost.draft_time(weighed.batch_size)
         rule = self._stopping.rule(price, weighed.batch_size, self._batch.requests)
-        rule.offsets[list(self._batch.closed)] = -2 * LIMIT
+        rule.offsets[list(self._batch.closed)] = -LIMIT * (LIMIT + 2)  # whatever the slopes
         return rule
 
     def goes_on(self, probs: np.ndarray) -> bool:
@@ -282,11 +292,12 @@ class ThroughputPolicy:
         stopping = self._stopping
         return None if stopping is None else stopping.survival(probs, self._batch.requests)
 
-    def _weigh(self, x: np.ndarray, requests: Sequence[int] | None, load: Load) -> Weighed:
+    def _weigh(self, x: np.ndarray, batch: Batch, load: Load) -> Weighed:
         size = len(x)
+        drafting = size - len(batch.closed)
         every, usual = self._cost.times(size), self._acceptance.usual
         whole = [every[steps] for steps in self.candidate_steps]
-        price = max(size * usual[k] / every[k] for k in self.candidate_steps)
+        price = max((size + drafting * (usual[k] - 1)) / every[k] for k in self.candidate_steps)
         if load.seconds > 0.0 and not load.asleep:
             price = max(price, size * load.tokens / load.seconds)
         sleeps = self._may_sleep and self.candidate_steps[0] == 0
@@ -294,13 +305,14 @@ class ThroughputPolicy:
         asleep = slept is not None and size / slept > price
         if asleep != load.asleep:
             load.asleep, load.tokens, load.seconds = asleep, 0.0, 0.0
-            load.waits.clear()
+            if not asleep:
+                load.waits.clear()
         if asleep and slept is not None:
             price, waking = size / slept, whole[0] - slept
             whole = [slept, *(t + waking for t in whole[1:])]  # it reads what it missed first
         watchable = self._stopping is not None and not asleep and not np.isnan(x).any()
         token_time = self._cost.token_time(size) if self._cuts and watchable else 0.0
-        told = self._acceptance.tokens(x, requests, price * token_time)
+        told = self._acceptance.tokens(x, batch.requests, price * token_time)
         tokens, cut = ([column[steps] for steps in self.candidate_steps] for column in told)
         times = [t - token_time * n for t, n in zip(whole, cut, strict=True)]
         worth = [n - price * t for n, t in zip(tokens, times, strict=True)]
@@ -308,13 +320,19 @@ class ThroughputPolicy:
 
     def _probe(self, load: Load, weighed: Weighed, best: int) -> int:
         """The best tier, or the one beside it, deeper and shallower by turns, where that is due."""
-        load.to_probe -= 1
         worth, wakes = weighed.worth, load.asleep and best > 0  # drafting tells more than a probe
-        if load.to_probe > 0 or len(worth) == 1 or wakes:
+        if len(worth) == 1:
+            return best
+        load.to_probe, load.pending = load.to_probe - 1, load.pending - 1
+        if load.to_probe > 0 or wakes:
             return best
         load.deeper = best == 0 or (not load.deeper and best + 1 < len(worth))
         aside = best + (1 if load.deeper else -1)
         lost = (worth[best] - worth[aside]) / (weighed.price * weighed.times[best])
+        if load.asleep:  # and the round before it that woke the draft
+            lost += (
+                self._cost.times(weighed.batch_size)[self.candidate_steps[0]] / weighed.times[0] - 1
+            )
         load.probe(aside, lost)
         load.probe_cost = weighed.price * weighed.times[aside] if best == 0 else np.inf
         return aside

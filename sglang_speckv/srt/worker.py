@@ -310,8 +310,7 @@ class SpecKVMixin(_Worker):
             if self.speckv.asks_after(drafts):
                 assert self._round_slots is not None
                 made = self._tap.made(len(self._round_slots), drafts)
-                probs = self._bounds.blanked(made.numpy())
-                if not self.speckv.goes_on(probs):
+                if not self.speckv.goes_on(self._open(made.numpy())):
                     in_round.stop_here(self, drafts)
                     self.speckv.num_steps = drafts
 
@@ -343,6 +342,14 @@ class SpecKVMixin(_Worker):
         """Rows of which no draft will be accepted. Without widths per request that is so in the
         exact lane only."""
         return self._bounds.closed if self.speckv.no_widths is None else self._exact.rows
+
+    def _open(self, probs: np.ndarray) -> np.ndarray:
+        """``probs`` [bs, drafts], 0 of the drafts that will not be accepted."""
+        if self.speckv.no_widths is None:
+            return self._bounds.blanked(probs)
+        probs = probs.copy()
+        probs[self._exact.rows] = 0.0
+        return probs
 
     def verify(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         self._exact.mark(batch.spec_info)
