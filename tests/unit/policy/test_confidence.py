@@ -33,6 +33,7 @@ def test_the_coming_tokens_can_call_it_off() -> None:
     policy = ConfidencePolicy(TIERS, 3)
     assert policy.decide(Batch(2, np.array([0.1, 0.2]))).num_steps == 0
     assert policy.decide(Batch(2, np.array([0.9, 0.8]))).num_steps == 3
+    assert policy.decide(Batch(2, np.array([0.9, 0.8]), None, [0, 1])).num_steps == 0
     assert policy.decide(Batch(2, np.array([np.nan, np.nan]))).num_steps == 3
 
 

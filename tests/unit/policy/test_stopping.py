@@ -308,6 +308,34 @@ def test_a_draft_costs_a_device_the_time_of_its_forward() -> None:
         assert rule.price == pytest.approx(made._weighed.price * 0.01, rel=0.15)
 
 
+@pytest.mark.parametrize("slope", [0.5, 3.0])
+def test_a_device_drafts_nothing_for_requests_that_take_no_drafts(slope: float) -> None:
+    made = device_policy(2, 0.03)
+    made.decide(Batch(2, np.array([0.99, 0.9]), [1, 2], [0]))
+    assert made._stopping is not None
+    for model in (made._stopping._by_own, made._stopping._by_last):
+        model.mean[DEPTH:] = slope
+    rule = made.stop_rule()
+    assert rule is not None
+    sure = np.full((1, DEPTH), 0.999)
+    for other in (0.1, 0.5, 0.9, 0.99):
+        probs = np.concatenate([sure, np.full((1, DEPTH), other)])
+        alone = rule._replace(offsets=rule.offsets[1:])
+        assert rule.drafts(probs) == alone.drafts(probs[1:])
+
+
+def test_a_round_that_the_device_stopped_says_nothing_beyond_its_depth() -> None:
+    made = device_policy(1, 0.01)
+    learned: list[np.ndarray | None] = []
+    made._acceptance.learn = lambda *told: learned.append(told[-1])  # type: ignore[method-assign]
+    probs, _ = drafts(np.random.default_rng(0), 1)
+    for depth, stopped, made_ in ((3, True, 1), (3, False, None)):
+        said = window(probs)[:, :depth]
+        news = Round(depth, 1, [0], 0.05, probs[:, 0], said, stopped=stopped, made=made_)
+        made.observe(news)
+    assert learned[0] is not None and learned[0].shape == (1, 3) and learned[1] is None
+
+
 def test_a_device_verifies_the_best_depth() -> None:
     made = device_policy(1, 0.03)
     decision = made.decide(Batch(1, np.array([0.9])))

@@ -454,41 +454,6 @@ def test_sizes_that_share_a_row_each_have_a_price_of_their_own() -> None:
     assert price([8, 3] * 100) == pytest.approx(price([3] * 200), rel=0.1)
 
 
-def test_what_closed_requests_say_is_not_taken_for_what_was_decided_by() -> None:
-    """Of one that takes no drafts nothing is expected, and nothing is learned of such signals."""
-
-    def slope(closed: Sequence[int]) -> float:
-        policy = ThroughputPolicy(TIERS, 3)
-        policy.profiled([TimedRound(4, k, DEMO.seconds(4, k)) for k in TIERS])
-        policy.watch(stops=False, widths=True)
-        rng = np.random.default_rng(0)
-        for _ in range(300):
-            probs = rng.uniform(0.3, 0.95, (4, 3))
-            batch = Batch(4, probs[:, 0], range(4), closed)
-            steps = policy.decide(batch).num_steps
-            widths = np.full(4, steps)
-            widths[list(closed)] = 0
-            run = np.cumprod(rng.random((4, 3)) < probs, axis=1).sum(axis=1)
-            signals = np.stack([probs, np.zeros((4, 3))], axis=-1)[:, :steps]
-            policy.observe(
-                Round(
-                    steps,
-                    4,
-                    np.minimum(run, widths).tolist(),
-                    DEMO.seconds(4, steps),
-                    batch.first_probs,
-                    signals,
-                    requests=range(4),
-                    widths=widths if closed else None,
-                    cut=steps * len(closed),
-                )
-            )
-        policy.decide(Batch(4, np.full(4, 0.9), range(4), closed))
-        return float(policy._acceptance._model.mean[TIERS[-1]])
-
-    assert slope([1]) == pytest.approx(slope([]), abs=0.15)
-
-
 def test_closed_requests_bring_no_drafts() -> None:
     policy = ThroughputPolicy(TIERS, 3)
     policy.profiled([TimedRound(2, k, DEMO.seconds(2, k)) for k in TIERS])
@@ -499,6 +464,72 @@ def test_closed_requests_bring_no_drafts() -> None:
         lengths.append(depths["3"]["tokens"] - 2.0)
     every, one, none = lengths
     assert none < 0.1 * every and one == pytest.approx((every + none) / 2, abs=0.01)
+
+
+def test_the_price_of_a_batch_that_takes_no_drafts_is_what_it_earns_without_any() -> None:
+    prices = []
+    for closed in (range(0), range(4), range(8)):
+        policy = ThroughputPolicy(TIERS, 3)
+        policy.profiled([TimedRound(8, k, DEMO.seconds(8, k)) for k in TIERS])
+        prices.append(policy.decide(Batch(8, np.full(8, 0.9), range(8), closed)).tokens_per_s)
+    every, half, none = map(float, prices)  # type: ignore[arg-type]
+    assert none == pytest.approx(8 / DEMO.seconds(8, 0), rel=0.02) and none < half < every
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_probes_in_a_row_do_not_wake_the_draft_anew(lag: int) -> None:
+    """Each would have no time of its own. The result of one comes after ``lag`` more decisions."""
+    policy = ThroughputPolicy((0, 1), 1)
+    policy.profiled(SLEEPS)
+    late: list[Round] = []
+    slept, woken, probes = True, 0, 0
+    for number in range(600):
+        decision = policy.decide(Batch(1))
+        steps, asleep = decision.num_steps, not decision.awake
+        probes += decision.reason == "probe"
+        woken += decision.reason == "probe" and slept
+        took = OFF_S if asleep else None if slept else (WARM_S, DRAFTED_S)[steps]
+        right = steps * (number >= 250)
+        late.append(Round(steps, 1, [right], took, asleep=asleep))
+        slept = asleep
+        if len(late) > lag:
+            policy.observe(late.pop(0))
+    assert probes >= 2 and woken == 0
+
+
+def test_where_nothing_is_drafted_the_draft_is_never_woken() -> None:
+    policy = ThroughputPolicy((0,), 0)
+    policy.profiled([row for row in SLEEPS if row.num_steps == 0])
+    for _ in range(300):
+        assert not policy.decide(Batch(1)).awake
+        policy.observe(Round(0, 1, [0], OFF_S, asleep=True))
+
+
+def test_a_draft_that_is_used_again_is_soon_probed_when_it_sleeps_the_next_time() -> None:
+    policy = ThroughputPolicy((0, 1), 1)
+    policy.profiled(SLEEPS)
+    policy.decide(Batch(1))
+    (load,) = policy._loads.values()
+    load.asleep, load.waits = True, {1: 5000.0}
+    policy.allow_sleep(False)
+    policy.decide(Batch(1))
+    assert not load.asleep and load.waits == {}
+
+
+def test_a_probe_costs_the_round_that_wakes_the_draft_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = ThroughputPolicy((0, 1), 1)
+    dear = TimedRound(1, 1, 3 * DRAFTED_S)
+    policy.profiled([*SLEEPS[:2], dear])
+    lost: list[float] = []
+    policy.decide(Batch(1))
+    (load,) = policy._loads.values()
+    load.to_probe = 1
+    monkeypatch.setattr(Load, "probe", lambda _, tier, much: lost.append(much))
+    policy.decide(Batch(1))
+    asked: Any = policy.explain()
+    depths = asked["depths"]
+    rounds = (depths["0"]["worth"] - depths["1"]["worth"]) / asked["tokens_per_s"] / OFF_S
+    assert lost == [pytest.approx(rounds + WARM_S / OFF_S - 1, rel=0.02)]
 
 
 def test_probes_go_both_ways() -> None:

@@ -116,6 +116,7 @@ def test_a_round_that_the_draft_sleeps_through_is_cheaper_and_blinds_the_next() 
     # awake again it reads up what it missed, which costs what sleeping saved
     assert played.seconds[:3].tolist() == [0.5, 1.1 + 0.5, 0.5]
     assert policy.outcomes[0][1].asleep and not policy.outcomes[1][1].asleep
+    assert policy.outcomes[1][1].seconds is None, "as in the engine"
     assert np.isnan(policy.batches[1].first_probs).all()
     assert not np.isnan(policy.batches[2].first_probs).any()
     late = Notes(0, 1, 1, 1, awake=False)
