@@ -15,6 +15,7 @@ from sglang_speckv.policy.acceptance import Acceptance
 from sglang_speckv.policy.cost import TimedRound
 from sglang_speckv.policy.stopping import Stopping
 from sglang_speckv.policy.throughput import ThroughputPolicy
+from sglang_speckv.replay.walk import drafted
 
 DEPTH = 5
 
@@ -254,6 +255,45 @@ def test_a_round_that_was_cut_counts_for_a_whole_one() -> None:
         news = Round(5, 4, [0, 0, 0, 0], seconds, probs[:, 0], window(probs), widths=widths, cut=12)
         dear.observe(news)
     assert dear._cost.times(4)[5] == pytest.approx(before[5], rel=0.02)
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.3, 2.0])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_drafts_are_cut_on_a_machine_that_is_slower_than_its_profile(
+    slower: float, seed: int
+) -> None:
+    """What was not known of its speed was once taken for cuts that save nothing. Then nothing was
+    cut, and nothing could show the opposite."""
+
+    def seconds(size: int, steps: int) -> float:
+        return 0.04 + 0.0008 * size * (steps + 1) + 0.001 * max(steps - 1, 0)
+
+    made, rng, cuts = ThroughputPolicy(TIERS, 3), np.random.default_rng(seed), []
+    made.watch(stops=True, widths=True)
+    made.profiled(TimedRound(n, k, seconds(n, k)) for n in (1, 4, 8) for k in TIERS)
+    for _ in range(1000):
+        probs = 1.0 / (1.0 + np.exp(-rng.normal(1.0, 1.6, (8, TIERS[-1]))))
+        right = np.cumprod(rng.random(probs.shape) < probs, axis=1).sum(axis=1)
+        decision = made.decide(Batch(8, probs[:, 0], range(8)))
+        steps, widths = drafted(made, decision, probs)
+        kept = np.full(8, steps) if widths is None else widths
+        cuts.append(8 * steps - int(kept.sum()))
+        took = slower * (seconds(8, steps) - 0.0008 * cuts[-1]) * np.exp(rng.normal(0, 0.05))
+        made.observe(
+            Round(
+                steps,
+                8,
+                np.minimum(right, kept).tolist(),
+                float(took),
+                probs[:, 0],
+                window(probs[:, :steps]),
+                requests=range(8),
+                stopped=steps < decision.num_steps,
+                widths=widths,
+                cut=cuts[-1],
+            )
+        )
+    assert np.mean(cuts[-300:]) > 1.0
 
 
 # ---------------------------------------------------------------------------- on a device
